@@ -1,0 +1,215 @@
+"""The bundle: one folder with ``bundle.json`` and the graphs it lists, the artifact that is deployed.
+
+The format is specified in docs/bundle.md. Reading needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grmp_edge.errors import BundleError, ImageError
+from grmp_edge.files import replace_folder, sha256_bytes, sha256_file
+from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
+from grmp_edge.score import MosScale
+
+__all__ = ["MANIFEST", "PRECISIONS", "SCHEMA_VERSION", "Bundle", "Graph", "write_bundle"]
+
+SCHEMA_VERSION = 1
+MANIFEST = "bundle.json"
+PRECISIONS = ("fp32", "fp16", "int8")
+_MEANING = (
+    "probability that the picture matches 'high quality' rather than 'low quality'; higher is better; "
+    "input is uint8 NHWC RGB, batch free, already squashed and cropped; casting, normalising and "
+    "transposing are in the graph"
+)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX file of a bundle."""
+
+    file: str  # name inside the bundle
+    sha256: str
+    bytes: int
+    opset: int
+    input: str = "images"  # uint8 (batch, size, size, 3)
+    output: str = "scores"  # float32 (batch,)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A read and checked bundle.
+
+    ``parity`` holds the gate's report and ``provenance`` how the model came to be; both are plain JSON.
+    """
+
+    path: Path
+    id: str
+    backbone: Mapping[str, Any]
+    preprocess: Preprocess
+    normalization: Normalization
+    mos: MosScale | None
+    graphs: Mapping[str, Graph]  # by precision: fp32, fp16, int8
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def load(cls, path: str | Path, verify: bool = True) -> Bundle:
+        """Read a bundle; with ``verify`` every file is compared with its recorded SHA-256.
+
+        Raises:
+            BundleError: it is missing, damaged, or of a newer schema; the message names the file.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise BundleError(
+                f"{folder}: no such bundle", "make one with: grmp-edge export CHECKPOINT -o BUNDLE"
+            )
+        manifest = folder / MANIFEST
+        if not manifest.is_file():
+            raise BundleError(
+                f"{folder}: not a bundle (it has no {MANIFEST})", "make one with: grmp-edge export CHECKPOINT"
+            )
+        try:
+            data = json.loads(manifest.read_bytes())
+            version = int(data["schema_version"])
+        except OSError as error:
+            raise BundleError(
+                f"{manifest}: cannot be read ({error.strerror})", "check its permissions"
+            ) from None
+        except (ValueError, KeyError, TypeError):
+            raise BundleError(f"{manifest}: damaged (not a bundle's manifest)", _AGAIN) from None
+        if version > SCHEMA_VERSION:
+            raise BundleError(
+                f"{manifest}: schema version {version} is newer than this grmp-edge reads ({SCHEMA_VERSION})",
+                "update grmp-edge, or export the checkpoint again with this version",
+            )
+        if verify and data.get("manifest_sha256") != manifest_digest(data):
+            raise BundleError(f"{manifest}: damaged (it does not match its own hash)", _AGAIN)
+        try:
+            bundle = cls._from_manifest(folder, data)
+        except (ValueError, KeyError, TypeError, AttributeError, ImageError) as error:
+            raise BundleError(f"{manifest}: damaged ({type(error).__name__}: {error})", _AGAIN) from None
+        for graph in bundle.graphs.values():
+            bundle._check(graph, verify)
+        return bundle
+
+    @classmethod
+    def _from_manifest(cls, folder: Path, data: Mapping[str, Any]) -> Bundle:
+        norm, pre, mos = data["normalization"], data["preprocess"], data.get("mos")
+        graphs = {name: Graph(**graph) for name, graph in data["graphs"].items()}
+        for graph in graphs.values():
+            if Path(graph.file).name != graph.file:
+                raise ValueError(f"file name {graph.file!r} leaves the bundle")
+        if not graphs:
+            raise ValueError("it lists no graph")
+        return cls(
+            path=folder,
+            id=data["id"],
+            backbone=data["backbone"],
+            preprocess=Preprocess(pre["resize"], pre["crop"]),
+            normalization=NORMALIZATIONS.get(norm["name"])
+            or Normalization(norm["name"], tuple(norm["mean"]), tuple(norm["std"])),
+            mos=MosScale(mos["low"], mos["high"]) if mos else None,
+            graphs=graphs,
+            parity=data.get("parity", {}),
+            provenance=data.get("provenance", {}),
+            schema_version=data["schema_version"],
+        )
+
+    def _check(self, graph: Graph, verify: bool) -> None:
+        file = self.path / graph.file
+        if not file.is_file():
+            raise BundleError(f"{file}: missing, though {MANIFEST} lists it", _AGAIN)
+        if file.stat().st_size != graph.bytes or (verify and sha256_file(file) != graph.sha256):
+            raise BundleError(f"{file}: damaged (it does not match the hash in {MANIFEST})", _AGAIN)
+
+    def graph(self, precision: str = "fp32") -> Path:
+        """The path of the ONNX file of a precision: ``fp32``, ``fp16`` or ``int8``.
+
+        Raises:
+            BundleError: the bundle has none of that precision.
+        """
+        if precision not in self.graphs:
+            flag = f" --{precision}" if precision != "fp32" else ""
+            raise BundleError(
+                f"{self.path}: has no {precision} graph, only {', '.join(self.graphs)}",
+                f"export again with: grmp-edge export CHECKPOINT{flag}",
+            )
+        return self.path / self.graphs[precision].file
+
+    @property
+    def input_size(self) -> int:
+        """Side of the square the graph reads, in pixels."""
+        return self.preprocess.crop
+
+
+_AGAIN = "copy or export the bundle again"
+
+
+def manifest_digest(data: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's canonical JSON (sorted keys, no spaces, ASCII) without ``manifest_sha256``."""
+    content = {key: value for key, value in data.items() if key != "manifest_sha256"}
+    return sha256_bytes(json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii"))
+
+
+def write_bundle(
+    path: Path,
+    graphs: Mapping[str, tuple[Path, int]],
+    *,
+    backbone: Mapping[str, Any],
+    preprocess: Preprocess,
+    normalization: Normalization,
+    mos: MosScale | None,
+    parity: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> Bundle:
+    """Write a bundle in one step: whole in place of whatever stood at ``path``, or not at all.
+
+    Args:
+        path: the folder to make.
+        graphs: by precision, the ONNX file to take in (moved, its name kept) and its opset.
+        backbone, preprocess, normalization, mos, parity, provenance: as in :class:`Bundle`.
+
+    Raises:
+        BundleError: ``path`` is something other than a bundle, which is not overwritten.
+    """
+    if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise BundleError(f"{path}: exists and is not a bundle", "choose another output with -o")
+    with replace_folder(path) as folder:
+        listed = {}
+        for precision, (file, opset) in graphs.items():
+            target = folder / file.name
+            shutil.move(file, target)
+            listed[precision] = asdict(Graph(file.name, sha256_file(target), target.stat().st_size, opset))
+        data: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "id": sha256_bytes("".join(str(graph["sha256"]) for graph in listed.values()).encode())[:12],
+            "backbone": dict(backbone),
+            "preprocess": {
+                **asdict(preprocess),
+                "interpolation": "opencv-bicubic",
+                "keep_aspect_ratio": False,
+                "color": "RGB",
+                "layout": "NHWC",
+                "dtype": "uint8",
+            },
+            "normalization": {**asdict(normalization), "in_graph": True},
+            "score": {"low": 0.0, "high": 1.0, "meaning": _MEANING},
+            "mos": asdict(mos) if mos else None,
+            "graphs": listed,
+            "parity": dict(parity),
+            "provenance": dict(provenance),
+        }
+        # Through JSON once, so that the digest is of what a reader will parse; a nan (the SRCC of a
+        # constant) becomes null, since JSON has no word for it and other parsers stop there.
+        data = json.loads(json.dumps(data), parse_constant=lambda _: None)
+        data["manifest_sha256"] = manifest_digest(data)
+        (folder / MANIFEST).write_text(json.dumps(data, indent=2) + "\n", encoding="ascii")
+    return Bundle.load(path)

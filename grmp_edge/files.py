@@ -1,0 +1,76 @@
+"""Writing without half-written results: a temporary name beside the target, then a rename."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["replace_file", "replace_folder", "sha256_bytes", "sha256_file"]
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 of bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; moved over it on success, removed on any exception."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _readable(temporary, 0o666)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; it takes the place of ``path`` on success only.
+
+    A folder cannot be renamed over a full one, so the old one steps aside first and comes back if the
+    second rename fails.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    aside = temporary.with_name(temporary.name + ".old")
+    try:
+        yield temporary
+        _readable(temporary, 0o777)
+        try:
+            if path.exists():
+                path.replace(aside)
+            temporary.replace(path)
+        except BaseException:  # also Ctrl-C between the two renames
+            if aside.exists() and not path.exists():
+                aside.replace(path)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _readable(path: Path, mode: int) -> None:
+    # tempfile makes things private; give them what an ordinary new file would have.
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(mode & ~umask)

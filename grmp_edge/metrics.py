@@ -1,0 +1,82 @@
+"""Agreement between predicted scores and opinion scores, in the field's four terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Agreement", "agreement", "krcc", "plcc", "rmse", "srcc"]
+
+Float = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """SRCC, PLCC and KRCC (-1..1) and RMSE (in the unit of the inputs) over ``count`` pictures."""
+
+    srcc: float
+    plcc: float
+    krcc: float
+    rmse: float
+    count: int
+
+
+def agreement(predicted: npt.ArrayLike, actual: npt.ArrayLike) -> Agreement:
+    """All four measures of two sequences of the same length, raw (no logistic fit before PLCC)."""
+    x, y = _pair(predicted, actual)
+    return Agreement(srcc(x, y), plcc(x, y), krcc(x, y), rmse(x, y), len(x))
+
+
+def srcc(predicted: npt.ArrayLike, actual: npt.ArrayLike) -> float:
+    """Spearman's rank correlation, ties given their mean rank; nan if a side is constant or holds a nan."""
+    x, y = _pair(predicted, actual)
+    if np.isnan(x).any() or np.isnan(y).any():  # sorting would give nan a rank
+        return float("nan")
+    return plcc(_ranks(x), _ranks(y))
+
+
+def plcc(predicted: npt.ArrayLike, actual: npt.ArrayLike) -> float:
+    """Pearson's linear correlation; nan if either side is constant or shorter than two."""
+    x, y = _pair(predicted, actual)
+    # Compared before centring: the rounding of the mean would leave a constant a little spread.
+    if len(x) < 2 or np.all(x == x[0]) or np.all(y == y[0]):
+        return float("nan")
+    x, y = x - x.mean(), y - y.mean()
+    norm = float(np.sqrt(x @ x) * np.sqrt(y @ y))
+    return float(np.clip(x @ y / norm, -1.0, 1.0)) if norm > 0 else float("nan")
+
+
+def krcc(predicted: npt.ArrayLike, actual: npt.ArrayLike) -> float:
+    """Kendall's rank correlation tau-b (ties corrected); nan if either side is constant."""
+    x, y = _pair(predicted, actual)
+    concordance = ties_x = ties_y = 0.0
+    for i in range(1, len(x)):  # row by row: quadratic time, linear memory
+        dx, dy = np.sign(x[i] - x[:i]), np.sign(y[i] - y[:i])
+        concordance += float(dx @ dy)
+        ties_x += float(np.count_nonzero(dx == 0))
+        ties_y += float(np.count_nonzero(dy == 0))
+    pairs = len(x) * (len(x) - 1) / 2
+    norm = float(np.sqrt((pairs - ties_x) * (pairs - ties_y)))
+    return concordance / norm if norm > 0 else float("nan")
+
+
+def rmse(predicted: npt.ArrayLike, actual: npt.ArrayLike) -> float:
+    """Root of the mean squared difference."""
+    x, y = _pair(predicted, actual)
+    return float(np.sqrt(np.mean((x - y) ** 2))) if len(x) else float("nan")
+
+
+def _pair(predicted: npt.ArrayLike, actual: npt.ArrayLike) -> tuple[Float, Float]:
+    x, y = np.asarray(predicted, dtype=np.float64).ravel(), np.asarray(actual, dtype=np.float64).ravel()
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} predictions for {len(y)} labels")
+    return x, y
+
+
+def _ranks(values: Float) -> Float:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: Float = (last - (counts - 1) / 2.0)[inverse]
+    return ranks

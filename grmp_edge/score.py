@@ -1,0 +1,52 @@
+"""What a model says of one picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+
+__all__ = ["MosScale", "Score"]
+
+
+@dataclass(frozen=True)
+class MosScale:
+    """The scale of the training labels: a value of 0 is ``low``, a value of 1 is ``high``."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"a MOS scale needs low < high, got {self.low} and {self.high}")
+
+    def to_mos(self, value: float) -> float:
+        """Map a score in 0..1 to the scale of the labels."""
+        return self.low + value * (self.high - self.low)
+
+    def to_value(self, mos: float) -> float:
+        """Map a label to 0..1 (min-max scaling); values outside the scale are clipped."""
+        return min(1.0, max(0.0, (mos - self.low) / (self.high - self.low)))
+
+
+@dataclass(frozen=True)
+class Score:
+    """The quality of one picture or video frame; higher is better."""
+
+    value: float  # 0..1: the probability of "high quality" against "low quality"
+    source: str  # path, or name of the camera
+    model: str  # id of the bundle that gave it
+    mos: float | None = None  # the same on the training labels' scale, where the bundle knows it
+    frame: int | None = None  # index in a video, from 0
+    time_s: float | None = None  # position in a video file in seconds
+    captured_s: float | None = None  # time.monotonic() when a live frame arrived
+    age_ms: float | None = None  # from capture to result, live frames only
+    latency_ms: float | None = None  # share of the network's run on its batch, per picture
+
+    def to_json(self) -> str:
+        """One JSON line without the fields that do not apply."""
+        fields = {name: value for name, value in asdict(self).items() if value is not None}
+        for name, digits in (("value", 6), ("mos", 4), ("time_s", 4), ("age_ms", 2), ("latency_ms", 3)):
+            if name in fields:
+                fields[name] = round(fields[name], digits)
+        return json.dumps(fields)  # ASCII: a name that is no UTF-8 would break a UTF-8 line

@@ -1,0 +1,233 @@
+"""Labelled pictures: a csv of images and opinion scores, its splits, and the decoded pixels."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from grmp_edge.errors import DataError, ImageError
+from grmp_edge.preprocess import read_image, squash
+from grmp_edge.score import MosScale
+
+__all__ = ["Labelled", "Split", "SplitConfig", "load_squashed", "read_csv", "split_indices"]
+
+_COLUMNS = {
+    "image": ("image", "img_name", "image_name", "filename", "file", "path"),
+    "mos": ("mos", "score", "label"),
+    "reference": ("reference", "ref", "ref_img"),
+    "distortion": ("distortion", "dist_type"),
+}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures with mean opinion scores, higher is better."""
+
+    name: str
+    paths: tuple[Path, ...]
+    mos: npt.NDArray[np.float64]  # (n,), on the labels' own scale
+    references: tuple[str, ...] | None = None  # the pristine picture each was made from, where known
+    distortions: tuple[str, ...] | None = None  # the type of distortion, where known
+    scale: MosScale | None = None  # the labels' scale where it is declared rather than observed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def scale_of(self, indices: Sequence[int]) -> MosScale:
+        """The declared scale, or the least and greatest label among ``indices``.
+
+        Raises:
+            DataError: the labels are all equal.
+        """
+        if self.scale is not None:
+            return self.scale
+        chosen = self.mos[list(indices)]
+        if not len(chosen) or chosen.min() == chosen.max():
+            raise DataError(
+                f"{self.name}: all {len(chosen)} chosen labels are equal, nothing can be learned from them",
+                "label pictures of different quality, or state the scale with --mos-range",
+            )
+        return MosScale(float(chosen.min()), float(chosen.max()))
+
+    def quality(self, scale: MosScale) -> npt.NDArray[np.float32]:
+        """Labels min-max scaled to 0..1 (the y of the quality loss), float32 (n,)."""
+        return np.asarray([scale.to_value(float(mos)) for mos in self.mos], dtype=np.float32)
+
+
+def read_csv(
+    path: Path, images: Path | None = None, mos_range: tuple[float, float] | None = None
+) -> Labelled:
+    """Read a csv ``image,mos[,std][,reference][,distortion]`` (pyiqa's ``img_name,mos,...`` too).
+
+    Args:
+        path: the csv, UTF-8, with a header.
+        images: the folder that names are relative to; by default the csv's own folder, or ``images``
+            in it.
+        mos_range: the scale of the labels; by default what is observed.
+
+    Raises:
+        DataError: the file, a column, an image or a score is missing or bad; the message has the line.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            header = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            rows = [(reader.line_num, row) for row in reader]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file", "give a csv with the columns image,mos") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as csv ({error})", "save it as UTF-8 text") from None
+    columns = {field: _column(header, names) for field, names in _COLUMNS.items()}
+    for needed in ("image", "mos"):
+        if columns[needed] is None:
+            raise DataError(
+                f"{path}: has no column {needed!r} (it has {', '.join(header) or 'no header'})",
+                "the first line should read image,mos",
+            )
+    if not rows:
+        raise DataError(f"{path}: has no labelled picture", "add one line per picture")
+    folders = [images] if images else [path.parent, path.parent / "images"]
+    paths, mos = [], []
+    for line, row in rows:
+        name = (row[columns["image"] or ""] or "").strip()
+        found = next((folder / name for folder in folders if name and (folder / name).is_file()), None)
+        if found is None:
+            raise DataError(
+                f"{path}:{line}: picture {name!r} is not in {' or '.join(map(str, folders))}",
+                "correct the name, or give the folder with --images",
+            )
+        paths.append(found)
+        mos.append(_score(path, line, row[columns["mos"] or ""], mos_range))
+    return Labelled(
+        name=str(path),
+        paths=tuple(paths),
+        mos=np.asarray(mos),
+        references=_texts(rows, columns["reference"]),
+        distortions=_texts(rows, columns["distortion"]),
+        scale=MosScale(*mos_range) if mos_range else None,
+    )
+
+
+def _column(header: Sequence[str], names: Sequence[str]) -> str | None:
+    lowered = {name.lower(): name for name in header}
+    return next((lowered[name] for name in names if name in lowered), None)
+
+
+def _texts(rows: Sequence[tuple[int, dict[str, str]]], column: str | None) -> tuple[str, ...] | None:
+    return tuple((row[column] or "").strip() for _, row in rows) if column else None
+
+
+def _score(path: Path, line: int, text: str | None, mos_range: tuple[float, float] | None) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{path}:{line}: the score {text!r} is not a number", "correct or remove the line")
+    if mos_range and not mos_range[0] <= value <= mos_range[1]:
+        raise DataError(
+            f"{path}:{line}: the score {value:g} is outside {mos_range[0]:g}..{mos_range[1]:g}",
+            "correct the line or --mos-range",
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How labelled pictures are divided."""
+
+    labels: int | None = None  # few-shot budget N; None takes all that are not for testing
+    test_fraction: float = 0.2  # the field's 80/20 protocol
+    # Part of the N labels that chooses the epoch and drives the learning rate, so that the test part
+    # never does. A fifth of 50 is ten pictures: a noisy judge, but an honest one.
+    validation_fraction: float = 0.2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices of the three parts; they share no picture, and no reference where references are known."""
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+def split_indices(data: Labelled, config: SplitConfig) -> Split:
+    """Divide a labelled set at random but reproducibly.
+
+    Raises:
+        DataError: too few pictures for the asked number of labels.
+    """
+    rng = np.random.default_rng([config.seed, 0x5B117])
+    groups: dict[str, list[int]] = {}
+    for index in range(len(data)):
+        key = data.references[index] if data.references else str(index)
+        groups.setdefault(key, []).append(index)
+    order = [list(groups)[i] for i in rng.permutation(len(groups))]
+    shuffled = [index for key in order for index in rng.permutation(groups[key]).tolist()]
+    # Whole groups go to the test part until it is full.
+    test: list[int] = []
+    wanted = round(config.test_fraction * len(data))
+    for key in order:
+        if len(test) >= wanted:
+            break
+        test.extend(groups[key])
+    held = set(test)
+    rest = [index for index in shuffled if index not in held]
+    count = len(rest) if config.labels is None else config.labels
+    if count > len(rest) or count < 4:
+        raise DataError(
+            f"{data.name}: {count} labels wanted, {len(rest)} are left beside the {len(test)} for testing",
+            "lower --labels or --test-fraction, or label more pictures (at least 4)",
+        )
+    rest = rest[:count]
+    if data.references:
+        rest.sort(key=lambda index: order.index(data.references[index]) if data.references else 0)
+    validation = min(round(config.validation_fraction * count), count - 2)
+    return Split(tuple(rest[validation:]), tuple(rest[:validation]), tuple(sorted(held)))
+
+
+def load_squashed(
+    paths: Sequence[Path], side: int, on_image: Callable[[], None] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Decode pictures and squash each to (side, side): uint8 (n, side, side, 3) RGB.
+
+    Raises:
+        DataError: pictures cannot be read; the first is named and the others counted.
+    """
+    pixels = np.empty((len(paths), side, side, 3), np.uint8)
+
+    def load(index: int) -> ImageError | None:
+        try:
+            pixels[index] = squash(read_image(paths[index]), side)
+        except ImageError as error:
+            return error
+        if on_image:
+            on_image()
+        return None
+
+    # OpenCV lets go of the interpreter's lock while it decodes.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        errors = [error for error in pool.map(load, range(len(paths))) if error]
+    if errors:
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise DataError(f"{errors[0].message}{more}", "replace or remove the picture")
+    return pixels
+
+
+def data_digest(pixels: npt.NDArray[np.uint8], mos: npt.NDArray[np.float64]) -> str:
+    """SHA-256 over the decoded pixels and labels: tells whether a resumed run sees the same data."""
+    digest = hashlib.sha256(np.ascontiguousarray(pixels).data)
+    digest.update(np.ascontiguousarray(mos, dtype=np.float64).data)
+    return digest.hexdigest()

@@ -1,0 +1,197 @@
+"""Meta-learning tasks: one per distortion type, from labelled sets or made from pristine photographs.
+
+Paper section 3.2: each task is the quality assessment of one distortion, split into a support and a query
+set at every visit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from grmp_edge.errors import DataError, ImageError
+from grmp_edge.preprocess import IMAGE_SUFFIXES, read_image, squash
+from grmp_edge.train.data import Labelled
+from grmp_edge.train.distort import DISTORTIONS, distort
+
+__all__ = ["Batch", "SyntheticConfig", "Task", "labelled_tasks", "load_photographs", "synthetic_tasks"]
+
+UInt8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Task:
+    """The pictures of one distortion type and their quality."""
+
+    name: str
+    references: tuple[str, ...]  # by picture: what it was made from; equal ones never fall on both sides
+    quality: npt.NDArray[np.float32]  # (n,) in 0..1
+    read: Callable[[int], UInt8Array]  # picture i, uint8 (H, W, 3) RGB; thread-safe
+
+    def split(self, fraction: float, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+        """Draw support (about ``fraction`` of the references) and query indices, disjoint in content."""
+        names = list(dict.fromkeys(self.references))
+        order = rng.permutation(len(names))
+        count = min(max(round(fraction * len(names)), 1), len(names) - 1)
+        chosen = {names[i] for i in order[:count]}
+        support = [i for i, name in enumerate(self.references) if name in chosen]
+        query = [i for i, name in enumerate(self.references) if name not in chosen]
+        return rng.permutation(support).tolist(), rng.permutation(query).tolist()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Network-sized pictures, uint8 (B, S, S, 3), and their quality, float32 (B,)."""
+
+    images: UInt8Array
+    quality: npt.NDArray[np.float32]
+
+
+def support_batches(
+    task: Task, indices: Sequence[int], size: int, batch: int, rng: np.random.Generator
+) -> Iterator[Batch]:
+    """Squash to 8/7 of ``size`` (256 for 224), flip half of them, cut at random."""
+    side = round(size * 256 / 224)
+
+    def augment(pixels: UInt8Array) -> UInt8Array:
+        top, left = rng.integers(0, side - size + 1, 2)
+        cut = pixels[top : top + size, left : left + size]
+        return cut[:, ::-1] if rng.random() < 0.5 else cut
+
+    for chunk in _chunks(indices, batch):
+        squashed = _read_all(task, chunk, side)
+        yield Batch(np.stack([augment(pixels) for pixels in squashed]), task.quality[chunk])
+
+
+def query_batches(task: Task, indices: Sequence[int], size: int, batch: int) -> Iterator[Batch]:
+    """Squash to ``size`` without augmentation."""
+    for chunk in _chunks(indices, batch):
+        yield Batch(np.stack(_read_all(task, chunk, size)), task.quality[chunk])
+
+
+def _chunks(indices: Sequence[int], batch: int) -> Iterator[list[int]]:
+    for start in range(0, len(indices), batch):
+        yield list(indices[start : start + batch])
+
+
+def _read_all(task: Task, indices: Sequence[int], side: int) -> list[UInt8Array]:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda index: squash(task.read(index), side), indices))
+
+
+def labelled_tasks(data: Labelled, min_pictures: int = 10) -> list[Task]:
+    """One task per distortion type of a labelled set (TID2013, KADID-10k or a csv in their form).
+
+    Raises:
+        DataError: the set has no column ``distortion``, or no type with enough pictures.
+    """
+    if data.distortions is None:
+        raise DataError(
+            f"{data.name}: meta-learning tasks need a column 'distortion'",
+            "add it, or make tasks from photographs with --photos",
+        )
+    quality = data.quality(data.scale_of(range(len(data))))
+    tasks = []
+    for name in sorted(set(data.distortions)):
+        members = [i for i, kind in enumerate(data.distortions) if kind == name]
+        references = tuple(data.references[i] if data.references else str(i) for i in members)
+        if len(members) >= min_pictures and len(set(references)) > 1:
+            reader = _file_reader([data.paths[i] for i in members])
+            tasks.append(Task(name, references, quality[members], reader))
+    if not tasks:
+        raise DataError(
+            f"{data.name}: no distortion type has {min_pictures} pictures of two references",
+            "label more, or use --photos",
+        )
+    return tasks
+
+
+def _file_reader(paths: Sequence[Path]) -> Callable[[int], UInt8Array]:
+    return lambda index: read_image(paths[index])
+
+
+_LEVELS = 5  # of every distortion, as in KADID-10k and TID2013
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """Distortion tasks made on the fly from pristine photographs."""
+
+    distortions: tuple[str, ...] = tuple(DISTORTIONS)  # KADID-10k's 25 types
+    # Larger photographs are reduced first: the networks read 224 pixels, and time goes into distorting.
+    max_side: int = 512
+    seed: int = 0
+
+
+def load_photographs(
+    folder: Path, max_side: int = 512, most: int | None = None
+) -> list[tuple[str, UInt8Array]]:
+    """Read the pictures below a folder (at most ``most``, evenly spread), reduced to ``max_side``.
+
+    Raises:
+        DataError: there are fewer than two readable pictures.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of photographs", "give a folder with --photos")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if most is not None and len(paths) > most:
+        paths = [paths[i * len(paths) // most] for i in range(most)]
+    photographs = []
+    for path in paths:
+        try:
+            photographs.append((str(path.relative_to(folder)), _reduce(read_image(path), max_side)))
+        except ImageError as error:
+            raise DataError(error.message, "replace or remove the picture") from None
+    if len(photographs) < 2:
+        raise DataError(f"{folder}: {len(photographs)} photographs found, tasks need at least 2", "add more")
+    return photographs
+
+
+def procedural_photographs(count: int, side: int = 384, seed: int = 0) -> list[tuple[str, UInt8Array]]:
+    """Computer-made pictures in the place of photographs, when none are at hand."""
+    from grmp_edge.train.procedural import procedural_image
+
+    return [
+        (f"procedural-{index}", procedural_image(np.random.default_rng([seed, index]), side))
+        for index in range(count)
+    ]
+
+
+def synthetic_tasks(photographs: Sequence[tuple[str, UInt8Array]], config: SyntheticConfig) -> list[Task]:
+    """One task per distortion: every photograph pristine and at each level.
+
+    Quality falls evenly from 1 (pristine) to 0 (worst level): the order is certain, the distances are a
+    convention. Every picture is a function of the seed, its photograph, type and level.
+    """
+    steps = 1 + _LEVELS
+    references = tuple(name for name, _ in photographs for _ in range(steps))
+    quality = np.tile(np.linspace(1.0, 0.0, steps, dtype=np.float32), len(photographs))
+
+    def reader(kind: str, number: int) -> Callable[[int], UInt8Array]:
+        def read(index: int) -> UInt8Array:
+            photograph, level = divmod(index, steps)
+            pixels = photographs[photograph][1]
+            if level == 0:
+                return pixels
+            rng = np.random.default_rng([config.seed, number, photograph, level])
+            return distort(pixels, kind, level, rng)
+
+        return read
+
+    return [Task(kind, references, quality, reader(kind, i)) for i, kind in enumerate(config.distortions)]
+
+
+def _reduce(pixels: UInt8Array, max_side: int) -> UInt8Array:
+    height, width = pixels.shape[:2]
+    if max(height, width) <= max_side:
+        return pixels
+    ratio = max_side / max(height, width)
+    size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
