@@ -1,0 +1,169 @@
+"""What of grmp-edge works on this machine, found out by running it, and what to install for the rest."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Literal
+
+import numpy as np
+
+from grmp_edge import __version__
+from grmp_edge.errors import GrmpError
+from grmp_edge.runtime.backends import PROVIDERS, load_onnxruntime
+
+__all__ = ["Part", "can_score", "examine"]
+
+# Distributions that are looked up by their metadata alone: importing torch takes seconds.
+_EXTRAS = {
+    "train": ("torch", "open_clip_torch", "safetensors"),
+    "export": ("onnx",),
+    "serve": ("fastapi", "uvicorn"),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that was looked at."""
+
+    name: str
+    status: Literal[
+        "ok", "missing", "broken"
+    ]  # missing: not installed or not there; broken: there, does not work
+    detail: str  # a version, a device, or what went wrong
+    remedy: str = ""  # what to run, where there is something to do
+
+
+def examine() -> list[Part]:
+    """Look at everything, in the order it is shown. Provider parts are named ``provider cpu`` and so on."""
+    parts = [
+        Part("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        Part("grmp-edge", "ok", __version__),
+        _imported("numpy", "numpy", "pip install 'grmp-edge'"),
+        _imported("opencv", "cv2", "pip install 'grmp-edge'"),
+    ]
+    parts += _onnxruntime()
+    parts += [_gpu(), _tensorrt()]
+    for extra, packages in _EXTRAS.items():
+        parts += [_installed(package, extra) for package in packages]
+    return parts
+
+
+def can_score(parts: list[Part]) -> bool:
+    """Whether at least one provider ran its graph."""
+    return any(part.name.startswith("provider ") and part.status == "ok" for part in parts)
+
+
+def _imported(name: str, module: str, remedy: str) -> Part:
+    try:
+        return Part(name, "ok", str(importlib.import_module(module).__version__))
+    except Exception as error:  # a missing system library can surface as anything
+        return Part(name, "broken", _one_line(error), remedy)
+
+
+def _installed(package: str, extra: str) -> Part:
+    try:
+        return Part(package, "ok", metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return Part(package, "missing", f"for [{extra}]", f"pip install 'grmp-edge[{extra}]'")
+
+
+def _onnxruntime() -> list[Part]:
+    try:
+        ort = load_onnxruntime("cpu")
+    except GrmpError as error:
+        status: Literal["missing", "broken"] = (
+            "missing" if importlib.util.find_spec("onnxruntime") is None else "broken"
+        )
+        return [Part("onnxruntime", status, error.message, error.remedy.removeprefix("run: "))]
+    found = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name, "").status == "ok"]
+    parts = [Part("onnxruntime", "ok", f"{ort.__version__} ({', '.join(found) or 'own build'})")]
+    if len(found) > 1:
+        remedy = "pip uninstall onnxruntime onnxruntime-gpu; pip install 'grmp-edge[gpu]'"
+        parts = [Part("onnxruntime", "broken", "the CPU and the GPU build overwrite each other", remedy)]
+    return parts + [_provider(ort, name) for name in PROVIDERS]
+
+
+def _provider(ort: Any, name: str) -> Part:
+    """Create a session on one provider, run it and check the numbers."""
+    label, full = f"provider {name}", PROVIDERS[name]
+    if full not in ort.get_available_providers():
+        return Part(
+            label, "missing", "not in this onnxruntime", "pip install 'grmp-edge[gpu]' instead of [cpu]"
+        )
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    ort.set_default_logger_severity(4)
+    if name != "cpu":  # without this, a provider that fails to load leaves its work to the CPU in silence
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = ort.InferenceSession(probe_graph(), sess_options=settings, providers=[full])
+        if full not in session.get_providers():
+            raise RuntimeError("it does not load (its CUDA, cuDNN or TensorRT libraries are not found)")
+        values = np.arange(4, dtype=np.float32)
+        result = session.run(["y"], {"x": values})[0]
+        if not np.array_equal(result, values + values):
+            raise RuntimeError(f"gave {result} for {values} + {values}")
+    except Exception as error:  # onnxruntime's exceptions have no common base but this
+        remedy = (
+            "" if name == "cpu" else "install the CUDA, cuDNN (and TensorRT) versions this onnxruntime names"
+        )
+        return Part(label, "broken", _one_line(error), remedy)
+    return Part(label, "ok", "a session was created and run")
+
+
+def _gpu() -> Part:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return Part("gpu", "missing", "no nvidia-smi on this machine")
+    query = "--query-gpu=name,compute_cap,memory.total,driver_version"
+    try:
+        run = subprocess.run(
+            [tool, query, "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return Part("gpu", "broken", _one_line(error), "check the NVIDIA driver")
+    return Part("gpu", "ok", "; ".join(run.stdout.strip().splitlines()))
+
+
+def _tensorrt() -> Part:
+    remedy = "pip install 'grmp-edge[tensorrt]' (on a Jetson: JetPack's own packages)"
+    if importlib.util.find_spec("tensorrt") is None:
+        return Part("tensorrt", "missing", "for native engines", remedy)
+    try:
+        return Part("tensorrt", "ok", str(importlib.import_module("tensorrt").__version__))
+    except Exception as error:  # the bindings raise what the loader raises
+        return Part("tensorrt", "broken", _one_line(error), remedy)
+
+
+def probe_graph() -> bytes:
+    """A whole ONNX model, y = x + x on float32 (4,), put together without the onnx package.
+
+    Field numbers are those of onnx.proto; opset 13 is read by every onnxruntime supported.
+    """
+    shape = _field(1, _field(1, 4))  # one dimension of 4
+    tensor = _field(1, _field(1, 1) + _field(2, shape))  # elem_type FLOAT
+
+    def value(name: bytes) -> bytes:
+        return _field(1, name) + _field(2, tensor)
+
+    node = _field(1, b"x") + _field(1, b"x") + _field(2, b"y") + _field(4, b"Add")
+    graph = _field(1, node) + _field(2, b"probe") + _field(11, value(b"x")) + _field(12, value(b"y"))
+    opset = _field(1, b"") + _field(2, 13)
+    return _field(1, 8) + _field(7, graph) + _field(8, opset)
+
+
+def _field(number: int, value: bytes | int) -> bytes:
+    """One protobuf field of under 128 bytes."""
+    if isinstance(value, int):
+        return bytes([number << 3, value])
+    return bytes([number << 3 | 2, len(value)]) + value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,0 +1,123 @@
+"""Pictures, a clip and a bundle, all made here: small, and with scores that numpy can work out."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from grmp_edge.bundle import Bundle, write_bundle
+from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
+from grmp_edge.score import MosScale
+
+UInt8Array = npt.NDArray[np.uint8]
+
+TINY_SIDE = 32  # what the tiny graph reads
+TINY_MOS = MosScale(1.0, 5.0)
+
+
+def make_image(height: int = 48, width: int = 64, seed: int = 0) -> UInt8Array:
+    """A smooth random picture without any symmetry, uint8 (height, width, 3) RGB."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+
+
+def encode(image: Image.Image | UInt8Array, kind: str, **options: object) -> bytes:
+    """A picture file's bytes, written by PIL."""
+    buffer = io.BytesIO()
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def tiny_score(image: UInt8Array) -> float:
+    """What the tiny graph must say of a decoded picture: sigmoid(mean of the input / 32 - 4), by numpy."""
+    squashed = cv2.resize(image, (40, 40), interpolation=cv2.INTER_CUBIC)[4:36, 4:36]
+    return float(1 / (1 + np.exp(-(squashed.astype(np.float64).mean() / 32 - 4))))
+
+
+def write_tiny_graph(path: Path, side: int = TINY_SIDE, scale: float = 1 / 32, shift: float = -4.0) -> None:
+    """uint8 (N, side, side, 3) -> Cast -> ReduceMean -> affine -> Sigmoid -> float32 (N,)."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Mul", ["mean", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "shift"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", side, side, 3])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch"])],
+        [
+            helper.make_tensor("scale", TensorProto.FLOAT, [], [scale]),
+            helper.make_tensor("shift", TensorProto.FLOAT, [], [shift]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+
+def write_tiny_bundle(
+    path: Path, mos: MosScale | None = TINY_MOS, side: int = TINY_SIDE, shift: float = -4.0
+) -> Bundle:
+    """A real bundle round the tiny graph."""
+    made = path.parent / "model.onnx"
+    write_tiny_graph(made, side, shift=shift)
+    return write_bundle(
+        path,
+        {"fp32": (made, 17)},
+        backbone={"name": "tiny"},
+        preprocess=Preprocess(40, TINY_SIDE),
+        normalization=NORMALIZATIONS["clip"],
+        mos=mos,
+        parity={"max_abs": 1e-7},
+        provenance={"made_by": "tests"},
+    )
+
+
+def write_clip(path: Path, frames: int = 12, fourcc: str = "mp4v", fps: float = 10.0) -> list[float]:
+    """A real video of grey frames that get darker; returns the grey of each."""
+    levels = [float(240 - 18 * index) for index in range(frames)]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*fourcc), fps, (64, 48))
+    assert writer.isOpened()
+    for level in levels:
+        writer.write(np.full((48, 64, 3), level, np.uint8))
+    writer.release()
+    return levels
+
+
+@pytest.fixture
+def tiny_bundle(tmp_path: Path) -> Bundle:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    return write_tiny_bundle(folder / "tiny.bundle")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with 1.png, 2.png and 10.png, different from each other."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in (1, 2, 10):
+        (folder / f"{number}.png").write_bytes(encode(make_image(seed=number), "PNG"))
+    return folder
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """12 frames at 10 a second, each darker than the one before."""
+    path = tmp_path / "clip.mp4"
+    write_clip(path)
+    return path

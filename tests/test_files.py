@@ -1,0 +1,90 @@
+"""Whole or not at all: replacing files and folders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from grmp_edge.files import replace_file, replace_folder, sha256_bytes, sha256_file
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_hashes(tmp_path: Path) -> None:
+    data = os.urandom((1 << 20) + 17)  # more than the chunk it reads
+    (tmp_path / "data").write_bytes(data)
+    assert sha256_file(tmp_path / "data") == sha256_bytes(data) == hashlib.sha256(data).hexdigest()
+
+
+def test_a_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "scores.csv"
+    for text in ("one", "two"):
+        with replace_file(path) as temporary:
+            assert temporary.parent == path.parent
+            temporary.write_text(text)
+        assert tree(tmp_path) == {"new/scores.csv": text.encode()}
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
+def test_a_failure_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text("old")
+    with pytest.raises(error), replace_file(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert tree(tmp_path) == {"scores.csv": b"old"}
+
+
+def test_a_folder_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    for name in ("first", "second"):
+        with replace_folder(path) as temporary:
+            (temporary / "deep").mkdir()
+            (temporary / "deep" / name).write_text(name)
+        assert tree(tmp_path) == {f"bundle/deep/{name}": name.encode()}
+    assert list(tmp_path.iterdir()) == [path]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_folder(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "good").write_text("old")
+    with pytest.raises(error), replace_folder(path) as temporary:
+        (temporary / "half").write_text("half")
+        raise error
+    assert tree(tmp_path) == {"bundle/good": b"old"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_the_old_folder_comes_back_when_the_second_rename_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "good").write_text("old")
+    rename = Path.replace
+
+    def fail_on_the_new_one(self: Path, target: Path) -> Path:
+        if target == path and (self / "new").exists():
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail_on_the_new_one)
+    with pytest.raises(error), replace_folder(path) as temporary:
+        (temporary / "new").write_text("new")
+    assert tree(tmp_path) == {"bundle/good": b"old"}
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,132 @@
+"""Imports point one way, and nothing heavy is loaded before it is needed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("train", "export", "runtime")
+# What each part may import of the others. Only the command line sees all, inside its functions.
+ALLOWED = {
+    "core": set(),
+    "train": {"core"},
+    "export": {"core", "train", "runtime"},
+    "runtime": {"core"},
+    "cli": {"core", "cli", *ROOMS},
+}
+HEAVY = {"torch", "open_clip", "onnx", "onnxruntime", "tensorrt", "safetensors"}
+
+
+def files() -> dict[Path, str]:
+    """Every module of the package with its part."""
+    found = dict.fromkeys((ROOT / "grmp_edge").glob("*.py"), "core")
+    for path in found:
+        if path.stem.startswith("cli") or path.stem == "__main__":
+            found[path] = "cli"
+    for room in ROOMS:
+        found.update(dict.fromkeys((ROOT / room).rglob("*.py"), room))
+    return found
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """The dotted names of everything imported anywhere below ``tree``."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where they go"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def part(name: str) -> str | None:
+    """The part of the project that a dotted name belongs to."""
+    if name.split(".")[0] != "grmp_edge":
+        return None
+    second = [*name.split("."), ""][1]
+    if second in ROOMS:
+        return second
+    return "cli" if second.startswith("cli") else "core"
+
+
+def at_import_time(tree: ast.Module) -> ast.Module:
+    """The module without its functions' bodies and its type-checking blocks."""
+
+    class Strip(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            return None
+
+        def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
+            return None
+
+        def visit_If(self, node: ast.If) -> ast.AST | None:
+            return None if ast.unparse(node.test) == "TYPE_CHECKING" else node
+
+    stripped = Strip().visit(tree)
+    assert isinstance(stripped, ast.Module)
+    return stripped
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    own = files()[path]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = {other for name in imports(tree) if (other := part(name))}
+    assert found <= ALLOWED[own] | {own}
+    bare = {name.split(".")[0] for name in imports(tree)}
+    assert not bare & set(ROOMS), "import the rooms as grmp_edge.train and so on"
+    eager = {name.split(".")[0] for name in imports(at_import_time(tree))}
+    if own not in ("train", "export"):
+        assert not eager & HEAVY
+    if own == "cli":
+        rooms = {part(name) for name in imports(at_import_time(ast.parse(path.read_text(encoding="utf-8"))))}
+        assert not rooms & set(ROOMS)
+        assert not eager & {"numpy", "cv2"}
+
+
+def test_every_part_is_looked_at() -> None:
+    assert set(files().values()) == set(ALLOWED)
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has loaded after running with these arguments."""
+    run = subprocess.run(
+        [sys.executable, "-X", "importtime", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    rows = [
+        line.rsplit("|", 1)[1].strip() for line in run.stderr.splitlines() if line.startswith("import time:")
+    ]
+    assert len(rows) > 50
+    return {name.split(".")[0] for name in rows}
+
+
+def test_help_loads_nothing_heavy() -> None:
+    loaded = loaded_by("-m", "grmp_edge", "--help")
+    assert "typer" in loaded
+    assert not loaded & {*HEAVY, "cv2", "numpy", "scipy", "PIL", "rich"}
+
+
+def test_the_runtime_loads_neither_torch_nor_a_backend() -> None:
+    loaded = loaded_by("-c", "import grmp_edge.runtime")
+    assert {"grmp_edge", "cv2"} <= loaded
+    assert not loaded & HEAVY
+
+
+def test_doctor_loads_no_torch() -> None:
+    loaded = loaded_by("-m", "grmp_edge", "doctor", "--json")
+    assert "onnxruntime" in loaded
+    assert not loaded & {"torch", "open_clip", "onnx", "safetensors"}
+
+
+def test_all_names_exist() -> None:
+    import grmp_edge.runtime
+
+    for name in grmp_edge.runtime.__all__:
+        assert hasattr(grmp_edge.runtime, name)
+    assert {"Scorer", "Score"} <= set(grmp_edge.runtime.__all__)

@@ -1,0 +1,99 @@
+"""What a wheel puts where, and that scoring with it needs no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import encode, make_image, tiny_score, write_tiny_bundle
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command: str | Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, cwd="/")
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def pip(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run this environment's pip on another one: putting pip into that takes as long as all the rest."""
+    return run(sys.executable, "-m", "pip", "--python", python, *arguments)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of a clean copy: building in place would leave build/ and egg-info in the checkout."""
+    copy = tmp_path_factory.mktemp("source") / "copy"
+    copy.mkdir()
+    for name in ("grmp_edge", "train", "export", "runtime", "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).is_dir():
+            # symlinks=True keeps the links grmp_edge/train -> ../train, as git does.
+            shutil.copytree(ROOT / name, copy / name, True, shutil.ignore_patterns("__pycache__"))
+        elif (ROOT / name).exists():
+            shutil.copy(ROOT / name, copy / name)
+    out = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", out, copy)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a fresh environment with the wheel and its [cpu] extra."""
+    environment = tmp_path_factory.mktemp("fresh")
+    run(sys.executable, "-m", "venv", "--without-pip", environment)
+    python = environment / "bin" / "python"
+    pip(python, "install", "-q", "--no-compile", f"{wheel}[cpu]")
+    return python
+
+
+def test_what_the_wheel_holds(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"grmp_edge"}
+    for path in [*ROOT.glob("grmp_edge/*.py"), ROOT / "grmp_edge" / "py.typed"]:
+        assert f"grmp_edge/{path.name}" in names
+    for room in ("train", "export", "runtime"):
+        for path in (ROOT / room).glob("*.py"):
+            assert f"grmp_edge/{room}/{path.name}" in names
+        assert [name for name in names if name.startswith(f"grmp_edge/{room}/")]
+
+
+def test_base_and_cpu_score_without_torch(python: Path, tmp_path: Path) -> None:
+    installed = {
+        package["name"].lower() for package in json.loads(pip(python, "list", "--format=json").stdout)
+    }
+    assert {"grmp-edge", "onnxruntime", "opencv-python-headless"} <= installed
+    assert not [name for name in installed if re.match(r"torch|open.clip|onnx$|nvidia|triton|tensorrt", name)]
+
+    image = make_image(300, 400, seed=4)
+    (tmp_path / "photo.png").write_bytes(encode(image, "PNG"))
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    command = python.with_name("grmp-edge")
+    result = run(command, "score", bundle.path, tmp_path / "photo.png", "--json")
+    assert json.loads(result.stdout)["value"] == pytest.approx(tiny_score(image), abs=1e-6)
+    doctor = json.loads(run(command, "doctor", "--json").stdout)
+    status = {part["name"]: part["status"] for part in doctor["parts"]}
+    assert (status["provider cpu"], status["torch"]) == ("ok", "missing")
+
+
+def test_without_a_backend_one_line_names_the_extra(python: Path, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(encode(make_image(), "PNG"))
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    pip(python, "uninstall", "-q", "-y", "onnxruntime")
+    command = python.with_name("grmp-edge")
+    result = run(command, "score", bundle.path, tmp_path / "photo.png", expect=1)
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: scoring needs the package 'onnxruntime', which is not installed")
+    assert re.search(r"pip install 'grmp-edge\[(cpu|gpu)\]'$", line)
+    doctor = run(command, "doctor", expect=1).stdout
+    assert re.search(r"^missing +onnxruntime .*pip install 'grmp-edge\[cpu\]'$", doctor, re.MULTILINE)
