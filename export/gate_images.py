@@ -1,0 +1,107 @@
+"""The pictures that the parity gate compares scores on."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from grmp_edge.errors import DataError, ImageError
+from grmp_edge.preprocess import IMAGE_SUFFIXES, Preprocess, read_image
+
+__all__ = ["gate_images"]
+
+Images = npt.NDArray[np.uint8]
+
+
+def gate_images(
+    source: Path | None, recorded: Sequence[Path], preprocess: Preprocess, count: int, seed: int = 0
+) -> tuple[Images, str]:
+    """Collect pictures: the user's, else those of training, else distorted procedural ones.
+
+    Where there are fewer than ``count``, procedural pictures make up the number.
+
+    Args:
+        source: a folder (searched with its subfolders) or a csv with a column ``image``; None for
+            ``recorded``.
+        recorded: pictures known from training; those that are gone or damaged are passed over.
+        preprocess: as the graph wants them.
+        count: how many; of more, evenly spaced ones.
+        seed: of the procedural pictures.
+
+    Returns:
+        uint8 (count, crop, crop, 3), and in words how many come from where.
+
+    Raises:
+        DataError: ``source`` is missing or names no picture.
+        ImageError: a picture of ``source`` cannot be read.
+    """
+    named = _listed(source) if source is not None else [path for path in recorded if path.is_file()]
+    pictures = []
+    for path in _spaced(named, count):
+        try:
+            pictures.append(preprocess(read_image(path)))
+        except ImageError:
+            if source is not None:
+                raise
+    words = []
+    if pictures:
+        words.append(f"{len(pictures)} {f'from {source.name}' if source is not None else 'of training'}")
+    if len(pictures) < count:
+        missing = count - len(pictures)
+        pictures += _procedural(missing, preprocess, seed)
+        words.append(f"{missing} computer-made and distorted (seed {seed})")
+    return np.stack(pictures), "pictures: " + ", ".join(words)
+
+
+def _listed(source: Path) -> list[Path]:
+    if source.is_dir():
+        found = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    elif source.is_file():
+        found = _named_in(source)
+    else:
+        raise DataError(
+            f"{source}: no such file or folder", "give --images a folder, or a csv with a column image"
+        )
+    if not found:
+        raise DataError(f"{source}: names no picture", "give --images a folder, or a csv with a column image")
+    return found
+
+
+def _named_in(path: Path) -> list[Path]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as csv ({error})", "save it as UTF-8 text") from None
+    names = [row.get("image") or row.get("img_name") for row in rows]
+    found = []
+    for name in names:
+        places = (path.parent / name, path.parent / "images" / name) if name else ()
+        found += [place for place in places if place.is_file()][:1]
+    return found
+
+
+def _spaced(paths: Sequence[Path], count: int) -> list[Path]:
+    if len(paths) <= count:
+        return list(paths)
+    return [paths[index] for index in np.linspace(0, len(paths) - 1, count).round().astype(int)]
+
+
+def _procedural(count: int, preprocess: Preprocess, seed: int) -> list[Images]:
+    from grmp_edge.train.distort import DISTORTIONS, distort
+    from grmp_edge.train.procedural import procedural_image
+
+    rng = np.random.default_rng(seed)
+    kinds = sorted(DISTORTIONS)
+    pictures = []
+    for index in range(count):
+        picture = procedural_image(rng, max(32, preprocess.resize))
+        # Every sixth stays sharp and clean, the others go through all kinds and levels.
+        if index % 6:
+            picture = distort(picture, kinds[index % len(kinds)], index % 5 + 1, rng)
+        pictures.append(preprocess(picture))
+    return pictures

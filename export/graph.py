@@ -1,0 +1,152 @@
+"""A small typed builder of ONNX graphs: every value knows its element type, and none is mixed by chance.
+
+With ``simulate_half`` the same calls emit a float32 graph in which every half-typed result and weight is
+rounded through float16. A CPU runtime computes half graphs in float32 between casts and so hides the
+overflow and rounding of real half hardware; the simulation shows them on any machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+__all__ = ["IR_VERSION", "OPSET", "DType", "GraphBuilder", "Value"]
+
+DType = Literal["f32", "f16", "u8", "i64"]
+
+OPSET = 17  # the first with LayerNormalization as one op; older runtimes on devices read it
+IR_VERSION = 8  # what goes with opset 17
+
+_PROTO = {
+    "f32": TensorProto.FLOAT,
+    "f16": TensorProto.FLOAT16,
+    "u8": TensorProto.UINT8,
+    "i64": TensorProto.INT64,
+}
+_NUMPY: dict[str, npt.DTypeLike] = {"f32": np.float32, "f16": np.float16, "u8": np.uint8, "i64": np.int64}
+# They only move values, so a rounded input gives a rounded output.
+_MOVES = frozenset(
+    {"Concat", "Expand", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A named tensor of a graph with its element type (in a simulated graph: the type it stands for)."""
+
+    name: str
+    dtype: DType
+
+
+class GraphBuilder:
+    """Collects nodes and weights; :meth:`model` makes the ONNX model of them."""
+
+    def __init__(self, simulate_half: bool = False) -> None:
+        self.simulate_half = simulate_half
+        self._nodes: list[onnx.NodeProto] = []
+        self._weights: dict[str, onnx.TensorProto] = {}
+        self._types: dict[str, DType] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+
+    def input(self, name: str, dtype: DType, shape: Sequence[int | str]) -> Value:
+        """Declare an input; a string in ``shape`` is a free dimension."""
+        self._inputs.append(helper.make_tensor_value_info(name, _PROTO[dtype], list(shape)))
+        return Value(name, dtype)
+
+    def constant(self, name: str, array: npt.ArrayLike, dtype: DType) -> Value:
+        """Store a weight under ``name``, as ``dtype`` (half rounds, and overflows to infinity).
+
+        A second call with the same name gives the same constant.
+
+        Raises:
+            TypeError: it was stored with another type.
+        """
+        if self._types.setdefault(name, dtype) != dtype:
+            raise TypeError(f"constant {name!r} is {self._types[name]}, not {dtype}")
+        if name not in self._weights:
+            with np.errstate(over="ignore"):
+                values = np.asarray(array).astype(_NUMPY[dtype])
+            if dtype == "f16" and self.simulate_half:
+                values = values.astype(np.float32)
+            self._weights[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
+        return Value(name, dtype)
+
+    def ints(self, *values: int) -> Value:
+        """A one-dimensional int64 constant, shared by all that need the same one."""
+        return self.constant("ints." + "_".join(str(value) for value in values), values, "i64")
+
+    def op(self, kind: str, name: str, *inputs: Value, **attributes: Any) -> Value:
+        """Add a node with one output, called ``name``; its type is that of the first input.
+
+        Raises:
+            TypeError: two of the floating-point inputs differ in type.
+        """
+        return self.ops(kind, name, [name], *inputs, **attributes)[0]
+
+    def ops(
+        self, kind: str, name: str, outputs: Sequence[str], *inputs: Value, **attributes: Any
+    ) -> list[Value]:
+        """Add a node with several outputs; see :meth:`op`."""
+        floats = {value.dtype for value in inputs if value.dtype in ("f32", "f16")}
+        if len(floats) > 1:
+            raise TypeError(f"{kind} {name!r} mixes {', '.join(f'{v.name}: {v.dtype}' for v in inputs)}")
+        dtype = inputs[0].dtype
+        rounds = self.simulate_half and dtype == "f16" and kind not in _MOVES
+        made = [f"{output}.exact" for output in outputs] if rounds else list(outputs)
+        self._nodes.append(
+            helper.make_node(kind, [value.name for value in inputs], made, name=name, **attributes)
+        )
+        if rounds:
+            for exact, output in zip(made, outputs, strict=True):
+                self._round(exact, output)
+        return [Value(output, dtype) for output in outputs]
+
+    def cast(self, value: Value, dtype: DType, name: str) -> Value:
+        """Convert to another element type; nothing is added if it is that already."""
+        if value.dtype == dtype:
+            return value
+        if self.simulate_half and dtype == "f16" and value.dtype == "f32":
+            self._round(value.name, name)
+            return Value(name, dtype)
+        if self.simulate_half and dtype == "f32" and value.dtype == "f16":
+            return Value(value.name, dtype)
+        target = "f32" if self.simulate_half and dtype == "f16" else dtype
+        self._nodes.append(helper.make_node("Cast", [value.name], [name], name=name, to=_PROTO[target]))
+        return Value(name, dtype)
+
+    def _round(self, source: str, target: str) -> None:
+        half = f"{target}.half"
+        self._nodes.append(helper.make_node("Cast", [source], [half], name=half, to=TensorProto.FLOAT16))
+        self._nodes.append(
+            helper.make_node("Cast", [half], [target], name=f"{target}.rounded", to=TensorProto.FLOAT)
+        )
+
+    def model(
+        self, name: str, output: Value, shape: Sequence[int | str], metadata: Mapping[str, str]
+    ) -> onnx.ModelProto:
+        """The finished model with one output; ``metadata`` goes to its metadata_props.
+
+        The builder is spent afterwards: the weights move into the model, so that they exist only once.
+        """
+        graph = helper.make_graph(
+            self._nodes,
+            name,
+            self._inputs,
+            [helper.make_tensor_value_info(output.name, _PROTO[output.dtype], list(shape))],
+        )
+        for key in list(self._weights):
+            graph.initializer.append(self._weights.pop(key))
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="grmp-edge",
+        )
+        helper.set_model_props(model, dict(metadata))
+        return model
