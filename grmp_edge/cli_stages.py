@@ -10,7 +10,7 @@ from grmp_edge import cli_options as opt
 from grmp_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from grmp_edge.train.data import Labelled
+    from grmp_edge.train.data import Labelled, SplitConfig
     from grmp_edge.train.finetune import FinetuneConfig
     from grmp_edge.train.meta import MetaConfig
     from grmp_edge.train.progress import Reporter
@@ -135,8 +135,18 @@ class TuningChoice:
     seed: int
 
     def check(self) -> None:
-        """Read the csv before any long work, so that a wrong line is told at once."""
-        self.labelled()
+        """Read and divide the csv before any long work, so that what is wrong in it is told at once."""
+        from grmp_edge.train.data import split_indices
+
+        data = self.labelled()
+        split = split_indices(data, self.split())
+        data.scale_of([*split.train, *split.validation])
+
+    def split(self) -> SplitConfig:
+        """How the csv is divided."""
+        from grmp_edge.train.data import SplitConfig
+
+        return SplitConfig(self.labels, self.test_fraction, self.validation_fraction, self.seed)
 
     def labelled(self) -> Labelled:
         """The csv, read and checked."""
@@ -179,13 +189,18 @@ def do_finetune(
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Run the second stage into ``output``."""
-    from grmp_edge.train.data import SplitConfig
     from grmp_edge.train.run import run_finetune
 
-    split = SplitConfig(tuning.labels, tuning.test_fraction, tuning.validation_fraction, tuning.seed)
     return run_finetune(
-        output, model.config(), start, tuning.labelled(), split, tuning.config(), resume, reporter
+        output, model.config(), start, tuning.labelled(), tuning.split(), tuning.config(), resume, reporter
     )
+
+
+def refuse_overwrite(output: Path) -> None:
+    """Raise CheckpointError if the folder holds a run."""
+    from grmp_edge.train.checkpoint import CheckpointWriter
+
+    CheckpointWriter(output, {}).refuse_overwrite()
 
 
 def _range(text: str | None) -> tuple[float, float] | None:

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from grmp_edge import cli_options as opt
-from grmp_edge.cli_stages import MetaChoice, ModelChoice, TaskChoice, TuningChoice, do_finetune, do_pretrain
+from grmp_edge.cli_stages import (
+    MetaChoice,
+    ModelChoice,
+    TaskChoice,
+    TuningChoice,
+    do_finetune,
+    do_pretrain,
+    refuse_overwrite,
+)
 from grmp_edge.errors import MissingDependencyError, UsageError
+
+if TYPE_CHECKING:
+    from grmp_edge.cli_progress import TrainProgress
 
 __all__ = ["register"]
 
@@ -73,6 +86,12 @@ def train(
     Writes OUTPUT (the checkpoint to export) and OUTPUT/pretrain.
     """
     if context.invoked_subcommand is not None:
+        given = [name for name in context.params if _is_given(context, name)]
+        if given:
+            raise UsageError(
+                f"--{given[0].replace('_', '-')} stands before {context.invoked_subcommand!r}",
+                f"write it after: grmp-edge train {context.invoked_subcommand} ...",
+            )
         return
     if data is None:
         raise UsageError(
@@ -100,7 +119,9 @@ def train(
     _need_torch()
     tuning.check()
     first = None if no_mpp else output / "pretrain"
-    with _progress() as reporter:
+    if not resume:
+        refuse_overwrite(output)  # before the first stage, not after it
+    with _working() as reporter:
         if first:
             do_pretrain(first, model, tasks, meta, resume, reporter)
         result = do_finetune(output, model, first, tuning, resume, reporter)
@@ -133,7 +154,7 @@ def pretrain(
     model = ModelChoice(backbone, weights, quick_gelu, normalization, seed, device)
     tasks = TaskChoice(photos, meta_data, distortions, max_photos, seed)
     meta = MetaChoice(meta_epochs, inner_lr, outer_lr, support_batch, query_batch, reset_per_task, seed)
-    with _progress() as reporter:
+    with _working() as reporter:
         result = do_pretrain(output, model, tasks, meta, resume, reporter)
     _finish(result, output, as_json, f"grmp-edge train finetune --from {output} --data LABELS.csv")
 
@@ -190,7 +211,7 @@ def finetune(
         seed,
     )
     tuning.check()
-    with _progress() as reporter:
+    with _working() as reporter:
         result = do_finetune(output, model, start, tuning, resume, reporter)
     _finish(result, output, as_json, f"grmp-edge export {output} --fp16 -o bundles/{output.name}")
 
@@ -222,7 +243,18 @@ def _need_torch() -> None:
             raise MissingDependencyError(package, "train", "training")
 
 
-def _progress() -> Any:
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+@contextmanager
+def _working() -> Iterator[TrainProgress]:
     from grmp_edge.cli_progress import TrainProgress
 
-    return TrainProgress()
+    try:
+        with TrainProgress() as reporter:
+            yield reporter
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume goes on from the last save", file=sys.stderr)
+        raise

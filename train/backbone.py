@@ -67,12 +67,13 @@ def load_backbone(config: BackboneConfig) -> Backbone:
             f"backbone {config.name!r} is not a model of open_clip",
             f"use {EMBEDDED} or one of {', '.join(close)}, ...",
         )
+    _refuse_unpromptable(name, open_clip.get_model_config(name))
     pretrained = config.pretrained or "openai"
     if pretrained == RANDOM:
         torch.manual_seed(config.random_seed)
         quick = bool(config.quick_gelu) or name.endswith("-quickgelu")
         clip = _create(name, None, quick)
-        return _finish(name, RANDOM, quick, clip)
+        return _finish(name, RANDOM, clip)
     if pretrained in open_clip.list_pretrained_tags_by_model(name):
         tag: Mapping[str, Any] = open_clip.get_pretrained_cfg(name, pretrained)
         quick = bool(tag.get("quick_gelu", False)) if config.quick_gelu is None else config.quick_gelu
@@ -83,7 +84,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
                 f"the weights {pretrained!r} of {name} could not be fetched ({_first_line(error)})",
                 "download them on a connected machine and give the file with --weights",
             ) from error
-        return _finish(name, pretrained, quick, clip)
+        return _finish(name, pretrained, clip)
     path = Path(pretrained)
     if not path.is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)[:6])
@@ -95,7 +96,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     quick = (is_openai or name.endswith("-quickgelu")) if config.quick_gelu is None else config.quick_gelu
     clip = _create(name, None, quick)
     load_state(clip, state, str(path), name)
-    return _finish(name, str(path.resolve()), quick, clip)
+    return _finish(name, str(path.resolve()), clip)
 
 
 def read_state_dict(path: Path) -> tuple[dict[str, Tensor], bool]:
@@ -183,7 +184,21 @@ def _load_embedded(config: BackboneConfig) -> Backbone:
         clip, source = load_embedded(Path(config.pretrained)), str(Path(config.pretrained).resolve())
     else:
         clip, source = load_embedded(), "shipped"
-    return _finish(EMBEDDED, source, False, clip, SimpleTokenizer())
+    return _finish(EMBEDDED, source, clip, SimpleTokenizer())
+
+
+def _refuse_unpromptable(name: str, config: Mapping[str, Any]) -> None:
+    """Say no before anything is downloaded; the towers check what is left once they are built."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if vision.get("timm_model_name") or not isinstance(vision.get("layers"), int):
+        raise ModelError(
+            f"backbone {name!r} has an image tower that is no ViT of open_clip's own, so no tokens to prompt",
+            "choose a ViT of open_clip, for instance ViT-B-16",
+        )
+    if text.get("hf_model_name") or text.get("hf_tokenizer_name"):
+        raise ModelError(
+            f"backbone {name!r} does not read text as CLIP does", "choose ViT-B-16 or another CLIP ViT"
+        )
 
 
 def _create(name: str, pretrained: str | None, quick_gelu: bool) -> nn.Module:
@@ -206,7 +221,6 @@ def _create(name: str, pretrained: str | None, quick_gelu: bool) -> nn.Module:
 def _finish(
     name: str,
     pretrained: str,
-    quick_gelu: bool,
     clip: nn.Module,
     tokenizer: Callable[[list[str]], Tensor] | None = None,
 ) -> Backbone:
@@ -215,7 +229,9 @@ def _finish(
 
         tokenizer = open_clip.get_tokenizer(name)
     clip.eval().requires_grad_(False)
-    return Backbone(name, pretrained, quick_gelu, state_digest(clip), clip, tokenizer)
+    # What was built, not what was asked for: a name in -quickgelu has it whatever the option says.
+    quick = any(type(module).__name__ == "QuickGELU" for module in clip.modules())
+    return Backbone(name, pretrained, quick, state_digest(clip), clip, tokenizer)
 
 
 def _is_torchscript(path: Path) -> bool:

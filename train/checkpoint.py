@@ -65,9 +65,14 @@ class CheckpointWriter:
         tensors = {name: _plain(tensor) for name, tensor in state.weights.items()}
         tensors.update({_RESUME + name: _plain(tensor) for name, tensor in state.resume.items()})
         metadata = {"format": "grmp-edge checkpoint", "progress": json.dumps(state.progress)}
+        if not (self.folder / CONFIG).exists():
+            self._write_config(state.progress)  # weights alone could not be resumed
         with replace_file(self.folder / WEIGHTS) as temporary:
             save_file(tensors, temporary, metadata=metadata)
-        content = {"format_version": FORMAT_VERSION, **self.settings, "progress": state.progress}
+        self._write_config(state.progress)
+
+    def _write_config(self, progress: dict[str, Any]) -> None:
+        content = {"format_version": FORMAT_VERSION, **self.settings, "progress": progress}
         with replace_file(self.folder / CONFIG) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -149,6 +154,9 @@ def load_checkpoint(path: Path, weights: str | None = None) -> Checkpoint:
             f"{path / CONFIG}: damaged ({type(error).__name__}: {error})", "train again"
         ) from None
     load_parameters(model, state.weights, path)
+    for name, _ in model.prompt_parameters():
+        if name not in state.weights:
+            raise CheckpointError(f"{path / WEIGHTS}: damaged (it lacks {name!r})", "train again")
     return Checkpoint(path, model.eval(), mos, config, images)
 
 
@@ -169,6 +177,8 @@ def _same_backbone(path: Path, recorded: Mapping[str, Any], weights: str | None)
         config = replace(config, pretrained=weights)
     elif config.pretrained == "shipped":
         config = replace(config, pretrained="")
+    elif (path / config.pretrained).is_file():  # inside the checkpoint, so that the folder can be moved
+        config = replace(config, pretrained=str(path / config.pretrained))
     backbone = load_backbone(config)
     if backbone.digest != digest:
         raise CheckpointError(

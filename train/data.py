@@ -58,6 +58,15 @@ class Labelled:
             )
         return MosScale(float(chosen.min()), float(chosen.max()))
 
+    def squashed(
+        self, indices: Sequence[int], side: int, on_image: Callable[[], None] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """The chosen pictures, decoded and squashed: uint8 (n, side, side, 3) RGB.
+
+        Sets whose pixels are not in files, or are kept in memory, replace it.
+        """
+        return load_squashed([self.paths[i] for i in indices], side, on_image)
+
     def quality(self, scale: MosScale) -> npt.NDArray[np.float32]:
         """Labels min-max scaled to 0..1 (the y of the quality loss), float32 (n,)."""
         return np.asarray([scale.to_value(float(mos)) for mos in self.mos], dtype=np.float32)
@@ -175,7 +184,6 @@ def split_indices(data: Labelled, config: SplitConfig) -> Split:
         key = data.references[index] if data.references else str(index)
         groups.setdefault(key, []).append(index)
     order = [list(groups)[i] for i in rng.permutation(len(groups))]
-    shuffled = [index for key in order for index in rng.permutation(groups[key]).tolist()]
     # Whole groups go to the test part until it is full.
     test: list[int] = []
     wanted = round(config.test_fraction * len(data))
@@ -184,18 +192,28 @@ def split_indices(data: Labelled, config: SplitConfig) -> Split:
             break
         test.extend(groups[key])
     held = set(test)
-    rest = [index for index in shuffled if index not in held]
+    # Picture by picture, so that few labels come from many references.
+    rest = [index for index in rng.permutation(len(data)).tolist() if index not in held]
     count = len(rest) if config.labels is None else config.labels
     if count > len(rest) or count < 4:
         raise DataError(
             f"{data.name}: {count} labels wanted, {len(rest)} are left beside the {len(test)} for testing",
             "lower --labels or --test-fraction, or label more pictures (at least 4)",
         )
-    rest = rest[:count]
-    if data.references:
-        rest.sort(key=lambda index: order.index(data.references[index]) if data.references else 0)
-    validation = min(round(config.validation_fraction * count), count - 2)
-    return Split(tuple(rest[validation:]), tuple(rest[:validation]), tuple(sorted(held)))
+    drawn = set(rest[:count])
+    chosen = [[index for index in groups[key] if index in drawn] for key in order]
+    validation = _validation(chosen, min(round(config.validation_fraction * count), count - 2))
+    train = [index for index in rest[:count] if index not in validation]
+    return Split(tuple(train), tuple(sorted(validation)), tuple(sorted(held)))
+
+
+def _validation(groups: Sequence[Sequence[int]], wanted: int) -> set[int]:
+    """Whole groups, at most ``wanted`` pictures together; none if that makes fewer than two to rank."""
+    taken: set[int] = set()
+    for group in groups:
+        if len(taken) + len(group) <= wanted:
+            taken.update(group)
+    return taken if len(taken) > 1 else set()
 
 
 def load_squashed(
@@ -213,13 +231,16 @@ def load_squashed(
             pixels[index] = squash(read_image(paths[index]), side)
         except ImageError as error:
             return error
-        if on_image:
-            on_image()
         return None
 
+    errors = []
     # OpenCV lets go of the interpreter's lock while it decodes.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        errors = [error for error in pool.map(load, range(len(paths))) if error]
+        for error in pool.map(load, range(len(paths))):
+            if error:
+                errors.append(error)
+            if on_image:  # here, not in the threads: who listens need not be thread-safe
+                on_image()
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise DataError(f"{errors[0].message}{more}", "replace or remove the picture")

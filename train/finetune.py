@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from grmp_edge.errors import UsageError
 from grmp_edge.metrics import agreement, srcc
 from grmp_edge.train.checkpoint import CheckpointWriter, State, copy_parameters
 from grmp_edge.train.frozen import FrozenCache, Teacher
@@ -120,6 +121,8 @@ def finetune(
             )
             loss = quality_loss(model.logits(features, model.quality_features()), quality[chosen])
             last = {"loss": float(loss.detach())}
+            if not math.isfinite(last["loss"]):
+                raise UsageError(f"the loss became {last['loss']} in epoch {run.epoch + 1}", "lower --lr")
             if scene_tokens is not None and wanted is not None:
                 scenes = model.text.project(model.text.run(scene_tokens, first_text), model.scene_ends)
                 semantic = semantic_loss(model.logits(features, scenes), wanted)
@@ -147,7 +150,7 @@ def finetune(
                 saved = time.monotonic()
         judged = run.history[-1]["srcc"] if run.history else None
         reporter.step(1, **last, **({} if judged is None else {"srcc": judged}), lr=run.lr)
-    run.finish(judge is not None)
+    run.finish()
     for parameter in parameters.values():
         parameter.requires_grad_(False)
     return run.state(prompted, complete=True)
@@ -163,6 +166,11 @@ class _Run:
         self.best_srcc = -2.0
         self.history: list[dict[str, float | None]] = []
 
+    @property
+    def judged(self) -> bool:
+        """Whether any evaluation has given a number."""
+        return self.best_srcc >= -1
+
     def judge(self, score: float | None, last: dict[str, float]) -> None:
         """Note an evaluation; keep the best weights, lower the rate after too many that are not."""
         if score is not None and score > self.best_srcc:
@@ -173,9 +181,9 @@ class _Run:
                 self.lr, self.waited = self.lr * self.config.lr_factor, 0
         self.history.append({"epoch": self.epoch, "srcc": score, "lr": self.lr, **last})
 
-    def finish(self, judged: bool) -> None:
-        """Leave the selected weights in the model."""
-        if not judged:
+    def finish(self) -> None:
+        """Leave the selected weights in the model: the last, where no evaluation gave a number."""
+        if not self.judged:
             self.best = copy_parameters(self.parameters.items())
         with torch.no_grad():
             for name, parameter in self.parameters.items():
@@ -188,12 +196,13 @@ class _Run:
             "epoch": self.epoch,
             "lr": self.lr,
             "waited": self.waited,
-            "best_srcc": self.best_srcc,
+            "best_srcc": self.best_srcc if self.judged else None,
             "history": self.history,
             "complete": complete,
         }
         current = {} if complete else copy_parameters(self.parameters.items())
-        return State({**prompts, **self.best}, current, progress)
+        selected = self.best if self.judged else copy_parameters(self.parameters.items())
+        return State({**prompts, **selected}, current, progress)
 
     def restore(self, state: State) -> None:
         """Continue from a saved state."""
@@ -202,7 +211,9 @@ class _Run:
             state.progress["lr"],
             state.progress["waited"],
         )
-        self.history, self.best_srcc = list(state.progress["history"]), state.progress["best_srcc"]
+        self.history = list(state.progress["history"])
+        if state.progress["best_srcc"] is not None:
+            self.best_srcc = state.progress["best_srcc"]
         for name, parameter in self.parameters.items():
             self.best[name] = state.weights[name].to(parameter)
             with torch.no_grad():

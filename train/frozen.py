@@ -44,6 +44,8 @@ class FrozenCache:
         self.model, self.teacher, self.images, self.budget = model, teacher, images, budget
         self.kept: OrderedDict[tuple[int, int, bool], tuple[Tensor, Tensor | None]] = OrderedDict()
         self.used = 0
+        with torch.no_grad():
+            self.extras = [model.prompt_keys_values(i, 1) for i in range(model.first_trained_image_block)]
 
     def get(self, indices: list[int], offset: int, flip: bool) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, L, W) after the frozen blocks and the teacher's logits (B, 9), if there is a teacher."""
@@ -66,18 +68,19 @@ class FrozenCache:
     def _compute(
         self, indices: list[int], offset: int, flip: bool
     ) -> dict[int, tuple[Tensor, Tensor | None]]:
+        # A picture at a time: its tokens must not depend, not even by rounding, on which others are
+        # missing, or a resumed run with its empty cache would part from one that was never stopped.
+        return {index: self._compute_one(self.images[index], offset, flip) for index in indices}
+
+    @torch.no_grad()
+    def _compute_one(self, image: UInt8Array, offset: int, flip: bool) -> tuple[Tensor, Tensor | None]:
         model, size = self.model, self.model.image.size
-        cut = self.images[indices, offset : offset + size, offset : offset + size]
+        cut = image[None, offset : offset + size, offset : offset + size]
         if flip:
             cut = cut[:, :, ::-1]
-        with torch.no_grad():
-            pixels = model.pixels(torch.from_numpy(np.ascontiguousarray(cut)).to(model.ctx.device))
-            tokens = model.image_tokens(model.image.embed(pixels), 0, model.first_trained_image_block)
-            logits = self.teacher.logits(model, pixels) if self.teacher else None
-        return {
-            index: (tokens[i].clone(), logits[i].clone() if logits is not None else None)
-            for i, index in enumerate(indices)
-        }
+        pixels = model.pixels(torch.from_numpy(np.ascontiguousarray(cut)).to(model.ctx.device))
+        tokens = model.image_tokens(model.image.embed(pixels), 0, len(self.extras), self.extras)
+        return tokens[0], self.teacher.logits(model, pixels)[0] if self.teacher else None
 
     def _keep(self, key: tuple[int, int, bool], value: tuple[Tensor, Tensor | None]) -> None:
         size = value[0].element_size() * value[0].nelement()

@@ -7,6 +7,7 @@ prompts (text context, visual prompts, prompt_proj, prompt_norm) move; CLIP stay
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grmp_edge.errors import DataError
+from grmp_edge.errors import DataError, UsageError
 from grmp_edge.metrics import srcc
 from grmp_edge.train.checkpoint import CheckpointWriter, State, copy_parameters
 from grmp_edge.train.losses import quality_loss
@@ -92,7 +93,7 @@ def meta_train(
         first, history, best_srcc = (
             resume.progress["epoch"],
             resume.progress["history"],
-            resume.progress["best_srcc"],
+            -2.0 if resume.progress["best_srcc"] is None else resume.progress["best_srcc"],
         )
         best = {name: resume.weights[name].to(theta[name]) for name in theta}
         theta = {name: resume.resume[name].to(theta[name]) for name in theta}
@@ -135,7 +136,7 @@ def meta_train(
                 "stage": "pretrain",
                 "epoch": epoch + 1,
                 "complete": complete,
-                "best_srcc": best_srcc,
+                "best_srcc": best_srcc if held else None,
                 "history": history,
                 "held_out_tasks": [task.name for task in held],
             }
@@ -156,9 +157,8 @@ def adapt(model: GrmpIqa, task: Task, config: MetaConfig, seed: Sequence[int]) -
         The mean loss on the query batches before their steps.
     """
     rng = np.random.default_rng(seed)
-    torch.manual_seed(
-        int(rng.integers(2**62))
-    )  # dropout: a function of the visit, so that runs resume exactly
+    # Dropout is a function of the visit, so that runs resume exactly.
+    torch.manual_seed(int(rng.integers(2**62)))
     size = model.image.size
     support, query = task.split(config.support_fraction, rng)
     optimizer = torch.optim.Adam([p for _, p in model.prompt_parameters()], lr=config.inner_lr)
@@ -192,6 +192,8 @@ def _step(model: GrmpIqa, optimizer: torch.optim.Optimizer, batch: Batch) -> flo
     pixels = model.pixels(torch.from_numpy(batch.images).to(device))
     logits = model.logits(model.image_features(pixels), model.quality_features())
     loss = quality_loss(logits, torch.from_numpy(batch.quality).to(device))
+    if not math.isfinite(float(loss.detach())):
+        raise UsageError(f"the loss became {float(loss.detach())}", "lower --inner-lr or --outer-lr")
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     optimizer.step()

@@ -7,7 +7,7 @@ section 3.1-3.2.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -134,10 +134,15 @@ class GrmpIqa(nn.Module):
         module = self.image.blocks[block]
         return keys_values(module, module.ln_1(tokens))  # type: ignore[operator]
 
-    def image_tokens(self, tokens: Tensor, start: int, stop: int) -> Tensor:
-        """Run the prompted blocks ``start`` to ``stop`` over (B, L, W); the last block yields only CLS."""
+    def image_tokens(
+        self, tokens: Tensor, start: int, stop: int, extras: Sequence[tuple[Tensor, Tensor]] = ()
+    ) -> Tensor:
+        """Run the prompted blocks ``start`` to ``stop`` over (B, L, W); the last block yields only CLS.
+
+        ``extras`` are the blocks' ``prompt_keys_values`` where the caller has them already.
+        """
         for index in range(start, stop):
-            extra = self.prompt_keys_values(index, len(tokens))
+            extra = extras[index - start] if extras else self.prompt_keys_values(index, len(tokens))
             queries = 1 if index == len(self.image.blocks) - 1 else None
             tokens = block_forward(self.image.blocks[index], tokens, extra=extra, queries=queries)
         return tokens

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from grmp_edge import __version__
-from grmp_edge.errors import UsageError
+from grmp_edge.errors import CheckpointError, UsageError
 from grmp_edge.preprocess import Preprocess
 from grmp_edge.train.backbone import EMBEDDED, BackboneConfig, load_backbone
 from grmp_edge.train.checkpoint import (
@@ -22,7 +22,7 @@ from grmp_edge.train.checkpoint import (
     load_checkpoint,
     load_parameters,
 )
-from grmp_edge.train.data import Labelled, SplitConfig, data_digest, load_squashed, split_indices
+from grmp_edge.train.data import Labelled, SplitConfig, data_digest, split_indices
 from grmp_edge.train.finetune import FinetuneConfig, Part, finetune, predict, report_metrics
 from grmp_edge.train.meta import MetaConfig, meta_train
 from grmp_edge.train.model import GrmpIqa, PromptConfig
@@ -134,8 +134,12 @@ def run_finetune(
     quality = data.quality(scale)
     if start is not None:
         loaded = load_checkpoint(start, model.backbone.pretrained or None)
+        if loaded.config.get("stage") != "pretrain":
+            # Its last blocks are no longer CLIP's, and the teacher must be plain CLIP.
+            raise CheckpointError(f"{start}: is not a pre-training checkpoint", f"try {start / 'pretrain'}")
         network = loaded.model.to(pick_device(model.device))
-        settings = {key: loaded.config[key] for key in ("backbone", "prompts", "seed", "versions")}
+        settings = {key: loaded.config[key] for key in ("backbone", "prompts", "seed")}
+        settings["versions"] = _versions()
         settings["pretrained_by"] = {key: loaded.config.get(key) for key in ("meta", "data")}
     else:
         network, settings = _build(model)
@@ -143,7 +147,7 @@ def run_finetune(
     side = Preprocess.for_size(network.image.size).resize
     used = [*split.train, *split.validation, *split.test]
     reporter.start("reading pictures", len(used))
-    pixels = load_squashed([data.paths[i] for i in used], side, reporter.step)
+    pixels = data.squashed(used, side, reporter.step)
     a, b = len(split.train), len(split.train) + len(split.validation)
     parts = {
         "train": Part(pixels[:a], quality[list(split.train)]),
@@ -169,7 +173,9 @@ def run_finetune(
     before = {f"zero_shot_{name}": _measure(network, part) for name, part in parts.items() if name != "train"}
     judge = parts["test"] if config.select_on == "test" else parts["validation"]
     if state is not None:
-        load_parameters(network, state.weights, output)
+        # Only the prompts: the trained blocks come back inside, after the teacher has copied the plain CLIP.
+        prompts = {name for name, _ in network.prompt_parameters()}
+        load_parameters(network, {n: t for n, t in state.weights.items() if n in prompts}, output)
     final = finetune(
         network, parts["train"], judge if len(judge.images) else None, config, writer, state, reporter
     )
@@ -196,13 +202,17 @@ def _build(model: ModelConfig) -> tuple[GrmpIqa, dict[str, Any]]:
         "backbone": backbone_settings(backbone, model.backbone),
         "prompts": asdict(model.prompts),
         "seed": model.seed,
-        "versions": {
-            "grmp-edge": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "open_clip_torch", "numpy")},
-        },
+        "versions": _versions(),
     }
     return network, settings
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "grmp-edge": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "open_clip_torch", "numpy")},
+    }
 
 
 def _resume(writer: CheckpointWriter, resume: bool) -> State | None:

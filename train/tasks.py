@@ -117,6 +117,7 @@ def _file_reader(paths: Sequence[Path]) -> Callable[[int], UInt8Array]:
     return lambda index: read_image(paths[index])
 
 
+_LEAST_SIDE = 32  # below it a distortion has nothing to act on
 _LEVELS = 5  # of every distortion, as in KADID-10k and TID2013
 
 
@@ -146,9 +147,14 @@ def load_photographs(
     photographs = []
     for path in paths:
         try:
-            photographs.append((str(path.relative_to(folder)), _reduce(read_image(path), max_side)))
+            photograph = _reduce(read_image(path), max_side)
         except ImageError as error:
             raise DataError(error.message, "replace or remove the picture") from None
+        if min(photograph.shape[:2]) < _LEAST_SIDE:
+            raise DataError(
+                f"{path}: too small or too narrow to distort", f"use pictures of {_LEAST_SIDE} pixels or more"
+            )
+        photographs.append((str(path.relative_to(folder)), photograph))
     if len(photographs) < 2:
         raise DataError(f"{folder}: {len(photographs)} photographs found, tasks need at least 2", "add more")
     return photographs
@@ -169,7 +175,14 @@ def synthetic_tasks(photographs: Sequence[tuple[str, UInt8Array]], config: Synth
 
     Quality falls evenly from 1 (pristine) to 0 (worst level): the order is certain, the distances are a
     convention. Every picture is a function of the seed, its photograph, type and level.
+
+    Raises:
+        DataError: an unknown distortion.
     """
+    known = list(DISTORTIONS)
+    for kind in config.distortions:
+        if kind not in DISTORTIONS:
+            raise DataError(f"unknown distortion {kind!r}", f"known: {', '.join(known)}")
     steps = 1 + _LEVELS
     references = tuple(name for name, _ in photographs for _ in range(steps))
     quality = np.tile(np.linspace(1.0, 0.0, steps, dtype=np.float32), len(photographs))
@@ -185,7 +198,7 @@ def synthetic_tasks(photographs: Sequence[tuple[str, UInt8Array]], config: Synth
 
         return read
 
-    return [Task(kind, references, quality, reader(kind, i)) for i, kind in enumerate(config.distortions)]
+    return [Task(kind, references, quality, reader(kind, known.index(kind))) for kind in config.distortions]
 
 
 def _reduce(pixels: UInt8Array, max_side: int) -> UInt8Array:

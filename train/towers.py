@@ -129,7 +129,7 @@ def keys_values(block: Any, normed: Tensor) -> tuple[Tensor, Tensor]:
     attention = block.attn
     width = attention.embed_dim
     both = F.linear(normed, attention.in_proj_weight[width:], attention.in_proj_bias[width:])
-    keys, values = both[..., :width], both[..., width:]
+    keys, values = both.chunk(2, dim=-1)
     return _heads(keys, attention.num_heads), _heads(values, attention.num_heads)
 
 
@@ -156,14 +156,21 @@ def block_forward(
     attention = block.attn
     width = attention.embed_dim
     normed = block.ln_1(x)
-    keys, values = keys_values(block, normed)
+    if queries is None:
+        # One product for all three: fewer and larger, and no slices whose gradients are padded with zeros.
+        qkv = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias)
+        query, keys, values = (_heads(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
+    else:
+        keys, values = keys_values(block, normed)
+        x, normed = x[:, :queries], normed[:, :queries]
+        query = F.linear(normed, attention.in_proj_weight[:width], attention.in_proj_bias[:width])
+        query = _heads(query, attention.num_heads)
     if extra is not None:
         keys = torch.cat([keys, extra[0].expand(len(x), -1, -1, -1)], dim=2)
         values = torch.cat([values, extra[1].expand(len(x), -1, -1, -1)], dim=2)
-    query = F.linear(normed[:, :queries], attention.in_proj_weight[:width], attention.in_proj_bias[:width])
-    mixed = F.scaled_dot_product_attention(_heads(query, attention.num_heads), keys, values, attn_mask=mask)
+    mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
     mixed = mixed.transpose(1, 2).flatten(2)
-    x = x[:, :queries] + block.ls_1(attention.out_proj(mixed))
+    x = x + block.ls_1(attention.out_proj(mixed))
     out: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
     return out
 

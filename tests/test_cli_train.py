@@ -1,0 +1,219 @@
+"""The command ``train`` as a user meets it, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers_train import write_labelled
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parent.parent
+RANDOM = ["--weights", "random", "--device", "cpu"]
+TASKS = ["--distortions", "jpeg,gaussian_blur", "--max-photos", "2", "--meta-epochs", "1"]
+# Saving at every evaluation instead of every 15 seconds.
+EAGER = "import grmp_edge.train.finetune as f; f._SAVE_EVERY_S = 0.0; from grmp_edge.cli import main; main()"
+
+
+def command(*arguments, eager=False):
+    start = ["-c", EAGER] if eager else ["-m", "grmp_edge"]
+    return [sys.executable, *start, *map(str, arguments)]
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def run(*arguments, **options):
+    return subprocess.run(command(*arguments, **options), capture_output=True, text=True, env=environment())
+
+
+def strict(text):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    return write_labelled(tmp_path_factory.mktemp("data"), 10)
+
+
+def test_both_stages_then_each_alone(tmp_path, labels):
+    both = tmp_path / "both"
+    common = [*RANDOM, "--data", labels, "--epochs", "1", "--lr", "0.01"]
+    done = run("train", *common, *TASKS, "-o", both, "--json")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    said = strict(line)
+    assert said["checkpoint"] == str(both)
+    assert said["stage"] == "finetune"
+    assert said["complete"] is True
+    assert {"train", "test", "zero_shot_test"} <= set(said["metrics"])
+    for word in ("meta-pre-training: 2 steps", "fine-tuning: 1 steps", "2 tasks of 12 pictures"):
+        assert word in done.stderr
+    assert done.stderr.splitlines()[-1] == f"next: grmp-edge export {both} --fp16 -o bundles/both"
+    for folder in (both, both / "pretrain"):
+        strict((folder / "config.json").read_text())
+
+    first = tmp_path / "first"
+    one = ["--distortions", "jpeg", *TASKS[2:]]
+    alone = run("train", "pretrain", *RANDOM, *one, "-o", first)
+    assert alone.returncode == 0, alone.stderr
+    assert alone.stdout == ""
+    assert f"next: grmp-edge train finetune --from {first} --data LABELS.csv" in alone.stderr
+    second = tmp_path / "second"
+    start = both / "pretrain"
+    tuned = run("train", "finetune", *common, "--from", start, "-o", second)
+    assert tuned.returncode == 0, tuned.stderr
+    assert "SRCC" in tuned.stdout
+    # One command does what the two do.
+    weights = [load_file(folder / "weights.safetensors") for folder in (both, second)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+    again = run("train", "finetune", *common, "-o", second)
+    assert again.returncode == 1
+    assert again.stderr.strip().splitlines()[-1].startswith(f"error: {second}: holds a training run already")
+    other = run("train", "finetune", *common, "--from", start, "-o", second, "--seed", "1", "--resume")
+    assert other.returncode == 1
+    assert "cannot resume, " in other.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "said"),
+    [
+        ({"bad": "3.png,good"}, 1, "labels.csv:5: the score 'good' is not a number"),
+        ({"options": ["--labels", "9"]}, 1, "9 labels wanted, 8 are left"),
+        ({"options": ["--mos-range", "9,1"]}, 2, "--mos-range '9,1' is not a range"),
+        ({"options": ["--mos-range", "0,10"]}, 1, "is outside 0..10"),
+        ({"before": ["--seed", "3"]}, 2, "--seed stands before 'finetune'"),
+        ({"options": ["--backbone", "RN50"]}, 1, "backbone 'RN50'"),
+        ({"options": ["--from", "nowhere"]}, 1, "nowhere: no such checkpoint"),
+    ],
+)
+def test_one_clear_line(tmp_path, change, status, said):
+    csv = write_labelled(tmp_path, 10)
+    lines = csv.read_text().splitlines()
+    if "bad" in change:
+        lines[4] = change["bad"]
+        csv.write_text("\n".join(lines))
+    options = [*RANDOM, "--data", csv, "-o", tmp_path / "run", *change.get("options", [])]
+    done = run("train", *change.get("before", []), "finetune", *options)
+    assert done.returncode == status
+    assert done.stdout == ""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert done.stderr.splitlines()[-1] == errors[0]
+    assert said in errors[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_data_and_a_bad_csv_are_told_before_the_first_stage(tmp_path):
+    nothing = run("train", "-o", tmp_path / "run")
+    assert nothing.returncode == 2
+    assert nothing.stderr.strip() == (
+        "error: training needs labelled pictures; give a csv with the columns image,mos: --data FILE"
+    )
+    csv = tmp_path / "labels.csv"
+    csv.write_text("image,mos\nnone.png,1\n")
+    bad = run("train", "--data", csv, "-o", tmp_path / "run", *RANDOM, *TASKS)
+    assert bad.returncode == 1
+    (line,) = bad.stderr.strip().splitlines()
+    assert line.startswith(f"error: {csv}:2: picture 'none.png' is not in ")
+
+
+def test_without_the_extra_one_line_names_it(tmp_path, labels):
+    """An installation without the train extra: every package of this one but those that it brings."""
+    site = tmp_path / "site"
+    site.mkdir()
+    for folder in map(Path, (np.__path__[0], torch.__path__[0])):
+        for entry in folder.parent.iterdir():
+            if not entry.name.startswith(
+                ("torch", "open_clip", "safetensors", "functorch", "grmp_edge", "__")
+            ):
+                target = site / entry.name
+                if not target.exists():
+                    target.symlink_to(entry)
+    variables = {**environment(), "PYTHONPATH": f"{ROOT}{os.pathsep}{site}"}
+    for stage in ([], ["finetune"]):
+        words = ["train", *stage, "--data", labels, "-o", tmp_path / "run"]
+        bare = [sys.executable, "-S", "-m", "grmp_edge"]
+        done = subprocess.run([*bare, *words], capture_output=True, text=True, env=variables)
+        assert done.returncode == 1
+        (line,) = done.stderr.strip().splitlines()
+        assert line == (
+            "error: training needs the package 'torch', which is not installed; "
+            "run: pip install 'grmp-edge[train]'"
+        )
+
+
+def progress_of(folder):
+    try:
+        return json.loads((folder / "config.json").read_text())["progress"]
+    except FileNotFoundError:
+        return None
+
+
+def stopped(folder, arguments, number):
+    """Start, wait for the first save, send the signal; returns the finished process's words."""
+    process = subprocess.Popen(
+        command(*arguments, eager=True), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment(),
+    )  # fmt: skip
+    while process.poll() is None and not progress_of(folder):
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def tuning(labels, folder, *more):
+    options = ["--labels", "6", "--epochs", "12", "--no-qgr", "--lr", "0.01", "-o", folder]
+    return ["train", "finetune", *RANDOM, "--data", labels, *options, *more]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, labels):
+    """The weights of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = run(*tuning(labels, folder), eager=True)
+    assert done.returncode == 0, done.stderr
+    return load_file(folder / "weights.safetensors")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_runs_resume_to_the_same_weights(tmp_path, labels, whole, number):
+    folder = tmp_path / "stopped"
+    status, out, err = stopped(folder, tuning(labels, folder), number)
+    assert not progress_of(folder)["complete"]
+    assert out == ""
+    if number == signal.SIGINT:
+        assert status == 130
+        assert err.splitlines()[-1] == "error: interrupted"
+        assert "--resume" in err.splitlines()[-2]
+        assert "Traceback" not in err
+    else:
+        assert status == -signal.SIGKILL
+    again = run(*tuning(labels, folder, "--resume", "--json"), eager=True)
+    assert again.returncode == 0, again.stderr
+    assert strict(again.stdout)["complete"] is True
+    weights = load_file(folder / "weights.safetensors")
+    assert weights.keys() == whole.keys()
+    assert all(torch.equal(value, weights[name]) for name, value in whole.items())
+
+
+def test_help_names_the_stages_and_their_options():
+    done = run("train", "--help")
+    assert done.returncode == 0
+    for word in ("pretrain", "finetune", "--resume", "--lambda", "--photos", "--select-on-test"):
+        assert word in done.stdout

@@ -1,0 +1,168 @@
+"""The csv and its errors, the splits, and the decoded pixels."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from helpers_train import pictures, write_labelled
+
+from grmp_edge.errors import DataError
+from grmp_edge.train.data import Labelled, SplitConfig, data_digest, load_squashed, read_csv, split_indices
+
+
+def write(folder, text, encoding="utf-8", names=("a.png", "b.png")):
+    folder.mkdir(exist_ok=True)
+    for index, name in enumerate(names):
+        (folder / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / name), pictures(1, 20, index)[0])
+    path = folder / "labels.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("image,mos\na.png,1\nnone.png,2\n", r"labels\.csv:3: picture 'none\.png' is not in "),
+        ("image,mos\na.png,good\n", r"labels\.csv:2: the score 'good' is not a number"),
+        ("image,mos\na.png,1\nb.png,nan\n", r"labels\.csv:3: the score 'nan'"),
+        ("image,mos\na.png,inf\n", r"labels\.csv:2: the score 'inf'"),
+        ("image,mos\na.png,\n", r"labels\.csv:2: the score ''"),
+        ("image,mos\n\na.png\n", r"labels\.csv:3: the score None"),
+        ("image,mos\n,3\n", r"labels\.csv:2: picture ''"),
+        ("image,quality\na.png,1\n", r"labels\.csv: has no column 'mos' \(it has image, quality\)"),
+        ("mos\n1\n", r"has no column 'image'"),
+        ("", r"has no column 'image' \(it has no header\)"),
+        ("image,mos\n", r"labels\.csv: has no labelled picture"),
+    ],
+)
+def test_each_error_names_its_line(tmp_path, text, said):
+    with pytest.raises(DataError, match=said) as caught:
+        read_csv(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_out_of_range_bad_encoding_missing_file(tmp_path):
+    path = write(tmp_path, "image,mos\na.png,50\nb.png,101\n")
+    with pytest.raises(DataError, match=r"labels\.csv:3: the score 101 is outside 0\.\.100"):
+        read_csv(path, mos_range=(0, 100))
+    with pytest.raises(DataError, match=r"cannot be read as csv.*UTF-8"):
+        read_csv(write(tmp_path, "image,mos\na.png,1\n", "utf-16"))
+    with pytest.raises(DataError, match="no such file"):
+        read_csv(tmp_path / "none.csv")
+    with pytest.raises(DataError, match="cannot be read as csv"):
+        read_csv(tmp_path)
+
+
+def test_byte_order_mark_spaces_and_pyiqas_columns(tmp_path):
+    data = read_csv(write(tmp_path, "image , MOS\r\na.png, 1.5 \r\nb.png,3\r\n", "utf-8-sig"))
+    assert data.mos.tolist() == [1.5, 3.0]
+    assert data.references is None
+    assert data.scale is None
+    pyiqa = read_csv(write(tmp_path, "img_name,mos,std,split\na.png,1,0.1,0\nb.png,2,0.1,1\n"))
+    assert [path.name for path in pyiqa.paths] == ["a.png", "b.png"]
+    full = read_csv(
+        write(tmp_path, "image,mos,std,reference,distortion\na.png,1,0,r1,jpeg\nb.png,2,0,r2,blur\n"),
+        mos_range=(0, 5),
+    )
+    assert full.references == ("r1", "r2")
+    assert full.distortions == ("jpeg", "blur")
+    np.testing.assert_allclose(full.quality(full.scale_of([])), [0.2, 0.4])
+
+
+def test_where_pictures_are_looked_for(tmp_path):
+    inside = read_csv(
+        write(tmp_path / "one", "image,mos\nc.png,1\na.png,2\n", names=("images/c.png", "a.png"))
+    )
+    assert [str(p.relative_to(tmp_path / "one")) for p in inside.paths] == ["images/c.png", "a.png"]
+    path = write(tmp_path / "two", "image,mos\nc.png,1\n", names=())
+    assert read_csv(path, tmp_path / "one" / "images").paths == (tmp_path / "one" / "images" / "c.png",)
+    with pytest.raises(DataError, match="--images"):
+        read_csv(path, tmp_path / "one")
+
+
+def made(count, references=None):
+    mos = np.arange(count, dtype=float)
+    return Labelled("made", tuple(map(str, range(count))), mos, references)  # type: ignore[arg-type]
+
+
+def test_split_sizes_and_disjointness():
+    for seed in range(5):
+        split = split_indices(made(100), SplitConfig(labels=50, seed=seed))
+        assert (len(split.train), len(split.validation), len(split.test)) == (40, 10, 20)
+        assert len({*split.train, *split.validation, *split.test}) == 70
+        assert split == split_indices(made(100), SplitConfig(labels=50, seed=seed))
+    everything = split_indices(made(100), SplitConfig())
+    assert sorted([*everything.train, *everything.validation, *everything.test]) == list(range(100))
+    assert len({split_indices(made(100), SplitConfig(seed=s)).test for s in range(5)}) == 5
+
+
+def test_more_labels_keep_the_same_test_part():
+    splits = [split_indices(made(200), SplitConfig(labels=n)) for n in (20, 50, 100)]
+    assert splits[0].test == splits[1].test == splits[2].test
+    drawn = [{*s.train, *s.validation} for s in splits]
+    assert drawn[0] < drawn[1] < drawn[2]
+
+
+def test_parts_share_no_reference_and_few_labels_come_from_many():
+    references = tuple(f"r{i // 20}" for i in range(400))
+    for seed in range(5):
+        split = split_indices(made(400, references), SplitConfig(labels=50, seed=seed))
+        owners = [{references[i] for i in part} for part in (split.train, split.validation, split.test)]
+        assert not owners[0] & owners[1]
+        assert not owners[0] & owners[2]
+        assert not owners[1] & owners[2]
+        assert len(split.train) + len(split.validation) == 50
+        assert 2 <= len(split.validation) <= 10
+        assert len(split.test) == 80
+        assert len(owners[0] | owners[1]) > 10
+
+
+def test_a_validation_part_too_small_to_rank_is_not_made():
+    assert split_indices(made(10), SplitConfig(labels=5)).validation == ()  # a fifth of 5 is one
+    assert len(split_indices(made(10), SplitConfig(labels=6, validation_fraction=0.9)).train) == 2
+    one = split_indices(made(10, ("r",) * 5 + ("s",) * 5), SplitConfig())
+    assert one.validation == ()
+    assert len(one.train) == len(one.test) == 5
+
+
+def test_too_few():
+    with pytest.raises(DataError, match="9 labels wanted, 8 are left beside the 2 for testing"):
+        split_indices(made(10), SplitConfig(labels=9))
+    with pytest.raises(DataError, match="at least 4"):
+        split_indices(made(4), SplitConfig())
+    assert split_indices(made(4), SplitConfig(test_fraction=0)).test == ()
+
+
+def test_equal_labels_have_no_scale():
+    data = made(5)
+    assert (data.scale_of([1, 3]).low, data.scale_of([1, 3]).high) == (1.0, 3.0)
+    np.testing.assert_allclose(data.quality(data.scale_of([1, 3])), [0, 0, 0.5, 1, 1])
+    with pytest.raises(DataError, match="--mos-range"):
+        data.scale_of([2])
+
+
+def test_load_squashed(tmp_path):
+    data = read_csv(write_labelled(tmp_path, 5, 40))
+    told = []
+    pixels = load_squashed(data.paths, 35, lambda: told.append(1))
+    assert len(told) == 5
+    for path, found in zip(data.paths, pixels, strict=True):
+        plain = cv2.resize(cv2.imread(str(path)), (35, 35), interpolation=cv2.INTER_CUBIC)[:, :, ::-1]
+        assert np.array_equal(found, plain)
+    data.paths[1].write_bytes(b"")
+    data.paths[3].write_text("no picture")
+    data.paths[4].unlink()
+    with pytest.raises(DataError, match=r"1\.png: the file is empty.*\(and 2 more\)"):
+        load_squashed(data.paths, 35)
+
+
+def test_digest_feels_pixels_and_labels():
+    images, mos = pictures(3), np.arange(3.0)
+    changed = images.copy()
+    changed[1, 2, 3, 0] ^= 1
+    digests = {data_digest(images, mos), data_digest(changed, mos), data_digest(images, mos + 1)}
+    assert len(digests) == 3
+    assert data_digest(images.copy(), mos.copy()) in digests

@@ -1,0 +1,327 @@
+"""Fine-tuning: one step by hand, what stays frozen, the schedule, honest selection, resuming, learning."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers_train import blurred, parameters_of, pictures, tiny_clip, tiny_model, tokenizer, write_labelled
+
+from grmp_edge.errors import CheckpointError, UsageError
+from grmp_edge.metrics import srcc
+from grmp_edge.train import finetune as finetune_module
+from grmp_edge.train.backbone import BackboneConfig
+from grmp_edge.train.checkpoint import CheckpointWriter, load_checkpoint, read_state
+from grmp_edge.train.data import SplitConfig, read_csv, split_indices
+from grmp_edge.train.finetune import FinetuneConfig, Part, finetune, predict
+from grmp_edge.train.model import SCENES, PromptConfig
+from grmp_edge.train.progress import Silent
+from grmp_edge.train.run import ModelConfig, run_finetune
+
+SIDE, SIZE = 35, 32  # round(32 * 244 / 224): a margin of 3
+
+
+def part(count, seed=0):
+    quality = np.random.default_rng(seed + 50).random(count).astype(np.float32)
+    return Part(pictures(count, SIDE, seed), quality)
+
+
+def full_text(model, sentences, context=None):
+    """open_clip's own text tower over all 77 places, with the context put in by a hook."""
+    ids = tokenizer()(sentences)
+
+    def put(module, inputs, output):
+        if context is None:
+            return output
+        rows = context.expand(len(output), -1, -1)
+        return torch.cat([output[:, :1], rows, output[:, 1 + context.shape[0] :]], dim=1)
+
+    handle = model.clip.token_embedding.register_forward_hook(put)
+    features = model.clip.encode_text(ids, normalize=True)
+    handle.remove()
+    return features
+
+
+def step_by_hand(model, untouched, images, y, lr, decay, strength):
+    """Gradients by autograd through the unfolded forward; projection and SGD written out."""
+    named = dict(model.finetune_parameters())
+    for parameter in named.values():
+        parameter.requires_grad_(True)
+    pixels = model.pixels(torch.from_numpy(np.ascontiguousarray(images)))
+    features = model.image_features_unfolded(pixels)
+    scale = model.clip.logit_scale.exp()
+    classes = full_text(model, ["X X X X high quality.", "X X X X low quality."], model.ctx)
+    p = (scale * features @ classes.T).softmax(-1)[:, 0]
+    loss = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+    sentences = [f"a photo of a {scene}" for scene in SCENES]
+    with torch.no_grad():
+        plain = untouched.encode_image(pixels, normalize=True)
+        teacher = (scale * plain @ untouched.encode_text(tokenizer()(sentences), normalize=True).T).softmax(
+            -1
+        )
+    student = (scale * features @ full_text(model, sentences).T).softmax(-1)
+    semantic = -(teacher * student.log()).sum(-1).mean()
+    toward = torch.autograd.grad(loss, list(named.values()), retain_graph=True)
+    content = torch.autograd.grad(semantic, list(named.values()), allow_unused=True)
+    after, projected = {}, 0
+    for (name, parameter), d, g in zip(named.items(), toward, content, strict=True):
+        d = d.double()
+        assert (g is None) == (name == "ctx")
+        if g is not None and float((d * g).sum()) > 0:
+            g = g.double()
+            d = d - strength * float((d * g).sum()) / float((g * g).sum()) * g
+            projected += 1
+        after[name] = (parameter.detach().double() - lr * (d + decay * parameter.detach())).float()
+    return after, float(loss.detach()), float(semantic.detach()), projected
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_one_step_by_hand(quick):
+    data = part(6)
+    # The crop and flip of the first epoch, from its own generator.
+    rng = np.random.default_rng([0, 0])
+    order = rng.permutation(6)
+    offset, flip = int(rng.integers(0, 3)), rng.random() < 0.5
+    images = data.images[order][:, offset : offset + SIZE, offset : offset + SIZE]
+    images = images[:, :, ::-1] if flip else images
+    hand = tiny_model(quick_gelu=quick)
+    untouched = tiny_clip(quick_gelu=quick)
+    y = torch.from_numpy(data.quality[order])
+    expected, loss, semantic, projected = step_by_hand(hand, untouched, images, y, 0.1, 0.01, 5.0)
+    model = tiny_model(quick_gelu=quick)
+    before = parameters_of(model)
+    config = FinetuneConfig(epochs=1, lr=0.1, weight_decay=0.01)
+    state = finetune(model, data, None, config)
+    after = parameters_of(model)
+    assert 0 < projected < len(expected)
+    for name, value in expected.items():
+        moved = (value - before[name]).abs().max()
+        assert moved > 0, name
+        assert (after[name] - value).abs().max() < 1e-3 * moved + 1e-7, name
+    (entry,) = state.progress["history"]
+    assert entry["loss"] == pytest.approx(loss, rel=1e-5)
+    assert entry["semantic"] == pytest.approx(semantic, rel=1e-5)
+    assert entry["changed"] == pytest.approx(projected / len(expected))
+    for name in set(before) - set(expected):
+        assert torch.equal(after[name], before[name]), name
+    for name in ("prompt_embeddings", "deep_prompt_embeddings", "prompt_proj.weight", "prompt_norm.weight",
+                 "clip.visual.transformer.resblocks.1.mlp.c_fc.weight", "clip.visual.proj",
+                 "clip.text_projection", "clip.logit_scale", "clip.visual.conv1.weight"):  # fmt: skip
+        assert name in set(before) - set(expected)
+
+
+def test_without_qgr_it_is_plain_sgd():
+    data = part(5)
+    plain, projected = tiny_model(), tiny_model()
+    finetune(plain, data, None, FinetuneConfig(epochs=2, qgr=False, lr=0.1))
+    none = FinetuneConfig(epochs=2, qgr_strength=0.0, lr=0.1)
+    state = finetune(projected, data, None, none)
+    full = parameters_of(plain)
+    assert all(torch.allclose(full[n], p, atol=1e-6) for n, p in projected.named_parameters())
+    assert state.progress["history"][-1]["semantic"] > 0
+    with_it = tiny_model()
+    finetune(with_it, data, None, FinetuneConfig(epochs=2, lr=0.1))
+    assert not torch.allclose(
+        with_it.clip.visual.ln_post.weight, full["clip.visual.ln_post.weight"], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("budget", [0, 100_000])
+def test_cache_changes_nothing(budget):
+    results = []
+    for size in (budget, 2 << 30):
+        model = tiny_model()
+        # Two batches an epoch: a view's pictures come to the cache in parts.
+        finetune(model, part(7), None, FinetuneConfig(epochs=12, batch=4, lr=0.05, cache_bytes=size))
+        results.append(parameters_of(model))
+    # The same up to rounding wherever a matrix product depends on the size of the batch.
+    assert all(torch.allclose(a, results[1][n], atol=1e-5) for n, a in results[0].items())
+
+
+def test_crops_cover_the_margin_and_both_flips(monkeypatch):
+    seen = set()
+    original = finetune_module.FrozenCache.get
+
+    def watch(self, indices, offset, flip):
+        seen.add((offset, flip))
+        return original(self, indices, offset, flip)
+
+    monkeypatch.setattr(finetune_module.FrozenCache, "get", watch)
+    finetune(tiny_model(), part(2), None, FinetuneConfig(epochs=60, qgr=False, lr=1e-4))
+    assert seen == {(offset, flip) for offset in (0, 1, 2) for flip in (False, True)}
+
+
+def test_schedule():
+    """After ``patience`` evaluations that do not improve, lr falls; below ``min_lr`` training stops."""
+    config = FinetuneConfig(epochs=2000, lr=1e-3, evaluate_every=2, patience=3, lr_factor=0.3, min_lr=2e-5)
+    state = finetune(tiny_model(), part(2), None, config)
+    rates = [entry["lr"] for entry in state.progress["history"]]
+    expected = [1e-3 * 0.3 ** ((i + 1) // 3) for i in range(12)]
+    assert rates == pytest.approx(expected)  # 1e-3 * .3^4 < 2e-5
+    assert [entry["epoch"] for entry in state.progress["history"]] == list(range(2, 26, 2))
+    assert state.progress["epoch"] == 24
+
+
+def test_schedule_counts_from_the_last_improvement():
+    scores = iter([0.1, 0.0, 0.1, 0.2, 0.2, None, 0.1, 0.3, 0.0, 0.0])
+    config = FinetuneConfig(patience=3, lr=1.0)
+    model = tiny_model()
+    run = finetune_module._Run(config, dict(model.finetune_parameters()))
+    rates = []
+    for score in scores:
+        run.judge(score, {})
+        rates.append(run.lr)
+    # An equal score is no improvement, and one that is undefined is none either.
+    assert rates == pytest.approx([1, 1, 1, 1, 1, 1, 0.3, 0.3, 0.3, 0.3])
+    assert run.best_srcc == 0.3
+
+
+def test_defaults_are_the_references():
+    c = FinetuneConfig()
+    assert (c.epochs, c.lr, c.weight_decay, c.batch) == (2000, 1e-3, 1e-4, 192)
+    assert (c.evaluate_every, c.patience, c.lr_factor, c.min_lr) == (5, 6, 0.3, 5e-7)
+    assert (c.qgr_strength, c.projection, c.select_on) == (5.0, "per_tensor", "validation")
+
+
+def test_the_best_judged_epoch_stays():
+    judge = part(12, seed=9)
+    model = tiny_model()
+    state = finetune(model, part(6), judge, FinetuneConfig(epochs=10, evaluate_every=1, lr=0.2))
+    scores = [entry["srcc"] for entry in state.progress["history"]]
+    assert len(set(scores)) > 2
+    assert srcc(predict(model, judge.images), judge.quality) == pytest.approx(max(scores))
+    assert state.progress["best_srcc"] == max(scores)
+
+
+def test_a_judge_that_cannot_rank_does_not_undo_the_training():
+    equal = Part(pictures(3, SIDE), np.full(3, 0.5, np.float32))
+    judged, fixed = tiny_model(), tiny_model()
+    config = FinetuneConfig(epochs=4, evaluate_every=2, lr=0.05)
+    state = finetune(judged, part(4), equal, config)
+    finetune(fixed, part(4), None, config)
+    expected = parameters_of(fixed)
+    assert all(torch.equal(p, expected[n]) for n, p in judged.named_parameters())
+    assert state.progress["best_srcc"] is None
+
+
+def test_predict_reads_the_centre():
+    model = tiny_model()
+    images = pictures(5, SIDE)
+    expected = model(torch.from_numpy(images[:, 1:33, 1:33].copy())).numpy()
+    np.testing.assert_allclose(predict(model, images, batch=2), expected, atol=1e-6)
+    noise = images.copy()
+    noise[:, 0] = noise[:, :, 0] = noise[:, 33:] = noise[:, :, 33:] = 0
+    np.testing.assert_allclose(predict(model, noise), expected, atol=1e-6)
+
+
+def test_a_loss_that_explodes_is_told():
+    with pytest.raises(UsageError, match=r"epoch \d+; lower --lr"):
+        finetune(tiny_model(), part(3), None, FinetuneConfig(epochs=50, lr=1e20))
+
+
+class Stop(Silent):
+    def __init__(self, at):
+        self.left = at
+
+    def step(self, count=1, **metrics):
+        self.left -= count
+        if self.left <= 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_resumes_bit_for_bit(tmp_path, judged, monkeypatch):
+    monkeypatch.setattr(finetune_module, "_SAVE_EVERY_S", 0.0)
+    judge = part(8, seed=3) if judged else None
+    config = FinetuneConfig(epochs=12, evaluate_every=2, patience=2, batch=4, lr=0.05, cache_bytes=200_000)
+
+    def run(folder, stop=None, resume=False):
+        model = tiny_model()
+        writer = CheckpointWriter(folder, {"stage": "finetune"})
+        state = writer.resume() if resume else None
+        final = finetune(model, part(6), judge, config, writer, state, Stop(stop) if stop else None)
+        return parameters_of(model), final
+
+    whole, told = run(tmp_path / "whole")
+    for stop in (1, 5, 9, 12):
+        folder = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, stop)
+        again, final = run(folder, resume=True)
+        assert all(torch.equal(value, whole[name]) for name, value in again.items())
+        assert final.progress == told.progress
+        assert all(torch.equal(value, told.weights[name]) for name, value in final.weights.items())
+
+
+# The whole stage on files, with the embedded network at random.
+CHOICE = ModelConfig(BackboneConfig(pretrained="random"), PromptConfig(visual_tokens=4), "cpu", 3)
+
+
+def stage(tmp_path, name, csv, resume=False, reporter=None, **settings):
+    config = FinetuneConfig(**{"epochs": 3, "evaluate_every": 1, "lr": 0.01, **settings})
+    split = SplitConfig(labels=6, test_fraction=0.4, validation_fraction=0.34, seed=1)
+    return run_finetune(tmp_path / name, CHOICE, None, read_csv(csv), split, config, resume, reporter)
+
+
+def test_the_stage_never_looks_at_the_test_part_and_resumes(tmp_path, monkeypatch):
+    csv = write_labelled(tmp_path / "data", 10)
+    result = stage(tmp_path, "run", csv)
+    metrics = result["metrics"]
+    assert {"zero_shot_validation", "zero_shot_test", "train", "validation", "test"} == set(metrics)
+    assert (metrics["train"]["count"], metrics["validation"]["count"], metrics["test"]["count"]) == (4, 2, 4)
+    assert result["selected_on_test"] is False
+    weights = read_state(tmp_path / "run").weights
+    # A kill in the middle: the teacher of the resumed run must still be the plain CLIP.
+    monkeypatch.setattr(finetune_module, "_SAVE_EVERY_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path, "killed", csv, reporter=Stop(10 + 2))
+    assert read_state(tmp_path / "killed").progress["epoch"] == 2
+    again = stage(tmp_path, "killed", csv, resume=True)
+    assert {k: v for k, v in again.items() if k != "images"} == result
+    found = read_state(tmp_path / "killed").weights
+    assert all(torch.equal(value, weights[name]) for name, value in found.items())
+    # Other test pictures, same training: nothing but the test figures may change.
+    data = read_csv(csv)
+    split = split_indices(data, SplitConfig(labels=6, test_fraction=0.4, validation_fraction=0.34, seed=1))
+    for index in split.test:
+        cv2.imwrite(str(data.paths[index]), pictures(1, 48, index)[0])
+    stage(tmp_path, "other", csv)
+    other = read_state(tmp_path / "other").weights
+    assert all(torch.equal(value, weights[name]) for name, value in other.items())
+    with pytest.raises(CheckpointError, match=r"data\.digest"):
+        stage(tmp_path, "run", csv, resume=True)
+    # The checkpoint scores as the run said.
+    loaded = load_checkpoint(tmp_path / "other")
+    assert loaded.mos is not None
+    assert loaded.mos.low == pytest.approx(min(data.mos[[*split.train, *split.validation]]))
+    with pytest.raises(CheckpointError, match="not a pre-training checkpoint"):
+        run_finetune(tmp_path / "x", CHOICE, tmp_path / "other", data, SplitConfig(), FinetuneConfig())
+
+
+def test_selecting_on_the_test_part_is_marked(tmp_path):
+    csv = write_labelled(tmp_path / "data", 10)
+    result = stage(tmp_path, "run", csv, select_on="test", epochs=2)
+    assert result["selected_on_test"] is True
+    assert result["best_srcc"] == pytest.approx(max(entry["srcc"] for entry in result["history"]))
+    assert result["metrics"]["test"]["srcc"] == pytest.approx(result["best_srcc"])
+    assert read_state(tmp_path / "run").progress["selected_on_test"] is True
+
+
+def test_blur_is_learned_and_shuffled_labels_are_not():
+    images, quality = blurred(64, SIDE, seed=1)
+    judge_images, judge_quality = blurred(32, SIDE, seed=3)
+    held_images, held_quality = blurred(48, SIDE, seed=2)
+    rank, error = [], []
+    for shuffled in (False, True):
+        mix = np.random.default_rng(0).permutation if shuffled else np.copy
+        model = tiny_model()
+        config = FinetuneConfig(epochs=100, evaluate_every=2, patience=1000, lr=0.02, batch=16, qgr=False)
+        finetune(model, Part(images, mix(quality)), Part(judge_images, mix(judge_quality)), config)
+        found = predict(model, held_images)
+        rank.append(srcc(found, held_quality))
+        error.append(float(np.abs(found - held_quality).mean()))
+    constant = float(np.abs(held_quality - held_quality.mean()).mean())
+    assert rank[0] > 0.75
+    assert rank[0] > abs(rank[1]) + 0.3
+    assert error[0] < 0.85 * constant < 0.95 * error[1]

@@ -1,0 +1,281 @@
+"""Meta-prompt pre-training against a plain loop with a hand-written Adam."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers_train import PROMPTS, memory_task, parameters_of, tiny_model
+
+from grmp_edge.errors import CheckpointError, DataError, UsageError
+from grmp_edge.metrics import srcc
+from grmp_edge.train.backbone import BackboneConfig
+from grmp_edge.train.checkpoint import CheckpointWriter
+from grmp_edge.train.meta import MetaConfig, adapt, evaluate_tasks, hold_out, meta_train
+from grmp_edge.train.model import PromptConfig
+from grmp_edge.train.progress import Silent
+from grmp_edge.train.run import ModelConfig, run_pretrain
+from grmp_edge.train.tasks import query_batches, support_batches
+
+SMALL = MetaConfig(epochs=2, support_batch=5, query_batch=2, held_out=0, inner_lr=1e-3, outer_lr=0.1)
+
+
+class Stop(Silent):
+    """Raises KeyboardInterrupt at the n-th step."""
+
+    def __init__(self, at):
+        self.left = at
+
+    def step(self, count=1, **metrics):
+        self.left -= count
+        if self.left <= 0:
+            raise KeyboardInterrupt
+
+
+class Adam:
+    """Kingma and Ba's algorithm 1, by hand."""
+
+    def __init__(self, parameters, lr):
+        self.parameters, self.lr, self.t = parameters, lr, 0
+        self.m = {n: torch.zeros_like(p) for n, p in parameters.items()}
+        self.v = {n: torch.zeros_like(p) for n, p in parameters.items()}
+
+    def step(self, gradients):
+        self.t += 1
+        for name, g in gradients.items():
+            self.m[name] = 0.9 * self.m[name] + 0.1 * g
+            self.v[name] = 0.999 * self.v[name] + 0.001 * g * g
+            m_hat = self.m[name] / (1 - 0.9**self.t)
+            v_hat = self.v[name] / (1 - 0.999**self.t)
+            with torch.no_grad():
+                self.parameters[name] -= self.lr * m_hat / (v_hat.sqrt() + 1e-8)
+
+
+def plain_loss(model, batch):
+    """From probabilities of the unfolded network: the slow way round."""
+    p = model(torch.from_numpy(batch.images), unfolded=True)
+    y = torch.from_numpy(batch.quality)
+    return -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+
+
+def plain_meta(model, phases, config):
+    parameters = dict(model.prompt_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    theta = {n: p.detach().clone() for n, p in parameters.items()}
+    inner = theta
+    for epoch in range(config.epochs):
+        for number, phase in enumerate(phases):
+            order = np.random.default_rng([config.seed, epoch, number]).permutation(len(phase))
+            ends = []
+            for visited in order:
+                task = phase[visited]
+                with torch.no_grad():
+                    for name, parameter in parameters.items():
+                        parameter.copy_(theta[name] if config.reset_per_task else inner[name])
+                rng = np.random.default_rng([config.seed, epoch, number, visited])
+                rng.integers(2**62)  # the seed of dropout, which is off here
+                support, query = task.split(0.8, rng)
+                queries = list(query_batches(task, query, model.image.size, config.query_batch))
+                adam = Adam(parameters, config.inner_lr)
+                batches = support_batches(task, support, model.image.size, config.support_batch, rng)
+                for step, batch in enumerate(batches):
+                    for part in (batch, queries[step % len(queries)]):
+                        loss = plain_loss(model, part)
+                        gradients = torch.autograd.grad(loss, list(parameters.values()))
+                        adam.step(dict(zip(parameters, gradients, strict=True)))
+                inner = {n: p.detach().clone() for n, p in parameters.items()}
+                ends.append(inner)
+            theta = {
+                n: theta[n] - config.outer_lr * sum(theta[n] - end[n] for end in ends) / len(ends)
+                for n in theta
+            }
+    return theta
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_whole_run_is_the_plain_loop(reset):
+    config = MetaConfig(**{**SMALL.__dict__, "reset_per_task": reset})
+    phases = [[memory_task("a", seed=1), memory_task("b", seed=2)], [memory_task("c", 4, 2, seed=3)]]
+    start = parameters_of(tiny_model())
+    expected = plain_meta(tiny_model(), phases, config)
+    model = tiny_model()
+    history = meta_train(model, phases, config)
+    for name, value in expected.items():
+        found = dict(model.named_parameters())[name].detach()
+        moved = (value - start[name]).abs().max()
+        assert moved > 1e-5
+        # Adam's first steps have size lr whatever the gradient: where it is nearly 0 its sign may differ.
+        assert (found - value).abs().max() < 0.02 * moved, name
+        assert (found - value).abs().mean() < 1e-3 * moved, name
+    assert [entry["epoch"] for entry in history] == [1, 2]
+    assert all(entry["srcc"] is None and entry["loss"] > 0 for entry in history)
+
+
+def test_reset_and_no_reset_differ():
+    ends = []
+    for reset in (True, False):
+        model = tiny_model()
+        tasks = [[memory_task("a", seed=1), memory_task("b", seed=2)]]
+        meta_train(model, tasks, MetaConfig(**{**SMALL.__dict__, "reset_per_task": reset}))
+        ends.append(parameters_of(model))
+    assert not torch.allclose(ends[0]["ctx"], ends[1]["ctx"], atol=1e-6)
+
+
+def test_only_the_prompts_move():
+    model = tiny_model(prompts=PromptConfig(visual_tokens=5, dropout=0.1))
+    before = parameters_of(model)
+    meta_train(model, [[memory_task("a", seed=1)]], SMALL)
+    prompts = {"ctx", "prompt_embeddings", "deep_prompt_embeddings", "prompt_proj.weight",
+               "prompt_proj.bias", "prompt_norm.weight", "prompt_norm.bias"}  # fmt: skip
+    for name, value in model.named_parameters():
+        assert torch.equal(value, before[name]) == (name not in prompts), name
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not model.training
+
+
+def test_support_and_query_share_no_reference():
+    task = memory_task("a", references=5, each=3)
+    seen = set()
+    for seed in range(30):
+        support, query = task.split(0.8, np.random.default_rng(seed))
+        owners = [{task.references[i] for i in part} for part in (support, query)]
+        assert not owners[0] & owners[1]
+        assert sorted(support + query) == list(range(15))
+        assert (len(support), len(query)) == (12, 3)
+        seen.add(tuple(sorted(query)))
+    assert len(seen) == 5  # redrawn at every visit
+
+
+def test_two_references_leave_one_on_each_side():
+    task = memory_task("a", references=2)
+    support, query = task.split(0.99, np.random.default_rng(0))
+    assert len(support) == len(query) == 3
+
+
+def test_support_is_augmented_and_query_is_not():
+    size, side = 32, 37  # round(32 * 256 / 224)
+    task = memory_task("a", references=4, each=3, size=side)
+    rng = np.random.default_rng(0)
+    (batch,) = support_batches(task, range(12), size, 75, rng)
+    assert batch.images.shape == (12, size, size, 3)
+    found = []
+    for i, image in enumerate(batch.images):
+        for flip in (False, True):
+            plain = image[:, ::-1] if flip else image
+            found += [
+                (i, top, left, flip)
+                for top in range(side - size + 1)
+                for left in range(side - size + 1)
+                if np.array_equal(task.read(i)[top : top + size, left : left + size], plain)
+            ]
+    assert [entry[0] for entry in found] == list(range(12))  # each is one cut of its picture
+    assert {entry[3] for entry in found} == {False, True}
+    assert len({entry[1:3] for entry in found}) > 6
+    parts = list(query_batches(task, [3, 1, 2], side, 2))
+    assert [len(part.images) for part in parts] == [2, 1]
+    assert np.array_equal(parts[0].images[0], task.read(3))
+    assert parts[1].quality[0] == task.quality[2]
+
+
+def test_held_out_tasks_are_not_trained_on_and_choose_the_epoch():
+    reads = {name: [] for name in "abcdef"}
+    tasks = []
+    for number, name in enumerate(reads):
+        task = memory_task(name, seed=number)
+
+        def read(index, task=task, name=name):
+            reads[name].append(index)
+            return task.read(index)
+
+        tasks.append(type(task)(name, task.references, task.quality, read))
+    # The larger step size makes the epochs differ.
+    config = MetaConfig(epochs=4, support_batch=6, query_batch=3, held_out=0.3, inner_lr=0.02, outer_lr=1.0)
+    training, held = hold_out([tasks], config)
+    assert len(held) == 2
+    assert {t.name for t in held}.isdisjoint(t.name for t in training[0])
+    assert len(training[0]) == 4
+    model = tiny_model()
+    history = meta_train(model, [tasks], config)
+    for task in held:
+        # Read once in order at each epoch's end, and never otherwise.
+        assert sorted(reads[task.name]) == sorted(list(range(15)) * 4)
+    values = [entry["srcc"] for entry in history]
+    assert len(set(values)) > 1
+    scores = [
+        model(torch.from_numpy(next(iter(query_batches(t, range(15), 32, 50))).images)).detach().numpy()
+        for t in held
+    ]
+    kept = np.mean([srcc(score, task.quality) for score, task in zip(scores, held, strict=True)])
+    assert kept == pytest.approx(max(values), abs=1e-9)
+    assert evaluate_tasks(model, held, 4) == pytest.approx(max(values), abs=1e-9)
+
+
+def test_hold_out_by_the_seed_and_never_all():
+    tasks = [memory_task(str(i), 2, 1) for i in range(10)]
+    names = [{t.name for t in hold_out([tasks], MetaConfig(seed=s, held_out=0.3))[1]} for s in range(6)]
+    assert all(len(found) == 3 for found in names)
+    assert len(set(map(frozenset, names))) > 1
+    kept, held = hold_out([tasks[:1], tasks[1:2]], MetaConfig(held_out=0.99))
+    assert sum(map(len, kept)) == 1
+    assert len(held) == 1
+    with pytest.raises(DataError, match="no task"):
+        meta_train(tiny_model(), [], SMALL)
+
+
+def test_loss_that_explodes_is_told():
+    config = MetaConfig(**{**SMALL.__dict__, "inner_lr": 1e30})
+    with pytest.raises(UsageError, match="--inner-lr"):
+        adapt_all(tiny_model(), config)
+
+
+def adapt_all(model, config):
+    for _, parameter in model.prompt_parameters():
+        parameter.requires_grad_(True)
+    for seed in range(3):
+        adapt(model, memory_task("a", seed=seed), config, [seed])
+
+
+CHOICE = ModelConfig(BackboneConfig(pretrained="random"), PROMPTS, "cpu", 3)
+
+
+def trained(folder, reset, stop=None, resume=False):
+    """A run of 3 epochs of 3 tasks (one is held out) with dropout, perhaps interrupted at a step."""
+    prompts = PromptConfig(visual_tokens=5, dropout=0.2)
+    config = MetaConfig(epochs=3, support_batch=8, query_batch=4, held_out=0.25, reset_per_task=reset,
+                        inner_lr=5e-3, outer_lr=0.5)  # fmt: skip
+    tasks = [memory_task(str(i), 4, 3, seed=i) for i in range(4)]
+    writer = CheckpointWriter(folder, {"stage": "pretrain"})
+    state = writer.resume() if resume else None
+    model = tiny_model(prompts=prompts)
+    history = meta_train(model, [tasks], config, writer, state, Stop(stop) if stop else None)
+    return parameters_of(model), history
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_interrupted_anywhere_resumes_bit_for_bit(tmp_path, reset):
+    whole, history = trained(tmp_path / "whole", reset)
+    for stop in (2, 4, 8):  # in the first, second and third epoch
+        folder = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            trained(folder, reset, stop=stop)
+        again, told = trained(folder, reset, resume=True)
+        assert all(torch.equal(value, whole[name]) for name, value in again.items())
+        assert told == history
+
+
+def test_run_pretrain_refuses_what_it_cannot_continue(tmp_path):
+    tasks = [memory_task(str(i), 2, 2, size=256, seed=i) for i in range(2)]
+    config = MetaConfig(epochs=1, support_batch=4, query_batch=4, held_out=0)
+    result = run_pretrain(tmp_path / "run", CHOICE, [tasks], {"made": "here"}, config)
+    assert result["complete"]
+    assert result["best_srcc"] is None
+    again = run_pretrain(tmp_path / "run", CHOICE, [tasks], {"made": "here"}, config, resume=True)
+    assert again == result
+    with pytest.raises(CheckpointError, match="--resume"):
+        run_pretrain(tmp_path / "run", CHOICE, [tasks], {"made": "here"}, config)
+    with pytest.raises(CheckpointError, match=r'data\.made was "here", now "there"'):
+        run_pretrain(tmp_path / "run", CHOICE, [tasks], {"made": "there"}, config, resume=True)
+    other = MetaConfig(**{**config.__dict__, "inner_lr": 0.5})
+    with pytest.raises(CheckpointError, match=r"meta\.inner_lr was 0\.0001, now 0\.5"):
+        run_pretrain(tmp_path / "run", CHOICE, [tasks], {"made": "here"}, other, resume=True)
