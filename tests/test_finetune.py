@@ -163,6 +163,19 @@ def test_schedule():
     assert state.progress["epoch"] == 24
 
 
+def test_loss_decides_between_equal_srcc():
+    model = tiny_model()
+    run = finetune_module._Run(FinetuneConfig(patience=9, lr=1.0), dict(model.finetune_parameters()))
+    kept = []
+    for score, loss in [(1.0, 0.5), (1.0, 0.6), (1.0, 0.4), (0.9, 0.1), (1.0, 0.4)]:
+        with torch.no_grad():
+            model.ctx.add_(1.0)
+        run.judge(score, loss, {})
+        kept.append(bool(torch.equal(run.best["ctx"], model.ctx)))
+    assert kept == [True, False, True, False, False]
+    assert (run.best_srcc, run.best_loss, run.waited) == (1.0, 0.4, 2)
+
+
 def test_schedule_counts_from_the_last_improvement():
     scores = iter([0.1, 0.0, 0.1, 0.2, 0.2, None, 0.1, 0.3, 0.0, 0.0])
     config = FinetuneConfig(patience=3, lr=1.0)
@@ -170,7 +183,7 @@ def test_schedule_counts_from_the_last_improvement():
     run = finetune_module._Run(config, dict(model.finetune_parameters()))
     rates = []
     for score in scores:
-        run.judge(score, {})
+        run.judge(score, 0.5, {})
         rates.append(run.lr)
     # An equal score is no improvement, and one that is undefined is none either.
     assert rates == pytest.approx([1, 1, 1, 1, 1, 1, 0.3, 0.3, 0.3, 0.3])

@@ -114,8 +114,8 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], bool]:
 
             return load_file(path), False
         if _is_torchscript(path):
-            # An archive of tensors and TorchScript code; the code is never run and nothing is unpickled
-            # by Python.
+            # OpenAI publishes its weights so. TorchScript's own loader reads it: it builds tensors and
+            # TorchScript objects only, Python's pickle is not involved and forward is never called.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 archive = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]

@@ -143,8 +143,8 @@ def finetune(
                     tensor.sub_(gradient + config.weight_decay * tensor, alpha=run.lr)
         run.epoch += 1
         if run.epoch % config.evaluate_every == 0 or run.epoch == config.epochs:
-            score = _finite(srcc(predict(model, judge.images), judge.quality)) if judge else None
-            run.judge(score, last)
+            score, judged_loss = _judge(model, judge) if judge else (None, None)
+            run.judge(score, judged_loss, last)
             if writer and time.monotonic() - saved > _SAVE_EVERY_S:
                 writer.save(run.state(prompted, complete=False))
                 saved = time.monotonic()
@@ -163,7 +163,7 @@ class _Run:
         self.config, self.parameters = config, parameters
         self.epoch, self.lr, self.waited = 0, config.lr, 0
         self.best = copy_parameters(parameters.items())
-        self.best_srcc = -2.0
+        self.best_srcc, self.best_loss = -2.0, math.inf
         self.history: list[dict[str, float | None]] = []
 
     @property
@@ -171,10 +171,14 @@ class _Run:
         """Whether any evaluation has given a number."""
         return self.best_srcc >= -1
 
-    def judge(self, score: float | None, last: dict[str, float]) -> None:
-        """Note an evaluation; keep the best weights, lower the rate after too many that are not."""
-        if score is not None and score > self.best_srcc:
-            self.best, self.best_srcc, self.waited = copy_parameters(self.parameters.items()), score, 0
+    def judge(self, score: float | None, loss: float | None, last: dict[str, float]) -> None:
+        """Note an evaluation; keep the best weights, lower the rate after too many that are not.
+
+        The SRCC of ten pictures often ties, and stays at 1 once reached: the loss then decides.
+        """
+        if score is not None and loss is not None and (score, -loss) > (self.best_srcc, -self.best_loss):
+            self.best, self.waited = copy_parameters(self.parameters.items()), 0
+            self.best_srcc, self.best_loss = score, loss
         else:
             self.waited += 1
             if self.waited >= self.config.patience:
@@ -197,6 +201,7 @@ class _Run:
             "lr": self.lr,
             "waited": self.waited,
             "best_srcc": self.best_srcc if self.judged else None,
+            "best_loss": self.best_loss if self.judged else None,
             "history": self.history,
             "complete": complete,
         }
@@ -214,10 +219,19 @@ class _Run:
         self.history = list(state.progress["history"])
         if state.progress["best_srcc"] is not None:
             self.best_srcc = state.progress["best_srcc"]
+            self.best_loss = state.progress["best_loss"]
         for name, parameter in self.parameters.items():
             self.best[name] = state.weights[name].to(parameter)
             with torch.no_grad():
                 parameter.copy_(state.resume[name])
+
+
+def _judge(model: GrmpIqa, part: Part) -> tuple[float | None, float]:
+    """SRCC (None where undefined) and mean quality loss of the model on a part."""
+    predicted = predict(model, part.images)
+    p = np.clip(predicted.astype(np.float64), 1e-7, 1 - 1e-7)
+    loss = -(part.quality * np.log(p) + (1 - part.quality) * np.log(1 - p)).mean()
+    return _finite(srcc(predicted, part.quality)), float(loss)
 
 
 @torch.inference_mode()
