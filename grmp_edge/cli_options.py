@@ -22,7 +22,10 @@ class ProjectionChoice(str, Enum):  # noqa: D101
 # One definition of each option; the three commands share them.
 Output = Annotated[Path, typer.Option("--output", "-o", help="Checkpoint folder to write.")]
 Data = Annotated[
-    Path | None, typer.Option("--data", help="Labelled pictures: a csv with the columns image,mos.")
+    str | None,
+    typer.Option(
+        "--data", help="Labelled pictures: a csv with the columns image,mos, or SET:PATH such as livec:DIR."
+    ),
 ]
 Images = Annotated[Path | None, typer.Option("--images", help="Folder the csv's names are relative to.")]
 MosRange = Annotated[
@@ -54,9 +57,11 @@ Photos = Annotated[
     ),
 ]
 MetaData = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
-        "--meta-data", help="Labelled csv with a column distortion, as tasks; repeat it for more phases."
+        "--meta-data",
+        help="Labelled set as tasks: tid2013:DIR, kadid10k:DIR, or a csv with a column distortion; "
+        "repeat for more phases.",
     ),
 ]
 Distortions = Annotated[
@@ -101,7 +106,12 @@ Reset = Annotated[
     ),
 ]
 Epochs = Annotated[int, typer.Option("--epochs", min=1, help="At most so many epochs of fine-tuning.")]
-Lr = Annotated[float, typer.Option("--lr", min=0.0, help="SGD's learning rate in fine-tuning.")]
+Lr = Annotated[
+    float | None,
+    typer.Option(
+        "--lr", min=0.0, help="SGD's learning rate; default: 0.1 for the embedded backbone, else 1e-3."
+    ),
+]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Pictures in a fine-tuning step.")]
 NoQgr = Annotated[bool, typer.Option("--no-qgr", help="Fine-tune without gradient regularisation.")]
 Lambda = Annotated[

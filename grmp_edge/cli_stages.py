@@ -46,7 +46,7 @@ class TaskChoice:
     """Where the meta-learning tasks come from."""
 
     photos: Path | None
-    meta_data: list[Path] | None
+    meta_data: list[str] | None
     distortions: str | None
     max_photos: int | None
     seed: int
@@ -54,15 +54,15 @@ class TaskChoice:
     def build(self, reporter: Reporter) -> tuple[list[list[Task]], dict[str, Any]]:
         """The phases of tasks, and what config.json says of them."""
         from grmp_edge.train import tasks as t
-        from grmp_edge.train.data import read_csv
+        from grmp_edge.train.datasets import read_spec
 
         if self.meta_data:
             if self.photos:
                 raise UsageError("--photos and --meta-data are two sources of tasks", "give one of them")
-            sets = [read_csv(path) for path in self.meta_data]
+            sets = [read_spec(spec) for spec in self.meta_data]
             phases = [t.labelled_tasks(data) for data in sets]
             said = {
-                "meta_data": [str(path.resolve()) for path in self.meta_data],
+                "meta_data": [data.name for data in sets],
                 "pictures": [len(d) for d in sets],
             }
         else:
@@ -119,14 +119,14 @@ class MetaChoice:
 class TuningChoice:
     """Labelled data and settings of fine-tuning."""
 
-    data: Path
+    data: str
     images: Path | None
     mos_range: str | None
     labels: int | None
     test_fraction: float
     validation_fraction: float
     epochs: int
-    lr: float
+    lr: float | None
     batch: int
     no_qgr: bool
     strength: float
@@ -150,9 +150,9 @@ class TuningChoice:
 
     def labelled(self) -> Labelled:
         """The csv, read and checked."""
-        from grmp_edge.train.data import read_csv
+        from grmp_edge.train.datasets import read_spec
 
-        return read_csv(self.data, self.images, _range(self.mos_range))
+        return read_spec(self.data, self.images, _range(self.mos_range))
 
     def config(self) -> FinetuneConfig:
         """For ``run_finetune``."""

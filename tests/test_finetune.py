@@ -191,7 +191,7 @@ def test_schedule_counts_from_the_last_improvement():
 
 
 def test_defaults_are_the_references():
-    c = FinetuneConfig()
+    c = FinetuneConfig().for_backbone("ViT-B-16")
     assert (c.epochs, c.lr, c.weight_decay, c.batch) == (2000, 1e-3, 1e-4, 192)
     assert (c.evaluate_every, c.patience, c.lr_factor, c.min_lr) == (5, 6, 0.3, 5e-7)
     assert (c.qgr_strength, c.projection, c.select_on) == (5.0, "per_tensor", "validation")

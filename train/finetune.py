@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from grmp_edge.errors import UsageError
 from grmp_edge.metrics import agreement, srcc
+from grmp_edge.train.backbone import EMBEDDED
 from grmp_edge.train.checkpoint import CheckpointWriter, State, copy_parameters
 from grmp_edge.train.frozen import FrozenCache, Teacher
 from grmp_edge.train.losses import quality_loss, semantic_loss
@@ -39,7 +40,9 @@ class FinetuneConfig:
     """Settings of fine-tuning; the reference's unless a reason is given."""
 
     epochs: int = 2000
-    lr: float = 1e-3  # SGD without momentum
+    # Of SGD without momentum. None: the reference's 1e-3, which was found for CLIP's logit scale of 100; the
+    # embedded backbone's scale is 14, gradients fall with it, and on its features 0.1 was found.
+    lr: float | None = None
     weight_decay: float = 1e-4
     batch: int = 192
     evaluate_every: int = 5  # epochs
@@ -54,6 +57,10 @@ class FinetuneConfig:
     select_on: Literal["validation", "test"] = "validation"
     cache_bytes: int = 2 << 30  # at most so much of what is frozen is kept instead of computed again
     seed: int = 0
+
+    def for_backbone(self, name: str) -> FinetuneConfig:
+        """The same with the learning rate that goes with a backbone, unless one is set."""
+        return self if self.lr is not None else replace(self, lr=0.1 if name == EMBEDDED else 1e-3)
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ def finetune(
         cosine, changed, srcc, lr), ``epoch`` and ``best_srcc``.
     """
     reporter = reporter or Silent()
+    config = config.for_backbone(model.backbone.name)
     parameters = dict(model.finetune_parameters())
     prompted = copy_parameters(model.prompt_parameters())  # travel with the checkpoint, unchanged but ctx
     teacher = Teacher(model) if config.qgr else None
@@ -161,7 +169,7 @@ class _Run:
 
     def __init__(self, config: FinetuneConfig, parameters: dict[str, nn.Parameter]) -> None:
         self.config, self.parameters = config, parameters
-        self.epoch, self.lr, self.waited = 0, config.lr, 0
+        self.epoch, self.lr, self.waited = 0, config.lr or 0.0, 0
         self.best = copy_parameters(parameters.items())
         self.best_srcc, self.best_loss = -2.0, math.inf
         self.history: list[dict[str, float | None]] = []
@@ -247,9 +255,9 @@ def predict(model: GrmpIqa, images: UInt8Array, batch: int = 64) -> Float32Array
     return np.asarray(torch.cat(scores).numpy(), dtype=np.float32)
 
 
-def report_metrics(predicted: Float32Array, quality: Float32Array) -> dict[str, float | None]:
+def report_metrics(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float | None]:
     """SRCC, PLCC, KRCC and RMSE (in 0..1 units) as plain JSON; None where undefined."""
-    return {name: _finite(value) for name, value in asdict(agreement(predicted, quality)).items()}
+    return {name: _finite(value) for name, value in asdict(agreement(predicted, labels)).items()}
 
 
 def _finite(value: float) -> float | None:

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from grmp_edge import __version__
@@ -144,6 +146,7 @@ def run_finetune(
     else:
         network, settings = _build(model)
         settings["pretrained_by"] = None
+    config = config.for_backbone(network.backbone.name)
     side = Preprocess.for_size(network.image.size).resize
     used = [*split.train, *split.validation, *split.test]
     reporter.start("reading pictures", len(used))
@@ -170,7 +173,12 @@ def run_finetune(
     state = _resume(writer, resume)
     if state is not None and state.progress["complete"]:
         return state.progress
-    before = {f"zero_shot_{name}": _measure(network, part) for name, part in parts.items() if name != "train"}
+    # Measured against the labels as they are, which pass 0..1 where the scale is that of other pictures.
+    raw = (data.mos[used] - scale.low) / (scale.high - scale.low)
+    labels = dict(zip(parts, (raw[:a], raw[a:b], raw[b:]), strict=True))
+    before = {
+        f"zero_shot_{name}": _measure(network, parts[name], labels[name]) for name in parts if name != "train"
+    }
     judge = parts["test"] if config.select_on == "test" else parts["validation"]
     if state is not None:
         # Only the prompts: the trained blocks come back inside, after the teacher has copied the plain CLIP.
@@ -179,7 +187,7 @@ def run_finetune(
     final = finetune(
         network, parts["train"], judge if len(judge.images) else None, config, writer, state, reporter
     )
-    metrics = {**before, **{name: _measure(network, part) for name, part in parts.items()}}
+    metrics = {**before, **{name: _measure(network, parts[name], labels[name]) for name in parts}}
     progress = {
         **final.progress,
         "metrics": {name: found for name, found in metrics.items() if found},
@@ -190,8 +198,8 @@ def run_finetune(
     return progress
 
 
-def _measure(network: GrmpIqa, part: Part) -> dict[str, float | None] | None:
-    return report_metrics(predict(network, part.images), part.quality) if len(part.images) > 1 else None
+def _measure(network: GrmpIqa, part: Part, labels: npt.NDArray[np.float64]) -> dict[str, float | None] | None:
+    return report_metrics(predict(network, part.images), labels) if len(part.images) > 1 else None
 
 
 def _build(model: ModelConfig) -> tuple[GrmpIqa, dict[str, Any]]:

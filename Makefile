@@ -1,0 +1,33 @@
+# Two commands: `make demo` shows the whole path, `make test` proves it. Both make their own environment.
+# They need python3 (3.10 to 3.13) with venv, and a package index; PYTHON=... chooses another interpreter.
+PYTHON ?= python3
+DEMO := .demo
+
+.PHONY: demo test clean
+
+demo: .venv-demo/installed
+	PATH="$(CURDIR)/.venv-demo/bin:$$PATH" bash docs/demo.sh $(DEMO)
+
+test: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+# A stamp newer than pyproject.toml: the second run installs nothing.
+.venv/installed: pyproject.toml
+	$(call make_venv,.venv,-e '.[cpu,train,export,data,dev]')
+
+.venv-demo/installed: pyproject.toml
+	$(call make_venv,.venv-demo,-e '.[cpu,train,export]')
+
+define make_venv
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "grmp-edge needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --upgrade pip
+	$(1)/bin/python -m pip install --quiet $(2)
+	touch $(1)/installed
+endef
+
+clean:
+	rm -rf .venv .venv-demo $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

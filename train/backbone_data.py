@@ -1,0 +1,270 @@
+"""Training groups for the backbone: one picture in several states, with labels and captions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from grmp_edge.errors import DataError
+from grmp_edge.train.captions import LOW_RESOLUTION, SCENES, Statistics, caption
+from grmp_edge.train.distort import DISTORTIONS, Image, distort
+from grmp_edge.train.procedural import PROCEDURAL, procedural_image
+
+__all__ = [
+    "KINDS",
+    "VARIANTS",
+    "Batch",
+    "Source",
+    "load_photos",
+    "make_batch",
+    "procedural_sources",
+    "statistics",
+]
+
+KINDS = (*DISTORTIONS, LOW_RESOLUTION)
+VARIANTS = 4  # states of one picture: clean, one fault, the same fault worse, a chain of faults
+
+_SHOWN = 224
+_SQUASHED = 244
+# How much of the quality the worst level takes away. By eye, in the spirit of KADID-10k, where blur, noise
+# and coding hurt most and changes of colour and tone least.
+_HARM = {
+    "gaussian_blur": 0.85,
+    "lens_blur": 0.88,
+    "motion_blur": 0.85,
+    "color_diffusion": 0.35,
+    "color_shift": 0.5,
+    "color_quantization": 0.55,
+    "color_saturation_1": 0.35,
+    "color_saturation_2": 0.5,
+    "jpeg2000": 0.85,
+    "jpeg": 0.85,
+    "white_noise": 0.8,
+    "color_component_noise": 0.65,
+    "impulse_noise": 0.8,
+    "multiplicative_noise": 0.75,
+    "denoise": 0.75,
+    "brighten": 0.6,
+    "darken": 0.7,
+    "mean_shift": 0.45,
+    "jitter": 0.88,
+    "non_eccentricity_patch": 0.4,
+    "pixelate": 0.85,
+    "quantization": 0.6,
+    "color_block": 0.5,
+    "high_sharpen": 0.55,
+    "contrast_change": 0.55,
+    LOW_RESOLUTION: 0.85,
+}
+_LEVEL_SHARE = (0.2, 0.4, 0.6, 0.8, 1.0)
+# What real cameras do, in the order in which they do it; each step happens by chance.
+_CAMERA_CHAIN = (
+    (("darken", "brighten", "mean_shift", "contrast_change"), 0.55),
+    (("gaussian_blur", "lens_blur", "motion_blur", LOW_RESOLUTION), 0.6),
+    (("white_noise", "color_component_noise", "multiplicative_noise", "denoise"), 0.45),
+    (("color_saturation_1", "color_saturation_2", "high_sharpen"), 0.25),
+    (("jpeg", "jpeg2000"), 0.4),
+)
+_CAMERA_KINDS = [kind for kinds, _ in _CAMERA_CHAIN for kind in kinds]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A clean picture, (H, W, 3) uint8 RGB, its scene word and how often it is drawn."""
+
+    name: str
+    image: Image
+    scene: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B = groups x VARIANTS pictures; those of one group are neighbours."""
+
+    images: NDArray[np.uint8]  # (B, 224, 224, 3) RGB
+    severity: NDArray[np.float32]  # (B, len(KINDS)) 0..1, level / 5 of each kind
+    quality: NDArray[np.float32]  # (B,) 0..1, 1 is clean
+    statistics: NDArray[np.float32]  # (B, 4) about -1..1
+    scene: NDArray[np.int64]  # (B,) index in SCENES
+    captions: list[str]
+
+
+def load_photos(folders: Sequence[Path], held_out: int = 7) -> tuple[list[Source], list[Source]]:
+    """Read all pictures below folders.
+
+    Args:
+        folders: searched one level deep for webp, png and jpg.
+        held_out: each picture whose place in the sorted list is a multiple of this is kept from training;
+            0 keeps none.
+
+    Returns:
+        (for training, held out). Scenes are those of weights/photo_scenes.json, else "others".
+
+    Raises:
+        DataError: there is no picture, or one cannot be read.
+    """
+    labels = json.loads((Path(__file__).resolve().parent / "weights" / "photo_scenes.json").read_text())
+    train: list[Source] = []
+    held: list[Source] = []
+    types = (".webp", ".png", ".jpg", ".jpeg")
+    paths = sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in types)
+    if not paths:
+        raise DataError(f"no picture below {', '.join(map(str, folders))}", "name a folder of photographs")
+    for place, path in enumerate(paths):
+        decoded = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if decoded is None:
+            raise DataError(f"cannot read {path}", "remove it or convert it to PNG")
+        image = np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), np.uint8)
+        label = labels.get(f"{path.parent.name}/{path.stem}", {"scene": "others", "graphic": False})
+        # Charts and drawings are clean without looking like photographs: few of them are enough.
+        source = Source(
+            f"{path.parent.name}/{path.stem}", image, label["scene"], 0.25 if label["graphic"] else 1.0
+        )
+        (held if held_out and place % held_out == 0 else train).append(source)
+    return train, held
+
+
+def procedural_sources(rng: np.random.Generator, count: int, size: int = 448) -> list[Source]:
+    """Draw ``count`` procedural pictures."""
+    kinds = list(PROCEDURAL)
+    weights = np.array([weight for _, _, weight in PROCEDURAL.values()])
+    chosen = rng.choice(len(kinds), count, p=weights / weights.sum())
+    made = []
+    for i in chosen:
+        scene = PROCEDURAL[kinds[i]][1]
+        made.append(Source(kinds[i], procedural_image(rng, size, kinds[i]), scene, 1.0))
+    return made
+
+
+def statistics(image: Image) -> Statistics:
+    """Measure an (H, W, 3) uint8 RGB picture; the constants centre and scale ordinary photographs."""
+    values = image.astype(np.float32)
+    grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.float32)
+    red_green = values[..., 0] - values[..., 1]
+    yellow_blue = (values[..., 0] + values[..., 1]) / 2 - values[..., 2]
+    # colourfulness of Hasler and Suesstrunk 2003
+    colour = np.hypot(red_green.std(), yellow_blue.std()) + 0.3 * np.hypot(
+        red_green.mean(), yellow_blue.mean()
+    )
+    detail = np.log(np.abs(cv2.Laplacian(grey, cv2.CV_32F)).mean() + 1)
+    raw = ((grey.mean() - 118) / 50, (grey.std() - 58) / 22, (colour - 38) / 22, (detail - 2.7) / 0.8)
+    return Statistics(*(float(np.clip(value, -2, 2)) for value in raw))
+
+
+def _apply(image: Image, kind: str, level: int, rng: np.random.Generator) -> Image:
+    if kind != LOW_RESOLUTION:
+        return distort(image, kind, level, rng)
+    height, width = image.shape[:2]
+    side = (150, 110, 80, 56, 38)[level - 1]
+    small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+    way = cv2.INTER_CUBIC if rng.random() < 0.5 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(small, (width, height), interpolation=way), np.uint8)
+
+
+def _chain(rng: np.random.Generator) -> list[tuple[str, int]]:
+    """Draw several faults, as a camera makes them or at random."""
+    faults: list[tuple[str, int]] = []
+    if rng.random() < 0.7:
+        for kinds, chance in _CAMERA_CHAIN:
+            if rng.random() < chance:
+                faults.append((str(rng.choice(kinds)), int(rng.integers(1, 5))))
+    if not faults:
+        names = rng.choice(list(DISTORTIONS), int(rng.integers(2, 4)), replace=False)
+        faults = [(str(name), int(rng.integers(1, 5))) for name in names]
+    return faults
+
+
+def _quality(faults: Sequence[tuple[str, int]]) -> float:
+    kept = [1 - _HARM[kind] * _LEVEL_SHARE[level - 1] for kind, level in faults]
+    return float(np.prod(kept)) if kept else 1.0
+
+
+def _crop(rng: np.random.Generator, image: Image, unshrunk: float) -> Image:
+    """Take the whole picture or a part of it, mirrored by chance, never enlarged."""
+    height, width = image.shape[:2]
+    if rng.random() < 0.65:
+        least = min(height, width, 256)
+        h, w = int(rng.integers(least, height + 1)), int(rng.integers(least, width + 1))
+        y, x = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+        image = image[y : y + h, x : x + w]
+    if rng.random() < 0.5:
+        image = image[:, ::-1]
+    # Left as it is, the squash to the network's size makes it alias, as it does any large photograph.
+    if unshrunk > 0 and rng.random() < unshrunk:
+        return image
+    # The camera's own resolution: faults arise there, before the squash.
+    side = int(rng.choice([_SQUASHED, _SQUASHED, 288, 336, 400]))
+    side = min(side, max(_SQUASHED, min(image.shape[:2])))
+    return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _group(
+    rng: np.random.Generator, source: Source, unshrunk: float
+) -> tuple[list[Image], list[list[tuple[str, int]]]]:
+    """Make VARIANTS states of one picture and list the faults of each."""
+    base = _crop(rng, source.image, unshrunk)
+    shared = _chain(rng)[:1] if rng.random() < 0.25 else []
+    kind = str(rng.choice(KINDS)) if rng.random() < 0.5 else str(rng.choice(_CAMERA_KINDS))
+    low, high = np.sort(rng.choice(5, 2, replace=False) + 1)
+    plans = [shared, [*shared, (kind, int(low))], [*shared, (kind, int(high))], _chain(rng)]
+    seed = int(rng.integers(2**31))
+    y, x = rng.integers(0, _SQUASHED - _SHOWN + 1, 2)
+    shown = []
+    for plan in plans:
+        chance = np.random.default_rng(seed)  # the levels of one fault share their random part
+        image = base
+        for name, level in plan:
+            image = _apply(image, name, level, chance)
+        if image.shape[:2] != (_SQUASHED, _SQUASHED):
+            image = np.asarray(
+                cv2.resize(image, (_SQUASHED, _SQUASHED), interpolation=cv2.INTER_CUBIC), np.uint8
+            )
+        shown.append(image[y : y + _SHOWN, x : x + _SHOWN])
+    return shown, plans
+
+
+def make_batch(
+    rng: np.random.Generator, sources: Sequence[Source], groups: int, unshrunk: float = 0.0
+) -> Batch:
+    """Draw ``groups`` sources by weight and make VARIANTS states of each.
+
+    Args:
+        rng: the only source of chance.
+        sources: at least ``groups`` pictures.
+        groups: how many different pictures.
+        unshrunk: share of them squashed straight from their own size rather than shrunk smoothly before.
+
+    Returns:
+        The pictures with their labels.
+    """
+    weights = np.array([source.weight for source in sources])
+    chosen = rng.choice(len(sources), groups, replace=False, p=weights / weights.sum())
+    count = groups * VARIANTS
+    images = np.empty((count, _SHOWN, _SHOWN, 3), np.uint8)
+    severity = np.zeros((count, len(KINDS)), np.float32)
+    quality = np.empty(count, np.float32)
+    measured = np.empty((count, 4), np.float32)
+    scene = np.empty(count, np.int64)
+    captions = []
+    for g, index in enumerate(chosen):
+        source = sources[int(index)]
+        shown, plans = _group(rng, source, unshrunk)
+        for v, (image, faults) in enumerate(zip(shown, plans, strict=True)):
+            i = g * VARIANTS + v
+            images[i] = image
+            for kind, level in faults:
+                severity[i, KINDS.index(kind)] = level / 5
+            quality[i] = _quality(faults)
+            found = statistics(image)
+            measured[i] = (found.brightness, found.contrast, found.colour, found.detail)
+            scene[i] = SCENES.index(source.scene)
+            worst_first = sorted(faults, key=lambda fault: _quality([fault]))
+            captions.append(caption(rng, source.scene, float(quality[i]), worst_first, found))
+    return Batch(images, severity, quality, measured, scene, captions)

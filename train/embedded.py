@@ -1,0 +1,148 @@
+"""The embedded backbone: a small open_clip CLIP whose weights ship with the project, so no download.
+
+The file keeps float16 values and only the token rows in use: of the tokenizer's 49,408 words the captions of
+the recipe use a few hundred, and the whole table would be as large as the image tower.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from grmp_edge.errors import ModelError
+
+__all__ = [
+    "EMBEDDED_NAME",
+    "EMBEDDED_PATH",
+    "EMBEDDED_SHA256",
+    "build_embedded",
+    "load_embedded",
+    "save_embedded",
+    "token_ids_of",
+]
+
+EMBEDDED_NAME = "embedded-s16"
+EMBEDDED_PATH = Path(__file__).resolve().parent / "weights" / f"{EMBEDDED_NAME}.safetensors"
+# Of the shipped file; changes whenever the weights are trained anew.
+EMBEDDED_SHA256 = "781549402bba0793cd8d715be88d7505886e3fbcfba0512e811744f7ad6616a5"
+
+_FORMAT = "grmp-edge-embedded-1"
+_TABLE = "token_embedding.weight"
+_EMBED_DIM = 256
+# 6.6 M parameters: an eleventh of ViT-B/16 per image; head width 64 as in every ViT of CLIP.
+_VISION = {
+    "layers": 8,
+    "width": 256,
+    "head_width": 64,
+    "mlp_ratio": 4.0,
+    "patch_size": 16,
+    "image_size": 224,
+}
+# Narrow: the captions are short and use few words. Context and vocabulary are the standard tokenizer's.
+_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 3}
+
+
+def build_embedded() -> CLIP:
+    """Make the network with random weights from torch's global generator.
+
+    Returns:
+        An ordinary ``open_clip.model.CLIP``, float32 on the CPU, in training mode. Images: (N, 3, 224, 224)
+        with CLIP's mean and std; texts: (N, 77) int64 of the standard tokenizer, features (N, 256).
+    """
+    return CLIP(embed_dim=_EMBED_DIM, vision_cfg=dict(_VISION), text_cfg=dict(_TEXT))
+
+
+def token_ids_of(texts: Iterable[str]) -> list[int]:
+    """List the standard tokenizer's ids for texts, with start, end and padding, ascending."""
+    tokenizer = SimpleTokenizer()
+    ids = {0, tokenizer.sot_token_id, tokenizer.eot_token_id}
+    for text in set(texts):
+        ids.update(tokenizer.encode(text))
+    return sorted(ids)
+
+
+def save_embedded(
+    model: CLIP, path: Path, token_ids: Iterable[int], metadata: Mapping[str, str] | None = None
+) -> str:
+    """Write the weights as float16 safetensors, atomically.
+
+    Args:
+        model: of the architecture of ``build_embedded``.
+        path: the file to write; its folder must exist.
+        token_ids: the rows of the token table to keep; all others come back as their mean.
+        metadata: further strings for the file's header (recipe, seed, data).
+
+    Returns:
+        The SHA-256 of the file, in hex.
+
+    Raises:
+        ModelError: a weight is not finite in float16, or a token id is outside the table.
+    """
+    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    table = state.pop(_TABLE).float()
+    ids = torch.tensor(sorted(set(token_ids)), dtype=torch.int64)
+    if len(ids) == 0 or int(ids[0]) < 0 or int(ids[-1]) >= len(table):
+        raise ModelError(f"token ids must be 1 or more of 0..{len(table) - 1}", "use token_ids_of(captions)")
+    tensors = {name: value.to(torch.float16).contiguous() for name, value in state.items()}
+    tensors["token_embedding.rows"] = table[ids].to(torch.float16)
+    tensors["token_embedding.fallback"] = table[ids].mean(dim=0).to(torch.float16)
+    for name, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise ModelError(f"{name} is not finite in float16", "train again with a lower learning rate")
+    tensors["token_embedding.ids"] = ids.to(torch.int32)
+    header = {**(metadata or {}), "format": _FORMAT, "name": EMBEDDED_NAME}
+    data = save(tensors, metadata=header)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_embedded(path: Path | None = None) -> CLIP:
+    """Load the backbone.
+
+    Args:
+        path: a file of ``save_embedded``; None takes the shipped weights and checks their SHA-256.
+
+    Returns:
+        The network in float32 on the CPU, in evaluation mode, with the whole token table filled in.
+
+    Raises:
+        ModelError: the file is missing, damaged, altered, or of another architecture.
+    """
+    file = EMBEDDED_PATH if path is None else Path(path)
+    remedy = "reinstall grmp-edge" if path is None else "give a file written by save_embedded"
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read the embedded backbone {file}: {error.strerror}", remedy) from error
+    if path is None and hashlib.sha256(data).hexdigest() != EMBEDDED_SHA256:
+        raise ModelError(f"the embedded backbone {file} was altered: its SHA-256 differs", remedy)
+    try:
+        tensors = load(data)
+        ids = tensors.pop("token_embedding.ids").long()
+        rows = tensors.pop("token_embedding.rows").float()
+        fallback = tensors.pop("token_embedding.fallback").float()
+    except (SafetensorError, KeyError) as error:
+        raise ModelError(f"{file} is not an embedded backbone: {error}", remedy) from error
+    # The random values are all replaced, so the caller's random stream must not feel them.
+    with torch.random.fork_rng(devices=[]):
+        model = build_embedded()
+    table = fallback.repeat(model.vocab_size, 1)
+    table[ids] = rows
+    try:
+        model.load_state_dict({**{name: value.float() for name, value in tensors.items()}, _TABLE: table})
+    except RuntimeError as error:
+        raise ModelError(f"{file} does not fit the architecture {EMBEDDED_NAME}: {error}", remedy) from error
+    return model.eval()

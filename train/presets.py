@@ -1,0 +1,149 @@
+"""Presets: what the released code does and what this project does by default, difference by difference.
+
+``reference`` reproduces the released GRMP-IQA code, the leaks of test data included, so that its published
+figures can be compared with; ``default`` is honest: nothing that is tested on has chosen anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from grmp_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from grmp_edge.train.data import SplitConfig
+    from grmp_edge.train.finetune import FinetuneConfig
+    from grmp_edge.train.meta import MetaConfig
+    from grmp_edge.train.tasks import Task
+
+__all__ = ["PRESETS", "Difference", "Preset", "differences", "leaks", "preset_named"]
+
+
+def _because(default: Any, reason: str) -> Any:
+    return field(default=default, metadata={"reason": reason})
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One way of doing what the paper leaves open or the released code does otherwise."""
+
+    name: str
+    reset_per_task: bool = _because(
+        True,
+        "the paper adapts every task from the shared prompts; the released code carries the adapted ones on",
+    )
+    support_by_reference: bool = _because(
+        True,
+        "the released code splits support and query picture by picture, so both show the same contents",
+    )
+    visit_kadid_25: bool = _because(True, "the released code's loop ends before KADID-10k's 25th type")
+    meta_select_on: Literal["held-out tasks", "target set"] = _because(
+        "held-out tasks",
+        "the released code keeps the pre-training epoch with the best SRCC on the whole target set (LIVEC), "
+        "test pictures included",
+    )
+    select_on: Literal["validation", "test"] = _because(
+        "validation",
+        "the released code chooses the fine-tuning epoch, and lowers the learning rate, by the test part",
+    )
+    validation_fraction: float = _because(
+        0.2, "the released code learns from all N labels, as the test part chooses the epoch"
+    )
+    normalization: Literal["", "imagenet"] = _because(
+        "",
+        "the released code feeds ImageNet's mean and std, also to CLIP; empty means what goes with the "
+        "backbone: CLIP's own for the embedded one, ImageNet's for OpenAI's",
+    )
+
+    def meta(self, config: MetaConfig) -> MetaConfig:
+        """The settings of meta-pre-training under this preset.
+
+        ``held_out`` becomes 0 where the target set chooses; judging on that set is the caller's to do.
+        """
+        held_out = config.held_out if self.meta_select_on == "held-out tasks" else 0.0
+        return replace(config, reset_per_task=self.reset_per_task, held_out=held_out)
+
+    def tasks(self, phases: Sequence[Sequence[Task]]) -> list[list[Task]]:
+        """The phases of tasks under this preset; of a phase of 25, KADID-10k's, the last may go."""
+        kept = []
+        for phase in phases:
+            chosen = list(phase)
+            if not self.visit_kadid_25 and len(chosen) == 25:
+                chosen = chosen[:-1]
+            if not self.support_by_reference:
+                chosen = [
+                    replace(t, references=tuple(str(i) for i in range(len(t.references)))) for t in chosen
+                ]
+            kept.append(chosen)
+        return kept
+
+    def finetune(self, config: FinetuneConfig) -> FinetuneConfig:
+        """The settings of fine-tuning under this preset."""
+        return replace(config, select_on=self.select_on)
+
+    def split(self, config: SplitConfig) -> SplitConfig:
+        """The division of the labels under this preset."""
+        return replace(config, validation_fraction=self.validation_fraction)
+
+
+PRESETS = {
+    "default": Preset("default"),
+    "reference": Preset(
+        "reference",
+        reset_per_task=False,
+        support_by_reference=False,
+        visit_kadid_25=False,
+        meta_select_on="target set",
+        select_on="test",
+        validation_fraction=0.0,
+        normalization="imagenet",
+    ),
+}
+
+
+def preset_named(name: str) -> Preset:
+    """The preset of a name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"--preset {name!r} is unknown", f"use {' or '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field in which two presets differ."""
+
+    field: str
+    first: Any
+    second: Any
+    reason: str
+
+
+def differences(first: Preset, second: Preset) -> list[Difference]:
+    """In what two presets differ, and why."""
+    found = []
+    for item in fields(Preset):
+        a, b = getattr(first, item.name), getattr(second, item.name)
+        if item.name != "name" and a != b:
+            found.append(Difference(item.name, a, b, item.metadata["reason"]))
+    return found
+
+
+def leaks(finetune: FinetuneConfig, pretrained_by: dict[str, Any] | None = None) -> list[str]:
+    """What makes a result no honest figure, one sentence each; empty for an honest one.
+
+    Args:
+        finetune: the settings that were used.
+        pretrained_by: a pre-training checkpoint's config.json, if there was one.
+    """
+    found = []
+    if finetune.select_on == "test":
+        found.append("the epoch and the learning rate were chosen on the test part")
+    if (pretrained_by or {}).get("meta_select_on") == "target set":
+        found.append("the pre-training epoch was chosen on the target set, test pictures included")
+    return found
