@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ import onnx
 import torch
 
 from grmp_edge.export.baselines import build_plain, build_unfolded, trace_unfolded
+from grmp_edge.export.calibrate import calibrate
 from grmp_edge.export.count import multiply_adds
 from grmp_edge.export.fold import fold
 from grmp_edge.export.gate_images import gate_images
 from grmp_edge.export.parity import serialize
+from grmp_edge.export.quantize import activation_scale, build_int8
 from grmp_edge.export.to_onnx import build_onnx
 from grmp_edge.preprocess import Preprocess
 from grmp_edge.runtime.bench import BenchConfig, Runner, Timing, compare, graph_runner, open_session
@@ -27,6 +30,7 @@ from grmp_edge.train.model import GrmpIqa
 __all__ = ["FoldBench", "bench_fold"]
 
 UNFOLDED = "unfolded"
+_CALIBRATED = 8  # of those below; speed does not depend on the ranges
 _CHECKED = 32  # pictures on which the graphs are compared before they are timed
 
 
@@ -51,6 +55,7 @@ def bench_fold(
     eager: bool = False,
     images: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    int8: bool = False,
 ) -> FoldBench:
     """Measure a backbone with random prompts, alternately in one process.
 
@@ -60,6 +65,7 @@ def bench_fold(
         eager: time PyTorch's unfolded network too.
         images: a folder or csv of pictures to compare scores on; procedural ones by default.
         progress: told of each step.
+        int8: time the folded network with eight-bit products too: static, not smoothed, no layer kept.
 
     Raises:
         ModelError: the backbone cannot be loaded or prompted.
@@ -91,7 +97,14 @@ def bench_fold(
 
     take(UNFOLDED, build_unfolded(model))
     take("plain CLIP", build_plain(model), check=False)
-    take("folded", build_onnx(fold(model)))
+    folded = fold(model)
+    take("folded", build_onnx(folded))
+    if int8:
+        with tempfile.TemporaryDirectory() as folder:
+            seen = calibrate(folded, pixels[:_CALIBRATED], Path(folder), progress)
+        scales = {name: activation_scale(found) for name, found in seen.items()}
+        take("folded int8", build_int8(folded, "static", scales))
+    del folded
     sessions = {}
     for batch in config.batches:
         progress(f"tracing the unfolded network with torch.onnx at batch {batch}")

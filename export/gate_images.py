@@ -18,11 +18,16 @@ Images = npt.NDArray[np.uint8]
 
 
 def gate_images(
-    source: Path | None, recorded: Sequence[Path], preprocess: Preprocess, count: int, seed: int = 0
+    source: Path | None,
+    recorded: Sequence[Path],
+    preprocess: Preprocess,
+    count: int,
+    seed: int = 0,
+    fill: bool = True,
 ) -> tuple[Images, str]:
     """Collect pictures: the user's, else those of training, else distorted procedural ones.
 
-    Where there are fewer than ``count``, procedural pictures make up the number.
+    Where there are fewer than ``count``, procedural pictures make up the number, unless ``fill`` is False.
 
     Args:
         source: a folder (searched with its subfolders) or a csv with a column ``image``; None for
@@ -31,9 +36,10 @@ def gate_images(
         preprocess: as the graph wants them.
         count: how many; of more, evenly spaced ones.
         seed: of the procedural pictures.
+        fill: see above; there is always at least one picture.
 
     Returns:
-        uint8 (count, crop, crop, 3), and in words how many come from where.
+        uint8 (count or fewer, crop, crop, 3), and in words how many come from where.
 
     Raises:
         DataError: ``source`` is missing or names no picture.
@@ -50,7 +56,7 @@ def gate_images(
     words = []
     if pictures:
         words.append(f"{len(pictures)} {f'from {source.name}' if source is not None else 'of training'}")
-    if len(pictures) < count:
+    if len(pictures) < (count if fill else 1):
         missing = count - len(pictures)
         pictures += _procedural(missing, preprocess, seed)
         words.append(f"{missing} computer-made and distorted (seed {seed})")

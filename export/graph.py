@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 __all__ = ["IR_VERSION", "OPSET", "DType", "GraphBuilder", "Value"]
 
-DType = Literal["f32", "f16", "u8", "i64"]
+DType = Literal["f32", "f16", "u8", "i8", "i32", "i64"]
 
 OPSET = 17  # the first with LayerNormalization as one op; older runtimes on devices read it
 IR_VERSION = 8  # what goes with opset 17
@@ -27,9 +27,18 @@ _PROTO = {
     "f32": TensorProto.FLOAT,
     "f16": TensorProto.FLOAT16,
     "u8": TensorProto.UINT8,
+    "i8": TensorProto.INT8,
+    "i32": TensorProto.INT32,
     "i64": TensorProto.INT64,
 }
-_NUMPY: dict[str, npt.DTypeLike] = {"f32": np.float32, "f16": np.float16, "u8": np.uint8, "i64": np.int64}
+_NUMPY: dict[str, npt.DTypeLike] = {
+    "f32": np.float32,
+    "f16": np.float16,
+    "u8": np.uint8,
+    "i8": np.int8,
+    "i32": np.int32,
+    "i64": np.int64,
+}
 # They only move values, so a rounded input gives a rounded output.
 _MOVES = frozenset(
     {"Concat", "Expand", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
@@ -106,6 +115,15 @@ class GraphBuilder:
             for exact, output in zip(made, outputs, strict=True):
                 self._round(exact, output)
         return [Value(output, dtype) for output in outputs]
+
+    def convert(
+        self, kind: str, outputs: Mapping[str, DType], *inputs: Value, **attributes: Any
+    ) -> list[Value]:
+        """Add a node whose outputs have types of their own, such as QuantizeLinear; the first names it."""
+        names = list(outputs)
+        node = helper.make_node(kind, [value.name for value in inputs], names, name=names[0], **attributes)
+        self._nodes.append(node)
+        return [Value(name, dtype) for name, dtype in outputs.items()]
 
     def cast(self, value: Value, dtype: DType, name: str) -> Value:
         """Convert to another element type; nothing is added if it is that already."""

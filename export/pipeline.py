@@ -9,21 +9,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import onnx
+import numpy as np
+import numpy.typing as npt
 
 from grmp_edge import __version__
 from grmp_edge.bundle import MANIFEST, Bundle, write_bundle
 from grmp_edge.errors import BundleError, MissingDependencyError
 from grmp_edge.export.fold import FoldedModel, fold
 from grmp_edge.export.gate_images import gate_images
-from grmp_edge.export.parity import ParityConfig, check_parity, serialize
-from grmp_edge.export.to_onnx import OPSET, GraphPrecision, build_onnx
+from grmp_edge.export.int8 import Int8Config, choose_int8
+from grmp_edge.export.parity import Gate, ParityConfig, save_graph
+from grmp_edge.export.to_onnx import OPSET, build_onnx
+from grmp_edge.export.widen import float32_blocks
 from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
 from grmp_edge.train.checkpoint import Checkpoint, load_checkpoint
 
 __all__ = ["GRAPH_FILES", "ExportConfig", "export_bundle"]
 
-GRAPH_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
+GRAPH_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,14 @@ class ExportConfig:
     """What to export and how to check it."""
 
     fp16: bool = False  # float32 runs everywhere; half pays on GPUs only
+    int8: bool = False  # pays on CPUs with integer dot products; costs accuracy that the gate measures
+    # Folder or csv of pictures that int8 takes its ranges from; None: those of the gate.
+    calibration: Path | None = None
     # Folder or csv of pictures for the gate; None: those of training, or procedural ones.
     images: Path | None = None
     weights: str | None = None  # the backbone's weights, where they are not found as recorded
     parity: ParityConfig = field(default_factory=ParityConfig)
+    quantize: Int8Config = field(default_factory=Int8Config)
 
 
 def export_bundle(
@@ -76,34 +83,80 @@ def export_bundle(
     output.parent.mkdir(parents=True, exist_ok=True)
     # Beside the output: the finished files are moved, not copied.
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent) as folder:
-        metadata = _metadata(loaded, folded, normalization, preprocess)
-        files: dict[str, Path] = {}
-        precisions: tuple[GraphPrecision, ...] = ("fp32", "fp16") if config.fp16 else ("fp32",)
-        for precision in precisions:
-            progress(f"writing {GRAPH_FILES[precision]}")
-            files[precision] = Path(folder) / GRAPH_FILES[precision]
-            _write(folded, precision, metadata, files[precision])
-        report = check_parity(model, folded, files, images, config.parity, progress)
-        report["images"] = source
+        stages = _Stages(folded, Path(folder), _metadata(loaded, folded, normalization, preprocess), progress)
+        gate = Gate(model, images, config.parity, progress)
+        backbone, provenance, mos = _backbone(loaded, folded), _provenance(loaded), loaded.mos
+        del loaded, model  # the text tower is not needed any more; the images' lives on in what was folded
+        report: dict[str, Any] = {"images": source}
+        stages.fp32(gate)
+        if config.fp16:
+            report["fp32_blocks"] = stages.fp16(gate)
+        if config.int8:
+            ranges, words = images, source
+            if config.calibration is not None:
+                ranges, words = gate_images(
+                    config.calibration, (), preprocess, config.quantize.images, fill=False
+                )
+            report["int8"] = {"calibration": words, **stages.int8(gate, ranges, config.quantize)}
+        report = {**gate.report(), **report}
         progress(f"writing {output}")
         return write_bundle(
             output,
-            {precision: (file, OPSET) for precision, file in files.items()},
-            backbone=_backbone(loaded, folded),
+            {precision: (file, OPSET) for precision, file in stages.files.items()},
+            backbone=backbone,
             preprocess=preprocess,
             normalization=normalization,
-            mos=loaded.mos,
+            mos=mos,
             parity=report,
-            provenance=_provenance(loaded),
+            provenance=provenance,
         )
 
 
-def _write(folded: FoldedModel, precision: GraphPrecision, metadata: Mapping[str, str], file: Path) -> None:
-    graph = build_onnx(folded, precision, metadata={**metadata, "grmp_edge.precision": precision})
-    file.write_bytes(serialize(graph))
-    del graph
-    # By path, so that the checker does not hold a second copy of the weights.
-    onnx.checker.check_model(str(file), full_check=True)
+class _Stages:
+    """Writes the graphs into a folder, each checked before the next."""
+
+    def __init__(
+        self, folded: FoldedModel, folder: Path, metadata: Mapping[str, str], progress: Callable[[str], None]
+    ) -> None:
+        self.folded, self.folder, self.metadata, self.progress = folded, folder, metadata, progress
+        self.files: dict[str, Path] = {}
+
+    def _file(self, precision: str) -> Path:
+        self.files[precision] = self.folder / GRAPH_FILES[precision]
+        self.progress(f"writing {GRAPH_FILES[precision]}")
+        return self.files[precision]
+
+    def _described(self, precision: str) -> dict[str, str]:
+        return {**self.metadata, "grmp_edge.precision": precision}
+
+    def fp32(self, gate: Gate) -> None:
+        file = self._file("fp32")
+        save_graph(lambda: build_onnx(self.folded, metadata=self._described("fp32")), file)
+        self.progress(f"checking {file.name}")
+        remedy = "nothing was written; please report it with the checkpoint"
+        gate.take("fp32", gate.judge("fp32", file), remedy)
+
+    def fp16(self, gate: Gate) -> list[int]:
+        """Returns the blocks that had to stay in float32."""
+        remedy = "nothing was written; export without --fp16"
+        kept, simulated = float32_blocks(self.folded, gate, self.folder, self.progress)
+        file = self._file("fp16")
+        save_graph(lambda: build_onnx(self.folded, "fp16", kept, metadata=self._described("fp16")), file)
+        self.progress(f"checking {file.name}")
+        # A CPU computes the file's half operators in float32 between casts; hence the simulation as well.
+        gate.take("fp16", gate.judge("fp16", file), remedy)
+        gate.take("fp16_simulated", simulated, remedy)
+        return sorted(kept)
+
+    def int8(self, gate: Gate, ranges: npt.NDArray[np.uint8], config: Int8Config) -> dict[str, Any]:
+        """Returns what was tried."""
+        file = self._file("int8")
+        metadata = self._described("int8")
+        chosen, tried = choose_int8(
+            self.folded, self.files["fp32"], ranges, gate, file, config, metadata, self.progress
+        )
+        gate.take("int8", chosen.link, "nothing was written; export without --int8")
+        return tried
 
 
 def _metadata(

@@ -16,7 +16,7 @@ from grmp_edge.errors import UsageError
 from grmp_edge.export.fold import Array, FoldedBlock, FoldedModel, Norm
 from grmp_edge.export.graph import OPSET, DType, GraphBuilder, Value
 
-__all__ = ["OPSET", "GraphPrecision", "build_onnx"]
+__all__ = ["OPSET", "Emitter", "GraphPrecision", "build_onnx", "emit_model"]
 
 GraphPrecision = Literal["fp32", "fp16"]
 
@@ -52,13 +52,23 @@ def build_onnx(
     if outside:
         raise UsageError(f"there is no block {outside[0]}, only 0..{len(folded.blocks) - 1}")
     builder = GraphBuilder(simulate_half=simulate_half)
-    emitter = Emitter(builder, folded)
+    return emit_model(Emitter(builder, folded), precision, fp32_blocks, metadata)
+
+
+def emit_model(
+    emitter: Emitter,
+    precision: GraphPrecision = "fp32",
+    fp32_blocks: Set[int] = frozenset(),
+    metadata: Mapping[str, str] | None = None,
+) -> onnx.ModelProto:
+    """The whole graph by a given emitter; see :func:`build_onnx`."""
+    builder, blocks = emitter.g, emitter.folded.blocks
     x = emitter.embed()
     stream: DType = "f16" if precision == "fp16" else "f32"
-    for index, block in enumerate(folded.blocks):
+    for index, block in enumerate(blocks):
         dtype: DType = "f32" if index in fp32_blocks else "f16" if precision == "fp16" else "f32"
         stream = "f32" if dtype == "f32" else stream
-        emit = emitter.last_block if index == len(folded.blocks) - 1 else emitter.block
+        emit = emitter.last_block if index == len(blocks) - 1 else emitter.block
         x = emit(f"block{index}", builder.cast(x, stream, f"block{index}.in"), block, dtype)
     scores = emitter.head(builder.cast(x, "f32", "cls"))
     return builder.model("grmp-edge", scores, ("batch",), metadata or {})
@@ -108,9 +118,7 @@ class Emitter:
         """One whole block over (B, L, W), computed in ``dtype``; the result has the type of ``x``."""
         g = self.g
         normed = g.cast(self.norm(f"{name}.ln_1", x, block.ln_1), dtype, f"{name}.ln_1.out")
-        query = self.linear(f"{name}.attn.q", normed, block.q_weight, block.q_bias)
-        key = self.linear(f"{name}.attn.k", normed, block.k_weight)
-        value = self.linear(f"{name}.attn.v", normed, block.v_weight)
+        query, key, value = self.projections(name, normed, block)
         query = self.split_heads(f"{name}.attn.q", query, [0, 2, 1, 3])
         key = self.split_heads(f"{name}.attn.k", key, [0, 2, 3, 1])  # (B, H, D, L)
         value = self.split_heads(f"{name}.attn.v", value, [0, 2, 1, 3])
@@ -128,6 +136,14 @@ class Emitter:
         mixed = g.op("Transpose", f"{name}.attn.mixed.t", mixed, perm=[0, 2, 1, 3])
         mixed = g.op("Reshape", f"{name}.attn.mixed.tokens", mixed, g.ints(0, 0, self.folded.width))
         return self.rest(name, x, mixed, block, dtype)
+
+    def projections(self, name: str, normed: Value, block: FoldedBlock) -> tuple[Value, Value, Value]:
+        """Queries, keys and values (B, L, W) of the image tokens."""
+        return (
+            self.linear(f"{name}.attn.q", normed, block.q_weight, block.q_bias),
+            self.linear(f"{name}.attn.k", normed, block.k_weight),
+            self.linear(f"{name}.attn.v", normed, block.v_weight),
+        )
 
     def last_block(self, name: str, x: Value, block: FoldedBlock, dtype: DType) -> Value:
         """The last block (B, L, W) to its class token (B, 1, W): all that is read of it.

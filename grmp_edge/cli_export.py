@@ -1,12 +1,11 @@
-"""The commands ``export`` and ``bench``."""
+"""The command ``export``."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,15 +16,13 @@ from grmp_edge.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     from grmp_edge.bundle import Bundle
-    from grmp_edge.runtime.bench import BenchConfig, Timing
 
-__all__ = ["register"]
+__all__ = ["need_export", "register", "stages", "table"]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to the app."""
+    """Add the command to the app."""
     app.command()(export)
-    app.command()(bench)
 
 
 def export(
@@ -39,6 +36,24 @@ def export(
     fp16: Annotated[
         bool, typer.Option("--fp16", help="Also write a half-precision graph, for GPUs.")
     ] = False,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Also write an eight-bit graph, for CPUs with VNNI or dot products."),
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            metavar="SOURCE",
+            help="Pictures for the ranges of --int8: a folder or a csv; default: those of the gate.",
+        ),
+    ] = None,
+    triton: Annotated[
+        Path | None,
+        typer.Option(
+            "--triton", metavar="DIR", help="Also write the model into this Triton model repository."
+        ),
+    ] = None,
     images: Annotated[
         Path | None,
         typer.Option(
@@ -59,20 +74,28 @@ def export(
 
     Exits with 3, and leaves an older bundle as it was, if they do not.
     """
-    _need_export()
+    need_export()
     from grmp_edge.export.pipeline import ExportConfig, export_bundle
 
+    if calibration is not None and not int8:
+        raise UsageError("--calibration belongs to --int8")
+    from grmp_edge.export.triton import write_triton
+
     target = output or Path("bundles") / checkpoint.resolve().name
-    with _stages() as stage:
-        bundle = export_bundle(checkpoint, target, ExportConfig(fp16, images, weights), stage)
+    config = ExportConfig(fp16=fp16, int8=int8, calibration=calibration, images=images, weights=weights)
+    with stages() as stage:
+        bundle = export_bundle(checkpoint, target, config, stage)
         rows = _rows(bundle, stage)
+        if triton is not None:
+            stage(f"writing a Triton model into {triton}")
+            model = write_triton(bundle, triton)
     if as_json:
         result = {"bundle": str(target), "id": bundle.id, "graphs": rows, "parity": dict(bundle.parity)}
         print(json.dumps(result))
     else:
         reference = bundle.parity["reference"]
         print(f"{target} (id {bundle.id}), compared with unfolded PyTorch; {bundle.parity['images']}")
-        _table(
+        table(
             ("file", "MB", "precision", "max diff", "mean diff", "SRCC", "CPU ms/image"),
             [
                 (
@@ -87,115 +110,19 @@ def export(
                 for row in rows
             ],
         )
+        kept = bundle.parity.get("fp32_blocks")
+        if kept:
+            print(f"half fails as it is; blocks kept in float32: {', '.join(str(block) for block in kept)}")
+        if "int8" in bundle.parity:
+            _print_int8(bundle.parity["int8"])
         if any(row["srcc_needed"] is None and row["precision"] != "fp32" for row in rows):
             print(f"the scores spread too little (std {reference['std']:.1e}) to ask for a rank correlation")
-    print(f"next: grmp-edge score {target} SOURCE...", file=sys.stderr)
-
-
-def bench(
-    bundle: Annotated[
-        Path | None, typer.Argument(metavar="[BUNDLE]", help="Folder made by grmp-edge export.")
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            "--backbone", metavar="NAME", help="Instead of a bundle: folded against unfolded and plain CLIP."
-        ),
-    ] = None,
-    random: Annotated[
-        bool, typer.Option("--random", help="With --backbone: random weights; speed does not depend on them.")
-    ] = False,
-    weights: Annotated[
-        str | None,
-        typer.Option("--weights", metavar="FILE", help="With --backbone: a file or an open_clip tag."),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option("--images", metavar="SOURCE", help="With --backbone: pictures to compare scores on."),
-    ] = None,
-    eager: Annotated[bool, typer.Option("--eager", help="With --backbone: time PyTorch too.")] = False,
-    batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="Batch sizes.")] = "1,8",
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads; default: the backend's choice.")
-    ] = None,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Timed runs of each.")] = 11,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-) -> None:
-    """Time the graphs of a bundle on this CPU, alternately; or show what folding saves on a backbone."""
-    if (bundle is None) == (backbone is None):
-        raise UsageError("bench needs one thing to time", "give a BUNDLE, or --backbone NAME")
-    if backbone is None and (random or weights or images or eager):
-        raise UsageError("--random, --weights, --images and --eager belong to --backbone")
-    if random and weights:
-        raise UsageError("--random and --weights exclude each other")
-    from grmp_edge.runtime.bench import BenchConfig
-
-    try:
-        batches = tuple(int(part) for part in batch.split(","))
-    except ValueError:
-        raise UsageError(
-            f"--batch {batch!r} is not a list of numbers", "write for instance --batch 1,8"
-        ) from None
-    config = BenchConfig(batches, runs, threads)
-    if backbone is not None:
-        _bench_backbone(backbone, "random" if random else weights or "", images, eager, config, as_json)
-    elif bundle is not None:
-        _bench_bundle(bundle, config, as_json)
-
-
-def _bench_bundle(path: Path, config: BenchConfig, as_json: bool) -> None:
-    from grmp_edge.bundle import Bundle
-    from grmp_edge.runtime.bench import bench_bundle
-
-    bundle = Bundle.load(path)
-    with _stages() as stage:
-        timings = bench_bundle(bundle, config, progress=stage)
-    if as_json:
+    if triton is not None:
         print(
-            json.dumps(
-                {"bundle": str(path), "id": bundle.id, "timings": [asdict(timing) for timing in timings]}
-            )
+            f"Triton model: {model}; serve it with: tritonserver --model-repository={triton.resolve()}",
+            file=sys.stderr,
         )
-    else:
-        _timings(timings, next(iter(bundle.graphs)))
-
-
-def _bench_backbone(
-    name: str, pretrained: str, images: Path | None, eager: bool, config: BenchConfig, as_json: bool
-) -> None:
-    _need_export()
-    from grmp_edge.export.bench_fold import bench_fold
-    from grmp_edge.train.backbone import BackboneConfig
-
-    with _stages() as stage:
-        found = bench_fold(BackboneConfig(name, pretrained), config, eager, images, stage)
-    if as_json:
-        print(json.dumps(found.to_json()))
-        return
-    print(f"{found.backbone}, compared with unfolded PyTorch; {found.images}")
-    rows = []
-    for graph, count in found.multiply_adds.items():
-        difference = found.max_difference.get(graph)
-        rows.append((graph, f"{count / 1e9:.2f} G", "-" if difference is None else f"{difference:.1e}"))
-    _table(("graph", "multiply-adds", "max diff"), rows)
-    _timings(found.timings, "unfolded")
-
-
-def _timings(timings: Sequence[Timing], first: str) -> None:
-    _table(
-        ("graph", "batch", "median ms", "fastest ms", "images/s", f"time / {first}"),
-        [
-            (
-                timing.name,
-                str(timing.batch),
-                f"{timing.median_ms:.1f}",
-                f"{timing.fastest_ms:.1f}",
-                f"{timing.images_per_s:.1f}",
-                f"{timing.ratio:.3f}",
-            )
-            for timing in timings
-        ],
-    )
+    print(f"next: grmp-edge score {target} SOURCE...", file=sys.stderr)
 
 
 def _rows(bundle: Bundle, stage: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -221,7 +148,17 @@ def _rows(bundle: Bundle, stage: Callable[[str], None]) -> list[dict[str, Any]]:
     return rows
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_int8(tried: Mapping[str, Any]) -> None:
+    for method in ("static", "dynamic"):
+        found = tried[method]
+        ratios = ", ".join(f"{ratio:.2f} at batch {batch}" for batch, ratio in found["time_ratio"].items())
+        layers = ", ".join(found["float32_layers"]) or "none"
+        name = f"int8 {method}{' (kept)' if method == tried['method'] else ''}"
+        print(f"{name}: mean diff {found['mean_abs']:.1e}, time / fp32 {ratios}")
+        print(f"  smoothing {found['smoothing']}, layers in float32: {layers}")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns of text on stdout, the first to the left and the others to the right."""
     widths = [max(len(row[index]) for row in (header, *rows)) for index in range(len(header))]
     for row in (header, *rows):
@@ -233,7 +170,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 @contextlib.contextmanager
-def _stages() -> Iterator[Callable[[str], None]]:
+def stages() -> Iterator[Callable[[str], None]]:
     """Show the stage at work on stderr: a line that changes on a terminal, a line each elsewhere."""
     if not sys.stderr.isatty():
         yield lambda text: None if ": round " in text else print(text, file=sys.stderr, flush=True)
@@ -245,7 +182,8 @@ def _stages() -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(escape(text))
 
 
-def _need_export() -> None:
+def need_export() -> None:
+    """Raise MissingDependencyError where a package of the extra ``export``, or a runtime, is missing."""
     for package in ("torch", "open_clip", "safetensors", "onnx"):
         if find_spec(package) is None:
             raise MissingDependencyError(package, "export", "export")

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from grmp_edge.bundle import Graph
 from grmp_edge.errors import BackendError, MissingDependencyError
+from grmp_edge.runtime.engine_cache import default_cache
 
 __all__ = ["PROVIDERS", "Backend", "BackendOptions", "OnnxRuntimeBackend", "load_onnxruntime", "open_backend"]
 
@@ -177,7 +178,8 @@ def _create(ort: Any, path: Path, options: BackendOptions, wanted: str) -> Any:
     settings.log_severity_level = 4
     ort.set_default_logger_severity(4)
     # The CPU stays as the last provider, for the odd shape computation a GPU provider leaves to it.
-    providers = list(dict.fromkeys([PROVIDERS[wanted], PROVIDERS["cpu"]]))
+    names = dict.fromkeys([PROVIDERS[wanted], PROVIDERS["cpu"]])
+    providers = [(name, _provider_options(name, path)) for name in names]
     try:
         return ort.InferenceSession(str(path), sess_options=settings, providers=providers)
     except Exception as error:  # onnxruntime's exceptions have no common base but this
@@ -185,6 +187,26 @@ def _create(ort: Any, path: Path, options: BackendOptions, wanted: str) -> Any:
             f"{path}: onnxruntime {ort.__version__} cannot load it: {_first_line(error)}",
             "update onnxruntime, or export the checkpoint again",
         ) from None
+
+
+def _provider_options(name: str, path: Path) -> dict[str, str]:
+    """onnxruntime's options for a provider; all are strings there."""
+    if name == PROVIDERS["cuda"]:
+        # The default tries every convolution algorithm at every new batch size; there is one convolution.
+        return {"cudnn_conv_algo_search": "HEURISTIC"}
+    if name == PROVIDERS["tensorrt"]:
+        # An engine takes minutes to build, and only this keeps it for the next start.
+        cache = default_cache() / "onnxruntime"
+        return {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(cache / "engines"),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(cache / "timings"),
+            # Where the file has half types they must be allowed; its norms are float32 and must stay so.
+            "trt_fp16_enable": "1" if path.name.endswith(".fp16.onnx") else "0",
+            "trt_layer_norm_fp32_fallback": "1",
+        }
+    return {}
 
 
 def _check_signature(session: Any, path: Path, graph: Graph, size: int) -> None:

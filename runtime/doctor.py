@@ -24,6 +24,7 @@ _EXTRAS = {
     "train": ("torch", "open_clip_torch", "safetensors"),
     "export": ("onnx",),
     "serve": ("fastapi", "uvicorn"),
+    "mqtt": ("paho-mqtt",),
 }
 
 

@@ -1,0 +1,142 @@
+"""Built engines, kept outside the bundle: an engine belongs to one GPU, one TensorRT and one graph.
+
+Beside each ``NAME.engine``, plain bytes that trtexec loads, lies ``NAME.json`` with all it was built for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grmp_edge.errors import UsageError
+from grmp_edge.files import replace_file, sha256_bytes, sha256_file
+
+__all__ = ["EngineCache", "EngineKey", "Lookup", "Profile", "default_cache"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The batch sizes an engine takes; it is tuned for ``best``."""
+
+    smallest: int = 1  # one camera frame
+    best: int = 8  # the batch that folders of pictures are scored in
+    largest: int = 8  # memory is set aside for it, so no more than is used
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.smallest <= self.best <= self.largest:
+            raise UsageError(
+                f"the batch sizes {self.smallest},{self.best},{self.largest} are not in order",
+                "write MIN,OPT,MAX, for instance --batch 1,8,8",
+            )
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """All that an engine depends on; where one field differs it is another engine."""
+
+    onnx_sha256: str
+    tensorrt: str  # its version: engines are not portable between them
+    gpu: str
+    compute_capability: str
+    precision: str
+    input: str
+    size: int  # pixels a side
+    profile: Profile
+    workspace_mib: int
+    flags: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return data
+
+    @property
+    def name(self) -> str:
+        """File name without its end: readable first, then 16 hex digits of everything."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        gpu = re.sub(r"[^A-Za-z0-9]+", "-", self.gpu).strip("-").lower()
+        return f"{self.onnx_sha256[:8]}-{self.precision}-{gpu}-{sha256_bytes(text.encode())[:16]}"
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """What differs from a sidecar's key, a phrase each."""
+        own = self.to_json()
+        return [
+            f"{name}: {other.get(name)!r} there, {own[name]!r} here"
+            for name in own
+            if other.get(name) != own[name]
+        ]
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """What a cache has for a key."""
+
+    engine: Path | None
+    reasons: list[str] = field(default_factory=list)  # why the nearest one cannot be used
+
+
+def default_cache() -> Path:
+    """``$XDG_CACHE_HOME/grmp-edge``, else ``~/.cache/grmp-edge``."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification: a relative path is to be ignored.
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "grmp-edge"
+
+
+class EngineCache:
+    """A folder of engines."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        root = folder or default_cache()
+        self.folder = root / "engines"
+        self.timings = root / "timings"
+
+    def engine_path(self, key: EngineKey) -> Path:
+        """Where the engine of a key is or would be."""
+        return self.folder / f"{key.name}.engine"
+
+    def timing_path(self, key: EngineKey) -> Path:
+        """The timing cache, shared by all engines of one GPU and one TensorRT."""
+        text = f"{key.tensorrt}-{key.gpu}-{key.compute_capability}"
+        return self.timings / f"{re.sub(r'[^A-Za-z0-9.]+', '-', text).lower()}.timing"
+
+    def lookup(self, key: EngineKey) -> Lookup:
+        """The engine for a key, its bytes checked; or why the nearest other one is refused."""
+        engine = self.engine_path(key)
+        sidecar = _read(engine.with_suffix(".json"))
+        if sidecar is not None and engine.is_file():
+            differing = key.differences(sidecar.get("key", {}))
+            if not differing and sha256_file(engine) == sidecar.get("engine_sha256"):
+                return Lookup(engine)
+            return Lookup(None, differing or [f"{engine}: damaged (it does not match its sidecar)"])
+        others = []
+        for path in sorted(self.folder.glob("*.json")) if self.folder.is_dir() else []:
+            found = _read(path)
+            if found is not None and isinstance(found.get("key"), dict):
+                others.append(key.differences(found["key"]))
+        if not others:
+            return Lookup(None, ["no engine was built here before"])
+        return Lookup(None, min(others, key=len))
+
+    def store(self, key: EngineKey, engine: bytes, details: Mapping[str, Any]) -> Path:
+        """Write an engine, then its sidecar; ``details`` (inspection, build time) go with it."""
+        path = self.engine_path(key)
+        with replace_file(path) as temporary:
+            temporary.write_bytes(engine)
+        data = {"key": key.to_json(), "engine_sha256": sha256_bytes(engine), **details}
+        with replace_file(path.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        return path
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A sidecar, or None where there is none or it is damaged: then the engine is built again."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
