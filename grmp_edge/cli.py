@@ -13,7 +13,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from grmp_edge import __version__, cli_data, cli_export, cli_reference, cli_score, cli_train
+from grmp_edge import (
+    __version__,
+    cli_bench,
+    cli_build,
+    cli_data,
+    cli_evaluate,
+    cli_export,
+    cli_reference,
+    cli_score,
+    cli_serve,
+    cli_train,
+    cli_watch,
+)
 from grmp_edge.errors import GrmpError
 
 __all__ = ["app", "main"]
@@ -74,7 +86,18 @@ def _options(
     pass
 
 
-for _room in (cli_data, cli_train, cli_export, cli_reference, cli_score):
+for _room in (
+    cli_bench,
+    cli_build,
+    cli_data,
+    cli_train,
+    cli_evaluate,
+    cli_export,
+    cli_reference,
+    cli_score,
+    cli_watch,
+    cli_serve,
+):
     _room.register(app)
 
 

@@ -131,6 +131,15 @@ class Scorer:
         """Preprocess uint8 (H, W, 3) RGB into the network's input, uint8 (size, size, 3) RGB."""
         return self.bundle.preprocess(image)
 
+    def score_prepared(self, pictures: Sequence[Picture], batch: Sequence[UInt8Array]) -> list[Score]:
+        """Score what :meth:`prepare` made, in one run of the network.
+
+        Args:
+            pictures: what the results take their names and frame numbers from; the pixels are not looked at.
+            batch: for each picture its network input, uint8 (size, size, 3) RGB.
+        """
+        return self._run(pictures, batch)
+
     def _finish(self, waiting: list[Picture | Failure], batch: list[UInt8Array]) -> Iterator[Score | Failure]:
         scores = iter(self._run([item for item in waiting if isinstance(item, Picture)], batch))
         for item in waiting:

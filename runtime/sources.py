@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from grmp_edge.errors import GrmpError, SourceError
 from grmp_edge.preprocess import IMAGE_SUFFIXES, read_image
+from grmp_edge.runtime.names import safe_name
 from grmp_edge.runtime.video import VIDEO_SUFFIXES, Sampling, read_video
 
 __all__ = ["Failure", "Picture", "Sampling", "list_sources", "natural_key", "read_sources"]
@@ -71,7 +72,7 @@ def list_sources(sources: Iterable[str | Path]) -> Iterator[Path | Failure]:
         try:
             yield from _expand(str(source))
         except GrmpError as error:
-            yield Failure(_without_password(str(source)), error)
+            yield Failure(safe_name(str(source)), error)
         except OSError as error:
             reason = SourceError(f"{source}: cannot be listed ({error.strerror})", "check its permissions")
             yield Failure(str(source), reason)
@@ -81,7 +82,8 @@ def _expand(source: str) -> Iterator[Path | Failure]:
     path = Path(source)
     if "://" in source:
         raise SourceError(
-            f"{_without_password(source)}: streams cannot be scored yet", "give files, folders or globs"
+            f"{safe_name(source)}: a stream has no end to score up to",
+            "use grmp-edge watch; or give files, folders or globs",
         )
     if path.is_dir():
         yield from _some(_walk(path), f"{path}: no picture or video in this folder")
@@ -125,7 +127,3 @@ def natural_key(name: str) -> list[tuple[int, str]]:
     """Sort key under which frame2 comes before frame10."""
     parts = re.split(r"([0-9]+)", name)
     return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)]
-
-
-def _without_password(source: str) -> str:
-    return re.sub(r"://[^/@]*@", "://", source)

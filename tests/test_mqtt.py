@@ -1,0 +1,134 @@
+"""Against a real broker."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as mqtt
+import pytest
+from helpers_live import SYSTEM, free_port, until
+from test_sinks import LOST, alert_event, put, score_event
+
+from grmp_edge.runtime.sinks import make_sink
+
+pytestmark = pytest.mark.system
+
+
+@contextlib.contextmanager
+def broker(port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    program = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
+    assert Path(program).exists(), f"mosquitto is not installed; {SYSTEM}"
+    passwords = folder / "passwords"
+    subprocess.run(
+        ["mosquitto_passwd", "-b", "-c", passwords, "me", "SECRET"], check=True, capture_output=True
+    )
+    passwords.chmod(0o644)
+    settings = folder / "mosquitto.conf"
+    # Started by root it would become a user who cannot read this folder.
+    settings.write_text(
+        f"user root\nlistener {port} 127.0.0.1\npassword_file {passwords}\nallow_anonymous false\n"
+    )
+    process = subprocess.Popen([program, "-c", settings], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+class Listener:
+    """Another client, with all it has heard: topic, retained, content."""
+
+    def __init__(self, port: int) -> None:
+        self.heard: list[tuple[str, bool, bytes]] = []
+        self.subscribed = threading.Event()
+        self.client: Any = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+        self.client.username_pw_set("me", "SECRET")
+        self.client.on_connect = lambda client, *_: client.subscribe("#")
+        self.client.on_subscribe = lambda *_: self.subscribed.set()
+        self.client.on_message = lambda client, data, m: self.heard.append((m.topic, m.retain, m.payload))
+        end = time.monotonic() + 20
+        while True:
+            try:
+                self.client.connect("127.0.0.1", port)
+                break
+            except OSError:
+                assert time.monotonic() < end, "the broker does not start"
+                time.sleep(0.1)
+        self.client.loop_start()
+        assert self.subscribed.wait(20)
+
+    def of(self, topic: str) -> list[bytes]:
+        return [payload for name, _, payload in list(self.heard) if name == topic]
+
+    def close(self) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+
+def test_scores_alerts_discovery_and_the_last_will(tmp_path: Path) -> None:
+    port = free_port()
+    url = f"mqtt://me:SECRET@127.0.0.1:{port}"
+    with broker(port, tmp_path):
+        ears = Listener(port)
+        sink = make_sink({"kind": "mqtt", "url": url, "node": "edge1", "interval_s": 0.0})
+        until(lambda: ears.of("grmp-edge/edge1/status") == [b"online"])
+        put(sink, LOST, score_event(1), alert_event(2))
+        until(lambda: bool(ears.of("grmp-edge/edge1/gate/alert")))
+        until(lambda: bool(ears.of("homeassistant/sensor/edge1/gate/config")))
+        assert json.loads(ears.of("grmp-edge/edge1/gate/score")[0])["frame"] == 1
+        assert json.loads(ears.of("grmp-edge/edge1/gate/alert")[0])["raised"] is True
+        assert json.loads(ears.of("grmp-edge/edge1/gate/state")[0])["state"] == "restarting"
+        config = json.loads(ears.of("homeassistant/sensor/edge1/gate/config")[0])
+        assert config["state_topic"] == "grmp-edge/edge1/gate/score"
+        assert config["availability_topic"] == "grmp-edge/edge1/status"
+        assert "value_json.value" in config["value_template"]
+
+        late = Listener(port)  # who comes later hears what is retained
+        until(lambda: len(late.heard) >= 3)
+        assert {(topic, kept) for topic, kept, _ in late.heard} == {
+            ("grmp-edge/edge1/status", True), ("grmp-edge/edge1/gate/state", True),
+            ("homeassistant/sensor/edge1/gate/config", True),
+        }  # fmt: skip
+        late.close()
+
+        stats = sink.close()
+        assert (stats.written, stats.failed, stats.lost) == (3, 0, 0)
+        until(lambda: ears.of("grmp-edge/edge1/status") == [b"online", b"offline"])
+        assert not any(b"SECRET" in payload for _, _, payload in ears.heard)
+
+        code = (
+            "import os, sys, time; from grmp_edge.runtime.sinks_net import MqttWriter\n"
+            f"w = MqttWriter({url!r}, node='edge2')\n"
+            "while not w._client.is_connected(): time.sleep(0.05)\n"
+            "time.sleep(0.5); os.kill(os.getpid(), 9)"
+        )
+        subprocess.run([sys.executable, "-c", code], timeout=60)
+        until(lambda: ears.of("grmp-edge/edge2/status") == [b"online", b"offline"])  # said by the broker
+        ears.close()
+
+
+def test_a_broker_that_comes_late_and_goes(tmp_path: Path) -> None:
+    port = free_port()
+    sink = make_sink({"kind": "mqtt", "url": f"mqtt://me:SECRET@127.0.0.1:{port}", "interval_s": 0.0})
+    put(sink, score_event(1), alert_event(2))
+    until(lambda: sink.stats().failed == 1 and sink.stats().written == 1)
+    assert "not connected" in sink.stats().error and "SECRET" not in sink.stats().error
+    with broker(port, tmp_path):
+        ears = Listener(port)
+        until(lambda: bool(ears.of("grmp-edge/grmp-edge/gate/alert")))  # it waited
+        put(sink, score_event(3))
+        until(lambda: bool(ears.of("grmp-edge/grmp-edge/gate/score")))
+        until(lambda: bool(ears.of("homeassistant/sensor/grmp-edge/gate/config")))
+        assert [json.loads(line)["frame"] for line in ears.of("grmp-edge/grmp-edge/gate/score")] == [3]
+        ears.close()
+    sink.close()

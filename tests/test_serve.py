@@ -1,0 +1,257 @@
+"""A real server on a real socket, asked by real clients."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import encode, make_image, tiny_score
+from helpers_live import free_port
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from grmp_edge.bundle import Bundle
+from grmp_edge.errors import UsageError
+from grmp_edge.runtime.image_size import image_size
+from grmp_edge.runtime.metrics_text import Metrics
+from grmp_edge.runtime.serve_guard import ServeConfig
+
+COMMAND = [sys.executable, "-m", "grmp_edge", "serve"]
+
+
+@contextlib.contextmanager
+def server(bundle: Bundle, *options: str, token: str = "") -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A running server: its address and its process."""
+    environment = {**os.environ, "GRMP_EDGE_TOKEN": token}
+    command = [*COMMAND, str(bundle.path), "--port", "0", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    try:
+        line = process.stderr.readline()
+        found = re.search(r" at (http://\S+);", line)
+        assert found, line + process.stderr.read()
+        yield found.group(1).replace("0.0.0.0", "127.0.0.1"), process
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def samples(text: str) -> dict[str, float]:
+    """What Prometheus' own parser reads, by name and labels."""
+    return {
+        f"{sample.name}{json.dumps(sample.labels, sort_keys=True)}": sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_score_batch_kserve_and_metrics(tiny_bundle: Bundle) -> None:
+    one, two = encode(make_image(seed=1), "PNG"), encode(make_image(seed=2), "PNG")
+    with server(tiny_bundle) as (at, process), httpx.Client(base_url=at, trust_env=False) as client:
+        answer = client.post("/score?camera=gate", content=one)
+        assert answer.status_code == 200
+        assert answer.json()["value"] == pytest.approx(tiny_score(make_image(seed=1)), abs=1e-5)
+        assert (answer.json()["source"], answer.json()["model"]) == ("gate", tiny_bundle.id)
+        assert client.post("/score", content=two).json()["source"] == "upload"
+
+        files = [("a", ("1.png", one)), ("b", ("bad.png", one[:80])), ("c", ("2.png", two))]
+        results = client.post("/batch?camera=door", files=files).json()["results"]
+        assert [result["source"] for result in results] == ["1.png", "bad.png", "2.png"]
+        assert results[2]["value"] == pytest.approx(tiny_score(make_image(seed=2)), abs=1e-5)
+        assert results[1]["status"] == 422 and "bad.png" in results[1]["error"]
+        assert client.post("/batch", content=b"").status_code == 422
+        assert client.post("/batch", files=[("a", ("1.png", one))] * 33).status_code == 400
+
+        assert client.get("/v2/health/live").json() == {"live": True}
+        assert client.get("/v2/health/ready").json() == {"ready": True}
+        assert client.get("/v2/models/grmp-edge/ready").status_code == 200
+        model = client.get("/v2/models/grmp-edge").json()
+        assert model["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 32, 32, 3]}]
+        assert model["versions"] == [tiny_bundle.id]
+        assert client.get("/nothing").status_code == 404
+
+        answer = client.get("/metrics")
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        found = samples(answer.text)
+        assert found['grmp_edge_scores_total{"camera": "gate"}'] == 1
+        assert found['grmp_edge_scores_total{"camera": "door"}'] == 2
+        assert found['grmp_edge_unreadable_total{"camera": "door"}'] == 1
+        last = found['grmp_edge_last_score{"camera": "gate"}']
+        assert last == pytest.approx(tiny_score(make_image(seed=1)), abs=1e-5)
+        assert found['grmp_edge_requests_total{"path": "/score", "status": "200"}'] == 2
+        assert found['grmp_edge_request_seconds_count{"path": "/score"}'] == 2
+        assert found['grmp_edge_request_seconds_bucket{"le": "+Inf", "path": "/score"}'] == 2
+        assert 0 < found['grmp_edge_request_seconds_sum{"path": "/score"}'] < 60
+
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert process.stderr is not None and process.stderr.read() == ""
+
+
+def bomb(side: int) -> bytes:
+    """A small PNG file of side x side pixels: 30,000 squared unpack to 2.7 GB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    pixels = zlib.compress(b"\0" * 1_000_000, 9)
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def peak_memory(pid: int) -> int:
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", text).group(1)) * 1024  # type: ignore[union-attr]
+
+
+def test_what_is_too_much_is_refused_before_it_costs(tiny_bundle: Bundle) -> None:
+    good = encode(make_image(seed=1), "PNG")
+    limits = ["--max-mb", "1", "--max-megapixels", "2"]
+    with server(tiny_bundle, *limits) as (at, process), httpx.Client(base_url=at, trust_env=False) as client:
+        client.post("/score", content=good)
+        before = peak_memory(process.pid)
+        answer = client.post("/score", content=bomb(30_000))
+        assert answer.status_code == 413 and "30000 x 30000" in answer.json()["detail"]
+        for data, status in (
+            (b"", 422), (b"text" * 100, 415), (good[:200], 422), (b"\x89PNG\r\n\x1a\n", 415),
+            (encode(make_image(1200, 1800), "JPEG"), 413),
+        ):  # fmt: skip
+            assert client.post("/score", content=data).status_code == status
+        assert (
+            client.post("/batch", files=[("a", ("b.png", bomb(30_000)))]).json()["results"][0]["status"]
+            == 413
+        )
+        assert peak_memory(process.pid) - before < 100 << 20
+
+        assert client.post("/score", content=b"x" * (1 << 20) + b"x").status_code == 413  # by Content-Length
+        # In pieces, without a length: refused after the first megabyte, and the connection is cut.
+        with contextlib.suppress(httpx.TransportError):
+            assert client.post("/score", content=(b"x" * 65536 for _ in range(64))).status_code == 413
+        assert httpx.post(f"{at}/score", content=good, trust_env=False).status_code == 200
+        found = samples(httpx.get(f"{at}/metrics", trust_env=False).text)
+        assert found['grmp_edge_requests_total{"path": "/score", "status": "413"}'] == 4
+        assert not [key for key in found if key.startswith("grmp_edge_requests_total") and '"500"' in key]
+
+
+def test_too_many_at_once_and_slow_senders(tiny_bundle: Bundle) -> None:
+    good = encode(make_image(seed=1), "PNG")
+    with (
+        server(tiny_bundle, "--concurrency", "2") as (at, _),
+        httpx.Client(base_url=at, trust_env=False) as client,
+    ):
+        port = int(at.rpartition(":")[2])
+        slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
+        for sender in slow:
+            sender.sendall(
+                f"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(good)}\r\n\r\n".encode()
+            )
+            sender.sendall(good[:10])
+        end = time.monotonic() + 20
+        while (answer := client.post("/score", content=good)).status_code != 429:
+            assert time.monotonic() < end
+        assert answer.headers["retry-after"] == "1"
+        assert client.get("/v2/health/live").status_code == 200
+        for sender in slow:
+            sender.sendall(good[10:])
+            assert sender.recv(65536).startswith(b"HTTP/1.1 200")
+            sender.close()
+        statuses = []
+        asking = threading.Thread(
+            target=lambda: statuses.append(client.post("/score", content=good).status_code)
+        )
+        asking.start()
+        asking.join(20)
+        assert statuses == [200]
+
+
+def test_a_token_is_needed_when_bound_wider(tiny_bundle: Bundle) -> None:
+    done = subprocess.run(
+        [*COMMAND, str(tiny_bundle.path), "--host", "0.0.0.0", "--port", "0"],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "GRMP_EDGE_TOKEN": ""},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "GRMP_EDGE_TOKEN" in done.stderr
+    good = encode(make_image(seed=1), "PNG")
+    wide = server(tiny_bundle, "--host", "0.0.0.0", token="long-secret")
+    with wide as (at, _), httpx.Client(base_url=at, trust_env=False) as client:
+        assert client.post("/score", content=good).status_code == 401
+        assert client.get("/metrics").status_code == 401
+        wrong = {"Authorization": "Bearer long-secre"}
+        assert client.post("/score", content=good, headers=wrong).status_code == 401
+        assert client.get("/v2/health/live").status_code == 200
+        right = {"Authorization": "Bearer long-secret", "Host": "edge.example"}
+        assert client.post("/score", content=good, headers=right).status_code == 200
+
+
+def test_a_page_that_pretends_to_be_localhost(tiny_bundle: Bundle) -> None:
+    with server(tiny_bundle) as (at, _), httpx.Client(base_url=at, trust_env=False) as client:
+        assert client.get("/metrics", headers={"Host": "evil.example:80"}).status_code == 421
+        assert client.get("/metrics", headers={"Host": "localhost"}).status_code == 200
+
+
+def test_a_port_that_is_taken(tiny_bundle: Bundle) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [*COMMAND, str(tiny_bundle.path), "--port", port], capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"cannot listen on 127.0.0.1:{port}" in line
+    with pytest.raises(UsageError):
+        ServeConfig(port=free_port() + 70_000)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_sizes_are_known_from_the_header(kind: str) -> None:
+    image = Image.fromarray(make_image(37, 91))
+    found = {image_size(encode(image, kind))}
+    if kind == "WEBP":
+        found |= {image_size(encode(image, kind, lossless=True))}
+        found |= {image_size(encode(image.convert("RGBA"), kind, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0"))}
+    if kind == "JPEG":
+        found |= {image_size(encode(image, kind, progressive=True, comment=b"\xff\xc0" * 99))}
+    if kind == "PPM":
+        found |= {image_size(b"P5\n# 7 7\n91 37\n255\n")}
+    assert found == {(91, 37)}
+    for length in range(60):  # cut headers are no crash
+        assert image_size(encode(image, kind)[:length]) in (None, (91, 37))
+
+
+def test_metrics_text_is_what_prometheus_reads() -> None:
+    metrics = Metrics()
+    metrics.declare("a_total", "counter", "Things.")
+    metrics.declare("b_seconds", "histogram", "Time.")
+    name = 'a "b"\\c\nd'
+    for _ in range(3):
+        metrics.add("a_total", camera=name)
+    for seconds in (0.0004, 0.005, 0.3, 99.0):
+        metrics.observe("b_seconds", seconds)
+    for index in range(500):
+        metrics.add("a_total", camera=str(index))
+    found = samples(metrics.text())
+    assert found[f"a_total{json.dumps({'camera': name})}"] == 3
+    limits = ("0.001", "0.005", "0.5", "10.0", "+Inf")
+    assert [found[f'b_seconds_bucket{{"le": "{le}"}}'] for le in limits] == [1, 2, 3, 3, 4]
+    assert found["b_seconds_count{}"] == 4
+    assert found["b_seconds_sum{}"] == pytest.approx(99.3054)
+    cameras = [key for key in found if key.startswith("a_total")]
+    assert len(cameras) <= 201
+    assert found['a_total{"camera": "other"}'] == 500 - 199
+    assert io.StringIO(metrics.text()).read().endswith("\n")

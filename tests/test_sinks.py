@@ -1,0 +1,245 @@
+"""Sinks write what they are given, and never hold up who gives it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sqlite3
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+import pytest
+from conftest import make_image
+from helpers_live import free_port, until
+
+from grmp_edge.errors import GrmpError, UsageError
+from grmp_edge.runtime.alert import Alert
+from grmp_edge.runtime.camera_state import CameraEvent, CameraState
+from grmp_edge.runtime.live import AlertEvent, LiveScore
+from grmp_edge.runtime.sinks import Message, QueuedSink, Record, make_sink, to_record
+from grmp_edge.score import Score
+
+
+def score_event(index: int = 0, camera: str = "gate") -> LiveScore:
+    score = Score(
+        0.5 + index / 1000, camera, "id", 3.0, index, captured_s=time.monotonic() - 2.0, age_ms=12.5
+    )
+    return LiveScore(camera, score, make_image(seed=index))
+
+
+def alert_event(index: int = 0, raised: bool = True) -> AlertEvent:
+    event = score_event(index)
+    return AlertEvent("gate", Alert("low", raised, event.score.value, 0.6, 5.0), event.score, event.image)
+
+
+LOST = CameraEvent("gate", CameraState.RESTARTING, "ok", "gate: no answer", 1.5)
+
+
+def put(sink: QueuedSink, *events: Any) -> None:
+    for event in events:
+        sink.put(event, to_record(event))
+
+
+def test_records() -> None:
+    record = to_record(score_event(3))
+    assert abs(record.pop("at") - (time.time() - 2.0)) < 1.0  # when it was captured, not when it was written
+    captured = record.pop("captured_s")
+    assert abs(time.monotonic() - captured - 2.0) < 1.0
+    assert record == {
+        "event": "score", "camera": "gate", "value": 0.503, "mos": 3.0, "age_ms": 12.5, "frame": 3,
+        "model": "id",
+    }  # fmt: skip
+    alert = to_record(alert_event())
+    assert (alert["event"], alert["kind"], alert["raised"], alert["limit"]) == ("alert", "low", True, 0.6)
+    lost = to_record(LOST)
+    assert abs(lost.pop("at") - time.time()) < 1.0
+    assert lost == {"event": "camera", "camera": "gate", "state": "restarting", "picture": "ok",
+                    "detail": "gate: no answer", "retry_s": 1.5}  # fmt: skip
+
+
+def test_jsonl_rotates_between_lines(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "scores.jsonl"
+    sink = make_sink({"kind": "jsonl", "path": str(path), "max_bytes": 2000, "keep": 3})
+    put(sink, *(score_event(index) for index in range(40)))
+    stats = sink.close()
+    assert (stats.written, stats.failed, stats.lost) == (40, 0, 0)
+    files = sorted(path.parent.iterdir())
+    assert [file.name for file in files] == [f"scores.jsonl{end}" for end in ("", ".1", ".2", ".3")]
+    assert all(file.stat().st_size <= 2000 for file in files)
+    order = [files[3], files[2], files[1], files[0]]
+    frames = [json.loads(line)["frame"] for file in order for line in file.read_text().splitlines()]
+    assert frames == list(range(40 - len(frames), 40))
+
+
+def test_jsonl_goes_on_after_a_cut_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"event": "score"}\n{"event": "sc')
+    sink = make_sink({"kind": "jsonl", "path": path})
+    put(sink, score_event(1))
+    sink.close()
+    lines = path.read_text().splitlines()
+    assert lines[:2] == ['{"event": "score"}', '{"event": "sc']
+    assert json.loads(lines[2])["frame"] == 1
+
+
+def test_a_full_disk_is_counted_and_told() -> None:
+    sink = make_sink({"kind": "csv", "path": "/dev/full"})
+    put(sink, score_event(1), score_event(2))
+    stats = sink.close()
+    assert (stats.written, stats.failed) == (0, 2)
+    assert "No space left" in stats.error
+
+
+def test_csv_is_continued(tmp_path: Path) -> None:
+    for index in (1, 2):
+        sink = make_sink({"kind": "csv", "path": tmp_path / "a.csv"})
+        put(sink, score_event(index, 'a "quoted", name'), LOST)
+        assert sink.close().written == 2
+    with (tmp_path / "a.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["event"], row["frame"], row["state"]) for row in rows] == [
+        ("score", "1", ""), ("camera", "", "restarting"), ("score", "2", ""), ("camera", "", "restarting"),
+    ]  # fmt: skip
+    assert rows[0]["camera"] == 'a "quoted", name'
+
+
+def test_sqlite(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    sink = make_sink({"kind": "sqlite", "path": path, "keep_days": 1})
+    put(sink, *(score_event(index) for index in range(5)))
+
+    def seen() -> int:
+        with sqlite3.connect(path) as base:
+            return int(base.execute("SELECT count(*) FROM events").fetchone()[0])
+
+    until(lambda: seen() == 5)  # while it is open, without another event to push it
+    old = to_record(score_event(9)) | {"at": time.time() - 2 * 86400}
+    sink.put(score_event(9), old)
+    sink.close()
+    assert seen() == 6
+    sink = make_sink({"kind": "sqlite", "path": path, "keep_days": 1})
+    put(sink, alert_event(10))
+    sink.close()
+    with sqlite3.connect(path) as base:
+        rows = base.execute("SELECT frame, event, value, raised FROM events ORDER BY frame").fetchall()
+    assert [row[0] for row in rows] == [0, 1, 2, 3, 4, 10]  # the one of two days ago is gone
+    assert rows[-1] == (10, "alert", 0.51, 1)
+
+
+def test_saved_frames(tmp_path: Path) -> None:
+    sink = make_sink({"kind": "frames", "path": tmp_path / "f", "keep": 3})
+    put(sink, score_event(1), alert_event(1, raised=False), LOST)
+    put(sink, *(alert_event(index) for index in range(2, 7)))
+    assert sink.close().written == 5
+    files = sorted((tmp_path / "f").iterdir())
+    assert len(files) == 3
+    assert all(file.suffix == ".jpg" and "gate" in file.name for file in files)
+    found = cv2.imread(str(files[-1]))
+    assert found is not None
+    assert np.abs(found.astype(int) - make_image(seed=6)).mean() < 6  # stored as BGR, as it was given
+
+
+class Stuck:
+    """A writer that is stuck until released."""
+
+    needs_image = False
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.seen: list[Record] = []
+
+    def wants(self, record: Record) -> bool:
+        return True
+
+    def write(self, message: Message) -> None:
+        self.go.wait()
+        if message.record["frame"] == 3:
+            raise GrmpError("no: rtsp://u:SECRET@cam/")
+        self.seen.append(message.record)
+        assert message.image is None
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_stuck_sink_never_blocks_and_loss_is_counted() -> None:
+    writer = Stuck()
+    sink = QueuedSink("stuck", writer, room=10)
+    put(sink, score_event(0))
+    until(lambda: sink._queue.empty())
+    put(sink, *(score_event(index) for index in range(1, 101)))  # returns, though nothing is written
+    assert sink.stats().lost == 90
+    writer.go.set()
+    stats = sink.close()
+    assert [record["frame"] for record in writer.seen] == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]
+    assert (stats.written, stats.failed, stats.lost) == (10, 1, 90)
+    assert stats.error == "no: rtsp://cam/"
+
+
+def test_what_is_left_at_the_end_is_lost() -> None:
+    writer = Stuck()
+    sink = QueuedSink("stuck", writer)
+    put(sink, *(score_event(index) for index in range(5)))
+    stats = sink.close(timeout_s=0.2)
+    assert (stats.written, stats.lost) == (0, 5)
+    writer.go.set()
+
+
+class Hook(BaseHTTPRequestHandler):
+    answers: ClassVar[list[int]] = []
+    got: ClassVar[list[tuple[dict[str, str], Any]]] = []
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        data = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Hook.got.append((dict(self.headers), data))
+        self.send_response(Hook.answers.pop(0) if Hook.answers else 200)
+        self.end_headers()
+
+
+def test_webhook_tries_again_what_may_pass() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Hook.answers, Hook.got = [503, 200, 400, 200], []
+    url = f"http://me:SECRET@127.0.0.1:{server.server_port}/hook"
+    sink = make_sink({"kind": "webhook", "url": url, "events": ["alert", "camera"]})
+    put(sink, score_event(1), alert_event(2), alert_event(3), LOST)
+    stats = sink.close()
+    server.shutdown()
+    server.server_close()
+    assert [data.get("frame") for _, data in Hook.got] == [2, 2, 3, None]
+    keys = [headers["Idempotency-Key"] for headers, _ in Hook.got]
+    assert keys[0] == keys[1] and len(set(keys)) == 3
+    assert Hook.got[0][0]["Authorization"] == "Basic bWU6U0VDUkVU"
+    assert (stats.written, stats.failed) == (2, 1)
+    assert "says 400" in stats.error and "SECRET" not in stats.error
+
+
+def test_a_dead_webhook_is_told() -> None:
+    sink = make_sink({"kind": "webhook", "url": f"http://127.0.0.1:{free_port()}/", "attempts": 1})
+    put(sink, alert_event(1))
+    stats = sink.close()
+    assert (stats.written, stats.failed) == (0, 1)
+    assert "refused" in stats.error
+
+
+def test_wrong_settings(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for wrong in (
+        {"kind": "smoke"}, {}, {"kind": "jsonl"}, {"kind": "jsonl", "path": "x", "colour": "red"},
+        {"kind": "csv", "path": tmp_path / "file" / "a.csv"}, {"kind": "jsonl", "path": tmp_path},
+        {"kind": "webhook", "url": "ftp://x"}, {"kind": "webhook", "url": "http://x", "events": ["all"]},
+        {"kind": "mqtt", "url": "http://x"},
+    ):  # fmt: skip
+        with pytest.raises(UsageError):
+            make_sink(wrong)
+    (tmp_path / "no.db").write_text("no database " * 100)
+    with pytest.raises(GrmpError, match=r"no\.db: not usable as a database"):
+        make_sink({"kind": "sqlite", "path": tmp_path / "no.db"})
