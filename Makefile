@@ -2,6 +2,8 @@
 # They need python3 (3.10 to 3.13) with venv, and a package index; PYTHON=... chooses another interpreter.
 PYTHON ?= python3
 DEMO := .demo
+# Left out: what needs a GPU, TensorRT, or Debian packages (see tests/README.md).
+MARKS ?= not gpu and not tensorrt and not system
 
 .PHONY: demo test clean
 
@@ -12,7 +14,7 @@ test: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -m '$(MARKS)' $(PYTEST_ARGS)
 
 # A stamp newer than pyproject.toml: the second run installs nothing.
 .venv/installed: pyproject.toml
