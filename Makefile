@@ -17,19 +17,14 @@ test: .venv/installed
 	.venv/bin/python -m pytest -m '$(MARKS)' $(PYTEST_ARGS)
 
 # A stamp newer than pyproject.toml: the second run installs nothing.
-.venv/installed: pyproject.toml
-	$(call make_venv,.venv,-e '.[cpu,train,export,data,dev]')
-
-.venv-demo/installed: pyproject.toml
-	$(call make_venv,.venv-demo,-e '.[cpu,train,export]')
-
-define make_venv
+.venv/installed: EXTRAS := cpu,train,export,data,dev
+.venv-demo/installed: EXTRAS := cpu,train,export
+.venv/installed .venv-demo/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "grmp-edge needs Python 3.10 or newer")'
-	$(PYTHON) -m venv $(1)
-	$(1)/bin/python -m pip install --quiet --upgrade pip
-	$(1)/bin/python -m pip install --quiet $(2)
-	touch $(1)/installed
-endef
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet -e '.[$(EXTRAS)]'
+	touch $@
 
 clean:
 	rm -rf .venv .venv-demo $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
