@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,11 @@ from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
 from grmp_edge.score import MosScale
 
 UInt8Array = npt.NDArray[np.uint8]
+
+# A shell ignores Ctrl-C for what it starts in the background, and children inherit that; the tests that
+# interrupt a command need it back, wherever they are started from.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_SIDE = 32  # what the tiny graph reads
 TINY_MOS = MosScale(1.0, 5.0)

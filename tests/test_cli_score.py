@@ -205,6 +205,8 @@ def in_terminal(arguments: list[str | Path], interrupt_at: str = "") -> tuple[in
     while True:
         try:
             ready, _, _ = select.select([handle], [], [], 60)
+            if not ready:  # it hangs: end it, so that the test fails instead of hanging too
+                os.kill(pid, signal.SIGKILL)
             chunk = os.read(handle, 65536) if ready else b""
         except OSError:  # Linux: the other side is closed
             chunk = b""
