@@ -312,6 +312,17 @@ def test_the_stage_never_looks_at_the_test_part_and_resumes(tmp_path, monkeypatc
         run_finetune(tmp_path / "x", CHOICE, tmp_path / "other", data, SplitConfig(), FinetuneConfig())
 
 
+def test_labels_outside_the_scale_are_not_tied():
+    raw = np.array([-0.4, -0.1, 0.2, 0.7, 1.3, 1.1])
+    predicted = np.array([0.1, 0.2, 0.3, 0.6, 0.9, 0.8], dtype=np.float32)
+    found = Part(np.zeros((6, 36, 36, 3), np.uint8), np.clip(raw, 0, 1).astype(np.float32), raw).measure(
+        predicted
+    )
+    assert found["srcc"] == pytest.approx(1.0)
+    assert found["plcc"] == pytest.approx(np.corrcoef(predicted, raw)[0, 1])
+    assert found["rmse"] == pytest.approx(np.sqrt(np.mean((predicted - raw) ** 2)))
+
+
 def test_selecting_on_the_test_part_is_marked(tmp_path):
     csv = write_labelled(tmp_path / "data", 10)
     result = stage(tmp_path, "run", csv, select_on="test", epochs=2)

@@ -179,7 +179,7 @@ def _run_split(
         "predictions": {
             "index": test,
             "mos": data.mos[test].tolist(),
-            "value": [round(float(value), 7) for value in predicted],
+            "value": [float(value) for value in predicted],
         },
     }
     for other in cross:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from grmp_edge.errors import UsageError
-from grmp_edge.metrics import agreement, srcc
+from grmp_edge.metrics import agreement
 from grmp_edge.train.backbone import EMBEDDED
 from grmp_edge.train.checkpoint import CheckpointWriter, State, copy_parameters
 from grmp_edge.train.frozen import FrozenCache, Teacher
@@ -69,6 +69,14 @@ class Part:
 
     images: UInt8Array
     quality: Float32Array
+    # The labels where they pass 0..1, as they do outside the scale of the pictures learned from; clipped
+    # ones would tie. None: the quality.
+    labels: npt.NDArray[np.float64] | None = None
+
+    def measure(self, predicted: Float32Array) -> dict[str, float | None]:
+        """SRCC, PLCC, KRCC and RMSE (in 0..1 units) of predictions, as plain JSON; None where undefined."""
+        found = agreement(predicted, self.quality if self.labels is None else self.labels)
+        return {name: _finite(value) for name, value in asdict(found).items()}
 
 
 def finetune(
@@ -239,7 +247,7 @@ def _judge(model: GrmpIqa, part: Part) -> tuple[float | None, float]:
     predicted = predict(model, part.images)
     p = np.clip(predicted.astype(np.float64), 1e-7, 1 - 1e-7)
     loss = -(part.quality * np.log(p) + (1 - part.quality) * np.log(1 - p)).mean()
-    return _finite(srcc(predicted, part.quality)), float(loss)
+    return part.measure(predicted)["srcc"], float(loss)
 
 
 @torch.inference_mode()
@@ -253,11 +261,6 @@ def predict(model: GrmpIqa, images: UInt8Array, batch: int = 64) -> Float32Array
         pixels = model.pixels(torch.from_numpy(cut).to(text.device))
         scores.append(model.logits(model.image_features(pixels), text).softmax(-1)[:, 0].cpu())
     return np.asarray(torch.cat(scores).numpy(), dtype=np.float32)
-
-
-def report_metrics(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float | None]:
-    """SRCC, PLCC, KRCC and RMSE (in 0..1 units) as plain JSON; None where undefined."""
-    return {name: _finite(value) for name, value in asdict(agreement(predicted, labels)).items()}
 
 
 def _finite(value: float) -> float | None:

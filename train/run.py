@@ -9,8 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from grmp_edge import __version__
@@ -25,7 +23,7 @@ from grmp_edge.train.checkpoint import (
     load_parameters,
 )
 from grmp_edge.train.data import Labelled, SplitConfig, data_digest, split_indices
-from grmp_edge.train.finetune import FinetuneConfig, Part, finetune, predict, report_metrics
+from grmp_edge.train.finetune import FinetuneConfig, Part, finetune, predict
 from grmp_edge.train.meta import MetaConfig, meta_train
 from grmp_edge.train.model import GrmpIqa, PromptConfig
 from grmp_edge.train.progress import Reporter, Silent
@@ -152,11 +150,9 @@ def run_finetune(
     reporter.start("reading pictures", len(used))
     pixels = data.squashed(used, side, reporter.step)
     a, b = len(split.train), len(split.train) + len(split.validation)
-    parts = {
-        "train": Part(pixels[:a], quality[list(split.train)]),
-        "validation": Part(pixels[a:b], quality[list(split.validation)]),
-        "test": Part(pixels[b:], quality[list(split.test)]),
-    }
+    raw = (data.mos[used] - scale.low) / (scale.high - scale.low)
+    places = {"train": slice(0, a), "validation": slice(a, b), "test": slice(b, None)}
+    parts = {name: Part(pixels[at], quality[used][at], raw[at]) for name, at in places.items()}
     settings |= {
         "stage": "finetune",
         "finetune": asdict(config),
@@ -173,12 +169,7 @@ def run_finetune(
     state = _resume(writer, resume)
     if state is not None and state.progress["complete"]:
         return state.progress
-    # Measured against the labels as they are, which pass 0..1 where the scale is that of other pictures.
-    raw = (data.mos[used] - scale.low) / (scale.high - scale.low)
-    labels = dict(zip(parts, (raw[:a], raw[a:b], raw[b:]), strict=True))
-    before = {
-        f"zero_shot_{name}": _measure(network, parts[name], labels[name]) for name in parts if name != "train"
-    }
+    before = {f"zero_shot_{name}": _measure(network, part) for name, part in parts.items() if name != "train"}
     judge = parts["test"] if config.select_on == "test" else parts["validation"]
     if state is not None:
         # Only the prompts: the trained blocks come back inside, after the teacher has copied the plain CLIP.
@@ -187,7 +178,7 @@ def run_finetune(
     final = finetune(
         network, parts["train"], judge if len(judge.images) else None, config, writer, state, reporter
     )
-    metrics = {**before, **{name: _measure(network, parts[name], labels[name]) for name in parts}}
+    metrics = {**before, **{name: _measure(network, part) for name, part in parts.items()}}
     progress = {
         **final.progress,
         "metrics": {name: found for name, found in metrics.items() if found},
@@ -198,8 +189,8 @@ def run_finetune(
     return progress
 
 
-def _measure(network: GrmpIqa, part: Part, labels: npt.NDArray[np.float64]) -> dict[str, float | None] | None:
-    return report_metrics(predict(network, part.images), labels) if len(part.images) > 1 else None
+def _measure(network: GrmpIqa, part: Part) -> dict[str, float | None] | None:
+    return part.measure(predict(network, part.images)) if len(part.images) > 1 else None
 
 
 def _build(model: ModelConfig) -> tuple[GrmpIqa, dict[str, Any]]:
