@@ -91,10 +91,29 @@ Norm = Annotated[
     Normalization | None,
     typer.Option("--normalization", help="Default: clip for the embedded backbone, imagenet for others."),
 ]
-MetaEpochs = Annotated[int, typer.Option("--meta-epochs", min=1, help="Epochs of meta-pre-training.")]
-InnerLr = Annotated[float, typer.Option("--inner-lr", min=0.0, help="Adam's learning rate within a task.")]
+MetaEpochs = Annotated[
+    int | None,
+    typer.Option(
+        "--meta-epochs",
+        min=1,
+        help="Epochs of meta-pre-training; default: 3 for the embedded backbone, else 50.",
+    ),
+]
+InnerLr = Annotated[
+    float | None,
+    typer.Option(
+        "--inner-lr",
+        min=0.0,
+        help="Adam's learning rate within a task; default: 1e-3 for embedded, else 1e-4.",
+    ),
+]
 OuterLr = Annotated[
-    float, typer.Option("--outer-lr", min=0.0, help="Beta: how far the prompts follow the tasks.")
+    float | None,
+    typer.Option(
+        "--outer-lr",
+        min=0.0,
+        help="Beta, how far the prompts follow the tasks; default: 1 for embedded, else 1e-2.",
+    ),
 ]
 SupportBatch = Annotated[int, typer.Option("--support-batch", min=1, help="Pictures in a support batch.")]
 QueryBatch = Annotated[int, typer.Option("--query-batch", min=1, help="Pictures in a query batch.")]

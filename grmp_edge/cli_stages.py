@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,22 +92,24 @@ class TaskChoice:
 class MetaChoice:
     """Settings of meta-pre-training."""
 
-    epochs: int
-    inner_lr: float
-    outer_lr: float
+    epochs: int | None  # None, as below: what goes with the backbone
+    inner_lr: float | None
+    outer_lr: float | None
     support_batch: int
     query_batch: int
     reset_per_task: bool
     seed: int
 
-    def config(self) -> MetaConfig:
+    def config(self, backbone: str) -> MetaConfig:
         """For ``run_pretrain``."""
         from grmp_edge.train.meta import MetaConfig
 
-        return MetaConfig(
-            epochs=self.epochs,
-            inner_lr=self.inner_lr,
-            outer_lr=self.outer_lr,
+        usual = MetaConfig.for_backbone(backbone)
+        return replace(
+            usual,
+            epochs=usual.epochs if self.epochs is None else self.epochs,
+            inner_lr=usual.inner_lr if self.inner_lr is None else self.inner_lr,
+            outer_lr=usual.outer_lr if self.outer_lr is None else self.outer_lr,
             support_batch=self.support_batch,
             query_batch=self.query_batch,
             reset_per_task=self.reset_per_task,
@@ -177,7 +179,7 @@ def do_pretrain(
     from grmp_edge.train.run import run_pretrain
 
     phases, said = tasks.build(reporter)
-    return run_pretrain(output, model.config(), phases, said, meta.config(), resume, reporter)
+    return run_pretrain(output, model.config(), phases, said, meta.config(model.backbone), resume, reporter)
 
 
 def do_finetune(

@@ -279,3 +279,15 @@ def test_run_pretrain_refuses_what_it_cannot_continue(tmp_path):
     other = MetaConfig(**{**config.__dict__, "inner_lr": 0.5})
     with pytest.raises(CheckpointError, match=r"meta\.inner_lr was 0\.0001, now 0\.5"):
         run_pretrain(tmp_path / "run", CHOICE, [tasks], {"made": "here"}, other, resume=True)
+
+
+def test_settings_go_with_the_backbone():
+    reference = MetaConfig.for_backbone("ViT-B-16")
+    assert reference == MetaConfig() and (reference.epochs, reference.inner_lr, reference.outer_lr) == (
+        50,
+        1e-4,
+        1e-2,
+    )
+    embedded = MetaConfig.for_backbone("embedded-s16")
+    assert (embedded.epochs, embedded.inner_lr, embedded.outer_lr) == (3, 1e-3, 1.0)
+    assert embedded.reset_per_task and embedded.support_batch == reference.support_batch

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from grmp_edge.errors import DataError, UsageError
 from grmp_edge.metrics import srcc
+from grmp_edge.train.backbone import EMBEDDED
 from grmp_edge.train.checkpoint import CheckpointWriter, State, copy_parameters
 from grmp_edge.train.losses import quality_loss
 from grmp_edge.train.model import GrmpIqa
@@ -43,6 +44,15 @@ class MetaConfig:
     reset_per_task: bool = True
     held_out: float = 0.15  # share of the tasks that choose the epoch instead of training it
     seed: int = 0
+
+    @classmethod
+    def for_backbone(cls, name: str) -> MetaConfig:
+        """The settings that go with a backbone: the reference's for CLIP, larger steps for the embedded one.
+
+        Its tasks are reset, so one epoch at the reference's beta moves the prompts by a hundredth of ten
+        small steps; and it is for CPUs, where fifty epochs take hours.
+        """
+        return cls(epochs=3, inner_lr=1e-3, outer_lr=1.0) if name == EMBEDDED else cls()
 
 
 def hold_out(phases: Sequence[Sequence[Task]], config: MetaConfig) -> tuple[list[list[Task]], list[Task]]:
