@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge import __version__
-from grmp_edge.bundle import MANIFEST, Bundle, write_bundle
-from grmp_edge.errors import BundleError, MissingDependencyError
+from grmp_edge.bundle import Bundle, refuse_other, write_bundle
+from grmp_edge.errors import MissingDependencyError
 from grmp_edge.export.fold import FoldedModel, fold
 from grmp_edge.export.gate_images import gate_images
 from grmp_edge.export.int8 import Int8Config, choose_int8
@@ -69,9 +69,8 @@ def export_bundle(
     if find_spec("onnxruntime") is None:
         purpose = "the parity gate (for an NVIDIA GPU the extra is [gpu] instead)"
         raise MissingDependencyError("onnxruntime", "cpu", purpose)
-    if output.exists() and not (output / MANIFEST).is_file() and (output.is_file() or any(output.iterdir())):
-        # Said before minutes of work; write_bundle holds to it.
-        raise BundleError(f"{output}: exists and is not a bundle", "choose another output with -o")
+    # Said before minutes of work; write_bundle holds to it.
+    refuse_other(output)
     progress("loading the checkpoint")
     loaded = load_checkpoint(checkpoint, config.weights)
     model = loaded.model

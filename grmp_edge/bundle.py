@@ -17,7 +17,7 @@ from grmp_edge.files import replace_folder, sha256_bytes, sha256_file
 from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
 from grmp_edge.score import MosScale
 
-__all__ = ["MANIFEST", "PRECISIONS", "SCHEMA_VERSION", "Bundle", "Graph", "write_bundle"]
+__all__ = ["MANIFEST", "PRECISIONS", "SCHEMA_VERSION", "Bundle", "Graph", "refuse_other", "write_bundle"]
 
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
@@ -159,6 +159,12 @@ def manifest_digest(data: Mapping[str, Any]) -> str:
     return sha256_bytes(json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii"))
 
 
+def refuse_other(path: Path) -> None:
+    """Raise BundleError if ``path`` is neither a bundle nor an empty folder: it is not replaced."""
+    if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise BundleError(f"{path}: exists and is not a bundle", "choose another output with -o")
+
+
 def write_bundle(
     path: Path,
     graphs: Mapping[str, tuple[Path, int]],
@@ -180,8 +186,7 @@ def write_bundle(
     Raises:
         BundleError: ``path`` is something other than a bundle, which is not overwritten.
     """
-    if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise BundleError(f"{path}: exists and is not a bundle", "choose another output with -o")
+    refuse_other(path)
     with replace_folder(path) as folder:
         listed = {}
         for precision, (file, opset) in graphs.items():

@@ -1,4 +1,4 @@
-"""The options of training, each defined once for the commands that share it."""
+"""The options of training and of scoring, each defined once for the commands that share it."""
 
 from __future__ import annotations
 
@@ -156,4 +156,31 @@ From = Annotated[
 ]
 NoMpp = Annotated[
     bool, typer.Option("--no-mpp", help="Fine-tune from fresh prompts, without meta-pre-training.")
+]
+
+
+class Precision(str, Enum):
+    """As in grmp_edge.bundle, which loads OpenCV."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+class Provider(str, Enum):
+    """As in grmp_edge.runtime.backends, which loads numpy."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    tensorrt = "tensorrt"
+
+
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Which graph of the bundle.")]
+ProviderOption = Annotated[
+    Provider, typer.Option("--provider", help="Where to run; auto: CUDA where it works, else the CPU.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="CPU threads for the network; default: the backend's choice."),
 ]

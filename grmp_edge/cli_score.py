@@ -6,34 +6,18 @@ import contextlib
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from grmp_edge.cli_options import Precision, PrecisionOption, Provider, ProviderOption, Threads
 
 if TYPE_CHECKING:
     from grmp_edge.runtime import Failure, Score
     from grmp_edge.runtime.report import CsvFile, PlainTable, RichTable, VideoSummary
 
 __all__ = ["register"]
-
-
-class Precision(str, Enum):
-    """As in grmp_edge.bundle, which loads OpenCV."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
-
-
-class Provider(str, Enum):
-    """As in grmp_edge.runtime.backends, which loads numpy."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    tensorrt = "tensorrt"
 
 
 def register(app: typer.Typer) -> None:
@@ -52,16 +36,9 @@ def score(
     ] = False,
     csv: Annotated[Path | None, typer.Option("--csv", help="Also write the scores to this file.")] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures in one run of the network.")] = 8,
-    precision: Annotated[
-        Precision, typer.Option("--precision", help="Which graph of the bundle.")
-    ] = Precision.fp32,
-    provider: Annotated[
-        Provider, typer.Option("--provider", help="Where to run; auto: CUDA where it works, else the CPU.")
-    ] = Provider.auto,
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", min=1, help="CPU threads for the network; default: the backend's choice."),
-    ] = None,
+    precision: PrecisionOption = Precision.fp32,
+    provider: ProviderOption = Provider.auto,
+    threads: Threads = None,
     every: Annotated[int, typer.Option("--every", min=1, help="Of a video, each N-th frame.")] = 1,
     fps: Annotated[
         float | None, typer.Option("--fps", help="Of a video, at most so many frames a second.")

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from grmp_edge.cli_score import Precision, Provider
+from grmp_edge.cli_options import Precision, PrecisionOption, Provider, ProviderOption, Threads
 from grmp_edge.errors import MissingDependencyError
 
 __all__ = ["register"]
@@ -35,15 +35,9 @@ def serve(
     concurrency: Annotated[
         int, typer.Option("--concurrency", min=1, help="Requests at once; more are answered 429.")
     ] = 8,
-    precision: Annotated[
-        Precision, typer.Option("--precision", help="Which graph of the bundle.")
-    ] = Precision.fp32,
-    provider: Annotated[
-        Provider, typer.Option("--provider", help="Where to run; auto: CUDA where it works, else the CPU.")
-    ] = Provider.auto,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads for the network.")
-    ] = None,
+    precision: PrecisionOption = Precision.fp32,
+    provider: ProviderOption = Provider.auto,
+    threads: Threads = None,
 ) -> None:
     """Score pictures over HTTP until Ctrl-C: POST one to /score."""
     from grmp_edge.runtime import Scorer

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grmp_edge.cli_score import Precision, Provider
+from grmp_edge.cli_options import Precision, PrecisionOption, Provider, ProviderOption, Threads
 from grmp_edge.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -70,15 +70,9 @@ def watch(
     webhook: Annotated[str | None, typer.Option("--webhook", help="POST alerts to this address.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Frames in one run; default 8.")] = None,
     loop: Annotated[bool, typer.Option("--loop/--no-loop", help="Play a file: again at its end.")] = True,
-    precision: Annotated[
-        Precision, typer.Option("--precision", help="Which graph of the bundle.")
-    ] = Precision.fp32,
-    provider: Annotated[
-        Provider, typer.Option("--provider", help="Where to run; auto: CUDA where it works, else the CPU.")
-    ] = Provider.auto,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads for the network.")
-    ] = None,
+    precision: PrecisionOption = Precision.fp32,
+    provider: ProviderOption = Provider.auto,
+    threads: Threads = None,
 ) -> None:
     """Score live cameras until Ctrl-C, and tell when one goes bad."""
     from grmp_edge.runtime import Scorer

@@ -7,7 +7,6 @@ the recipe use a few hundred, and the whole table would be as large as the image
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from grmp_edge.errors import ModelError
+from grmp_edge.files import replace_file
 
 __all__ = [
     "EMBEDDED_NAME",
@@ -76,7 +76,7 @@ def save_embedded(
 
     Args:
         model: of the architecture of ``build_embedded``.
-        path: the file to write; its folder must exist.
+        path: the file to write.
         token_ids: the rows of the token table to keep; all others come back as their mean.
         metadata: further strings for the file's header (recipe, seed, data).
 
@@ -100,12 +100,8 @@ def save_embedded(
     tensors["token_embedding.ids"] = ids.to(torch.int32)
     header = {**(metadata or {}), "format": _FORMAT, "name": EMBEDDED_NAME}
     data = save(tensors, metadata=header)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replace_file(path) as temporary:
+        temporary.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
 
