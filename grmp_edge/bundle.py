@@ -7,19 +7,31 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from grmp_edge.errors import BundleError, ImageError
 from grmp_edge.files import replace_folder, sha256_bytes, sha256_file
+from grmp_edge.onnx_files import external_files
 from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
 from grmp_edge.score import MosScale
 
-__all__ = ["MANIFEST", "PRECISIONS", "SCHEMA_VERSION", "Bundle", "Graph", "refuse_other", "write_bundle"]
+__all__ = [
+    "MANIFEST",
+    "PRECISIONS",
+    "SCHEMA_VERSION",
+    "Bundle",
+    "DataFile",
+    "Graph",
+    "refuse_other",
+    "write_bundle",
+]
 
-SCHEMA_VERSION = 1
+# The newest that is read. A bundle without data files is written as 1, which older readers know; with them
+# as 2, since a reader of 1 would leave them behind when it copies, and not see it when they are damaged.
+SCHEMA_VERSION = 2
 MANIFEST = "bundle.json"
 PRECISIONS = ("fp32", "fp16", "int8")
 _MEANING = (
@@ -42,6 +54,15 @@ class Graph:
 
 
 @dataclass(frozen=True)
+class DataFile:
+    """A file of a bundle that graphs keep weights in (ONNX external data); several graphs may share it."""
+
+    sha256: str
+    bytes: int
+    graphs: tuple[str, ...]  # the precisions whose graphs read it
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A read and checked bundle.
 
@@ -57,7 +78,8 @@ class Bundle:
     graphs: Mapping[str, Graph]  # by precision: fp32, fp16, int8
     parity: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = 1
+    files: Mapping[str, DataFile] = field(default_factory=dict)  # by name inside the bundle
 
     @classmethod
     def load(cls, path: str | Path, verify: bool = True) -> Bundle:
@@ -97,16 +119,24 @@ class Bundle:
         except (ValueError, KeyError, TypeError, AttributeError, ImageError) as error:
             raise BundleError(f"{manifest}: damaged ({type(error).__name__}: {error})", _AGAIN) from None
         for graph in bundle.graphs.values():
-            bundle._check(graph, verify)
+            bundle._check(graph.file, graph, verify)
+        for name, file in bundle.files.items():
+            bundle._check(name, file, verify)
+        for precision in bundle.graphs if verify else ():
+            bundle._check_references(precision)
         return bundle
 
     @classmethod
     def _from_manifest(cls, folder: Path, data: Mapping[str, Any]) -> Bundle:
         norm, pre, mos = data["normalization"], data["preprocess"], data.get("mos")
         graphs = {name: Graph(**graph) for name, graph in data["graphs"].items()}
-        for graph in graphs.values():
-            if Path(graph.file).name != graph.file:
-                raise ValueError(f"file name {graph.file!r} leaves the bundle")
+        files = {
+            name: DataFile(str(file["sha256"]), int(file["bytes"]), tuple(file["graphs"]))
+            for name, file in data.get("files", {}).items()
+        }
+        for name in (*(graph.file for graph in graphs.values()), *files):
+            if Path(name).name != name or name == MANIFEST:
+                raise ValueError(f"file name {name!r} leaves the bundle")
         if not graphs:
             raise ValueError("it lists no graph")
         return cls(
@@ -121,14 +151,24 @@ class Bundle:
             parity=data.get("parity", {}),
             provenance=data.get("provenance", {}),
             schema_version=data["schema_version"],
+            files=files,
         )
 
-    def _check(self, graph: Graph, verify: bool) -> None:
-        file = self.path / graph.file
+    def _check(self, name: str, listed: Graph | DataFile, verify: bool) -> None:
+        file = self.path / name
         if not file.is_file():
             raise BundleError(f"{file}: missing, though {MANIFEST} lists it", _AGAIN)
-        if file.stat().st_size != graph.bytes or (verify and sha256_file(file) != graph.sha256):
+        if file.stat().st_size != listed.bytes or (verify and sha256_file(file) != listed.sha256):
             raise BundleError(f"{file}: damaged (it does not match the hash in {MANIFEST})", _AGAIN)
+
+    def _check_references(self, precision: str) -> None:
+        """A graph may read only what the manifest lists for it, or the hashes would vouch for nothing."""
+        path = self.path / self.graphs[precision].file
+        for name in _external(path):
+            if precision not in getattr(self.files.get(name), "graphs", ()):
+                raise BundleError(
+                    f"{path}: keeps weights in {name!r}, which {MANIFEST} does not list for it", _AGAIN
+                )
 
     def graph(self, precision: str = "fp32") -> Path:
         """The path of the ONNX file of a precision: ``fp32``, ``fp16`` or ``int8``.
@@ -144,6 +184,16 @@ class Bundle:
             )
         return self.path / self.graphs[precision].file
 
+    def data_files(self, precision: str) -> list[Path]:
+        """The paths of the files that the graph of a precision keeps weights in; most have none."""
+        return [self.path / name for name, file in self.files.items() if precision in file.graphs]
+
+    def graph_digest(self, precision: str) -> str:
+        """SHA-256 that stands for all a graph computes with: its own, or over it and its data files'."""
+        own = self.graphs[precision].sha256
+        others = [file.sha256 for file in self.files.values() if precision in file.graphs]
+        return sha256_bytes("".join([own, *others]).encode()) if others else own
+
     @property
     def input_size(self) -> int:
         """Side of the square the graph reads, in pixels."""
@@ -151,6 +201,13 @@ class Bundle:
 
 
 _AGAIN = "copy or export the bundle again"
+
+
+def _external(path: Path) -> list[str]:
+    try:
+        return external_files(path)
+    except ValueError as error:
+        raise BundleError(f"{path}: not an ONNX file ({error})", _AGAIN) from None
 
 
 def manifest_digest(data: Mapping[str, Any]) -> str:
@@ -175,6 +232,7 @@ def write_bundle(
     mos: MosScale | None,
     parity: Mapping[str, Any],
     provenance: Mapping[str, Any],
+    files: Sequence[Path] = (),
 ) -> Bundle:
     """Write a bundle in one step: whole in place of whatever stood at ``path``, or not at all.
 
@@ -182,20 +240,39 @@ def write_bundle(
         path: the folder to make.
         graphs: by precision, the ONNX file to take in (moved, its name kept) and its opset.
         backbone, preprocess, normalization, mos, parity, provenance: as in :class:`Bundle`.
+        files: what the graphs keep weights in, by the names that the graphs give; moved too. Which graph
+            reads which is found in the graphs.
 
     Raises:
-        BundleError: ``path`` is something other than a bundle, which is not overwritten.
+        BundleError: ``path`` is something other than a bundle, which is not overwritten; or a graph keeps
+            weights in a file that is not among ``files``.
+        ValueError: no graph reads one of ``files``.
     """
     refuse_other(path)
+    reads = {precision: _external(file) for precision, (file, _) in graphs.items()}
+    for precision, names in reads.items():
+        for name in set(names) - {file.name for file in files}:
+            raise BundleError(
+                f"{graphs[precision][0]}: keeps weights in {name!r}, which is not given", _AGAIN
+            )
+    unread = {file.name for file in files} - {name for names in reads.values() for name in names}
+    if unread:
+        raise ValueError(f"no graph keeps weights in {sorted(unread)[0]}")
     with replace_folder(path) as folder:
-        listed = {}
+        listed, shared = {}, {}
         for precision, (file, opset) in graphs.items():
             target = folder / file.name
             shutil.move(file, target)
             listed[precision] = asdict(Graph(file.name, sha256_file(target), target.stat().st_size, opset))
+        for file in files:
+            target = folder / file.name
+            shutil.move(file, target)
+            readers = tuple(precision for precision in graphs if file.name in reads[precision])
+            shared[file.name] = asdict(DataFile(sha256_file(target), target.stat().st_size, readers))
+        hashes = [str(entry["sha256"]) for entry in (*listed.values(), *shared.values())]
         data: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "id": sha256_bytes("".join(str(graph["sha256"]) for graph in listed.values()).encode())[:12],
+            "schema_version": 2 if shared else 1,
+            "id": sha256_bytes("".join(hashes).encode())[:12],
             "backbone": dict(backbone),
             "preprocess": {
                 **asdict(preprocess),
@@ -209,6 +286,7 @@ def write_bundle(
             "score": {"low": 0.0, "high": 1.0, "meaning": _MEANING},
             "mos": asdict(mos) if mos else None,
             "graphs": listed,
+            **({"files": shared} if shared else {}),
             "parity": dict(parity),
             "provenance": dict(provenance),
         }
