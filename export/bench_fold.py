@@ -19,8 +19,8 @@ from grmp_edge.export.calibrate import calibrate
 from grmp_edge.export.count import multiply_adds
 from grmp_edge.export.fold import fold
 from grmp_edge.export.gate_images import gate_images
-from grmp_edge.export.parity import serialize
 from grmp_edge.export.quantize import activation_scale, build_int8
+from grmp_edge.export.save import serialize
 from grmp_edge.export.to_onnx import build_onnx
 from grmp_edge.preprocess import Preprocess
 from grmp_edge.runtime.bench import BenchConfig, Runner, Timing, compare, graph_runner, open_session

@@ -12,8 +12,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from grmp_edge.export.fold import FoldedBlock, FoldedModel
-from grmp_edge.export.graph import GraphBuilder, Value
-from grmp_edge.export.parity import save_graph
+from grmp_edge.export.graph import GraphBuilder, Value, Weight
+from grmp_edge.export.save import discard, save_graph
 from grmp_edge.export.to_onnx import Emitter, emit_model
 from grmp_edge.runtime.bench import open_session
 
@@ -83,9 +83,9 @@ def calibrate(
     progress(f"calibrating on {len(images)} pictures")
     read: dict[str, str] = {}
 
-    def make() -> onnx.ModelProto:
+    def make(weights: list[Weight]) -> onnx.ModelProto:
         emitter = _Noting(GraphBuilder(), folded)
-        model = emit_model(emitter)
+        model = emit_model(emitter, weights=weights)
         read.update(emitter.read)
         for name in dict.fromkeys(read.values()):
             model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 3))
@@ -97,7 +97,7 @@ def calibrate(
     try:
         found = _observe(file, tensors, images, batch)
     finally:
-        file.unlink()
+        discard(file)
     return {layer: found[tensor] for layer, tensor in read.items()}
 
 

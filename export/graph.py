@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["IR_VERSION", "OPSET", "DType", "GraphBuilder", "Value"]
+__all__ = ["IR_VERSION", "OPSET", "DType", "GraphBuilder", "Value", "Weight"]
 
 DType = Literal["f32", "f16", "u8", "i8", "i32", "i64"]
 
@@ -53,13 +53,45 @@ class Value:
     dtype: DType
 
 
+@dataclass(frozen=True)
+class Weight:
+    """A constant of a graph, converted to its type only when it is written."""
+
+    name: str
+    source: npt.NDArray[Any]  # what was given, often a view of the folded model
+    dtype: DType
+    simulate_half: bool = False  # stored as float32, rounded through float16
+
+    @property
+    def data_type(self) -> int:
+        """onnx.TensorProto's number of the stored type."""
+        return _PROTO["f32" if self.simulate_half else self.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the stored values."""
+        return self.source.size * np.dtype(_NUMPY["f32" if self.simulate_half else self.dtype]).itemsize
+
+    def values(self) -> npt.NDArray[Any]:
+        """The stored values, contiguous (half rounds, and overflows to infinity)."""
+        with np.errstate(over="ignore"):
+            values = self.source.astype(_NUMPY[self.dtype], copy=False)
+        if self.simulate_half:
+            values = values.astype(np.float32)
+        return np.asarray(values, order="C")
+
+    def proto(self) -> onnx.TensorProto:
+        """As an initialiser that holds its values."""
+        return numpy_helper.from_array(self.values(), self.name)
+
+
 class GraphBuilder:
     """Collects nodes and weights; :meth:`model` makes the ONNX model of them."""
 
     def __init__(self, simulate_half: bool = False) -> None:
         self.simulate_half = simulate_half
         self._nodes: list[onnx.NodeProto] = []
-        self._weights: dict[str, onnx.TensorProto] = {}
+        self._weights: dict[str, Weight] = {}
         self._types: dict[str, DType] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
 
@@ -71,7 +103,7 @@ class GraphBuilder:
     def constant(self, name: str, array: npt.ArrayLike, dtype: DType) -> Value:
         """Store a weight under ``name``, as ``dtype`` (half rounds, and overflows to infinity).
 
-        A second call with the same name gives the same constant.
+        A second call with the same name gives the same constant. An array is not copied: leave it as it is.
 
         Raises:
             TypeError: it was stored with another type.
@@ -79,11 +111,8 @@ class GraphBuilder:
         if self._types.setdefault(name, dtype) != dtype:
             raise TypeError(f"constant {name!r} is {self._types[name]}, not {dtype}")
         if name not in self._weights:
-            with np.errstate(over="ignore"):
-                values = np.asarray(array).astype(_NUMPY[dtype])
-            if dtype == "f16" and self.simulate_half:
-                values = values.astype(np.float32)
-            self._weights[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
+            half = dtype == "f16" and self.simulate_half
+            self._weights[name] = Weight(name, np.asarray(array), dtype, half)
         return Value(name, dtype)
 
     def ints(self, *values: int) -> Value:
@@ -146,11 +175,17 @@ class GraphBuilder:
         )
 
     def model(
-        self, name: str, output: Value, shape: Sequence[int | str], metadata: Mapping[str, str]
+        self,
+        name: str,
+        output: Value,
+        shape: Sequence[int | str],
+        metadata: Mapping[str, str],
+        weights: list[Weight] | None = None,
     ) -> onnx.ModelProto:
         """The finished model with one output; ``metadata`` goes to its metadata_props.
 
-        The builder is spent afterwards: the weights move into the model, so that they exist only once.
+        The builder is spent afterwards: the weights move into the model, or into the list ``weights`` if
+        one is given, which the model then lacks.
         """
         graph = helper.make_graph(
             self._nodes,
@@ -159,7 +194,11 @@ class GraphBuilder:
             [helper.make_tensor_value_info(output.name, _PROTO[output.dtype], list(shape))],
         )
         for key in list(self._weights):
-            graph.initializer.append(self._weights.pop(key))
+            weight = self._weights.pop(key)
+            if weights is None:
+                graph.initializer.append(weight.proto())
+            else:
+                weights.append(weight)
         model = helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid("", OPSET)],

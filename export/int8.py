@@ -13,8 +13,9 @@ import numpy.typing as npt
 from grmp_edge.errors import ParityError
 from grmp_edge.export.calibrate import calibrate
 from grmp_edge.export.fold import FoldedModel
-from grmp_edge.export.parity import Gate, Link, graph_scores, link, save_graph
+from grmp_edge.export.parity import Gate, Link, graph_scores, link
 from grmp_edge.export.quantize import Method, activation_scale, build_int8, layers, smooth
+from grmp_edge.export.save import data_file, discard, save_graph
 from grmp_edge.runtime.bench import BenchConfig, compare, graph_runner, open_session
 
 __all__ = ["Int8Config", "Int8Graph", "choose_int8"]
@@ -112,11 +113,14 @@ def choose_int8(
     if len(passed) == 2:
         gain = 1 - float(np.mean([dynamic.time_ratio[b] / static.time_ratio[b] for b in static.time_ratio]))
         chosen = dynamic if gain > config.dynamic_gain else static
-    chosen.file.replace(file)
+    if data_file(chosen.file).exists():  # the graph names it, so that it cannot be moved
+        search.write(chosen.method, chosen.smoothing, frozenset(chosen.kept), file)
+    else:
+        chosen.file.replace(file)
     report: dict[str, Any] = {"method": chosen.method}
     report.update((graph.method, graph.to_json()) for graph in (static, dynamic))
     for graph in (static, dynamic):
-        graph.file.unlink(missing_ok=True)
+        discard(graph.file)
     return replace(chosen, file=file), report
 
 
@@ -156,7 +160,7 @@ class _Search:
         strength = min(links, key=lambda each: np.nan_to_num(links[each].mean_abs, nan=np.inf))
         kept, found = self._widen(method, strength, links[strength])
         file = self.folder / f"{method}.onnx"
-        self._write(method, strength, frozenset(kept), file)
+        self.write(method, strength, frozenset(kept), file)
         return Int8Graph(method, strength, tuple(kept), file, found, {})
 
     def _widen(self, method: Method, strength: float, found: Link) -> tuple[list[str], Link]:
@@ -191,12 +195,13 @@ class _Search:
         self, method: Method, strength: float, keep: frozenset[str], count: int
     ) -> npt.NDArray[np.float64]:
         file = self.folder / "candidate.onnx"
-        self._write(method, strength, keep, file)
+        self.write(method, strength, keep, file)
         try:
             return graph_scores(file, self.gate.images[:count], self.gate.config.batch)
         finally:
-            file.unlink()
+            discard(file)
 
-    def _write(self, method: Method, strength: float, keep: frozenset[str], file: Path) -> None:
+    def write(self, method: Method, strength: float, keep: frozenset[str], file: Path) -> None:
+        """Write the graph of a method and smoothing with the layers ``keep`` in float32."""
         network, scales = self.smoothed[strength], self.scales[strength]
-        save_graph(lambda: build_int8(network, method, scales, keep, self.metadata), file)
+        save_graph(lambda weights: build_int8(network, method, scales, keep, self.metadata, weights), file)

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import torch
 
 from grmp_edge.errors import ModelError, ParityError
+from grmp_edge.files import sha256_bytes
 from grmp_edge.metrics import srcc
 from grmp_edge.runtime.bench import graph_runner, open_session
+from grmp_edge.runtime.check_pictures import NAME, check_pictures
 from grmp_edge.train.model import GrmpIqa
 
 __all__ = [
@@ -29,8 +30,6 @@ __all__ = [
     "ParityConfig",
     "graph_scores",
     "link",
-    "save_graph",
-    "serialize",
     "torch_scores",
 ]
 
@@ -63,6 +62,7 @@ class ParityConfig:
     int8: Limit = Limit(worst=None, mean=0.01, srcc=0.99, spread=0.01)
     images: int = 32  # enough for a rank correlation to mean something, few enough for a slow CPU
     batch: int = 8
+    check_images: int = 16  # scored again on the device, where an engine is built and somebody waits
 
     @property
     def limits(self) -> Mapping[str, Limit]:
@@ -115,6 +115,8 @@ class Gate:
         self.config = config
         self.reference = torch_scores(model, images, config.batch)
         self.links: dict[str, Link] = {}
+        self._checks = check_pictures(config.check_images, images.shape[1])
+        self._checked = {"reference": torch_scores(model, self._checks, config.batch).tolist()}
 
     def judge(self, precision: str, file: Path, optimize: bool = True) -> Link:
         """Run the graph in ``file`` on the pictures; ``optimize`` as in :func:`open_session`."""
@@ -133,9 +135,30 @@ class Gate:
                 f"the {name.replace('_', ' ')} graph does not score as PyTorch does: {found.problem}", remedy
             )
 
+    def record(self, precision: str, file: Path) -> None:
+        """Note what a finished graph gives on pictures that any device can make, for the gate there.
+
+        Raises:
+            ModelError: a score is not finite: such a graph could be compared with nothing.
+        """
+        scores = graph_scores(file, self._checks, self.config.batch)
+        if not np.isfinite(scores).all():
+            raise ModelError(
+                f"the {precision} graph gives scores that are not numbers on computer-made pictures",
+                "nothing was written; export without it, or report it with the checkpoint",
+            )
+        self._checked[precision] = scores.tolist()
+
     def report(self) -> dict[str, Any]:
-        """Plain JSON: ``reference`` and ``links``."""
+        """Plain JSON: ``reference``, ``links``, and under ``check`` what :meth:`record` noted."""
         return {
+            "check": {
+                "pictures": NAME,
+                "seed": 0,
+                "count": len(self._checks),
+                "sha256": sha256_bytes(self._checks.tobytes()),
+                "scores": self._checked,
+            },
             "reference": {
                 "model": "PyTorch, unfolded, float32",
                 "images": len(self.images),
@@ -189,59 +212,3 @@ def graph_scores(model: Path | bytes, images: Images, batch: int, optimize: bool
     parts = [np.asarray(run(images[at : at + batch])) for at in range(0, len(images), batch)]
     scores: Scores = np.concatenate(parts).astype(np.float64)
     return scores
-
-
-def save_graph(make: Callable[[], onnx.ModelProto], file: Path) -> None:
-    """Make a graph, write it as an ONNX file and check that.
-
-    It is made here so that nothing else holds it: it is gone before the checker, which works by path,
-    loads its own copy.
-
-    Raises:
-        ModelError: it is past protobuf's 2 GiB.
-    """
-    _write(make(), file)
-    onnx.checker.check_model(str(file), full_check=True)
-
-
-def _write(model: onnx.ModelProto, file: Path) -> None:
-    """Write one weight at a time: protobuf would hold two more copies of all, even to tell the size."""
-    weights = list(model.graph.initializer)
-    del model.graph.initializer[:]
-    graph = model.graph.SerializeToString()
-    model.ClearField("graph")
-    sizes = [each.ByteSize() for each in weights]
-    total = len(graph) + sum(1 + len(_varint(size)) + size for size in sizes)
-    _check_size(total)
-    with file.open("wb") as stream:
-        # Field numbers are those of onnx.proto: ModelProto.graph is 7, GraphProto.initializer is 5.
-        stream.write(model.SerializeToString() + bytes([7 << 3 | 2]) + _varint(total) + graph)
-        for each, size in zip(weights, sizes, strict=True):
-            stream.write(bytes([5 << 3 | 2]) + _varint(size))
-            stream.write(each.SerializeToString())
-
-
-def _varint(value: int) -> bytes:
-    """A length as protobuf writes it: seven bits a byte, the lowest first."""
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*found, value])
-
-
-def serialize(model: onnx.ModelProto) -> bytes:
-    """The bytes of an ONNX file.
-
-    Raises:
-        ModelError: they are past protobuf's 2 GiB.
-    """
-    _check_size(model.ByteSize())
-    return bytes(model.SerializeToString())
-
-
-def _check_size(size: int) -> None:
-    if size >= 2**31 - 1:
-        raise ModelError(
-            f"the graph takes {size / 2**30:.1f} GiB, an ONNX file holds 2", "choose a smaller backbone"
-        )

@@ -18,7 +18,9 @@ from grmp_edge.errors import MissingDependencyError
 from grmp_edge.export.fold import FoldedModel, fold
 from grmp_edge.export.gate_images import gate_images
 from grmp_edge.export.int8 import Int8Config, choose_int8
-from grmp_edge.export.parity import Gate, ParityConfig, save_graph
+from grmp_edge.export.parity import Gate, ParityConfig
+from grmp_edge.export.save import data_file, save_graph
+from grmp_edge.export.spool import Spool
 from grmp_edge.export.to_onnx import OPSET, build_onnx
 from grmp_edge.export.widen import float32_blocks
 from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
@@ -82,10 +84,14 @@ def export_bundle(
     output.parent.mkdir(parents=True, exist_ok=True)
     # Beside the output: the finished files are moved, not copied.
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent) as folder:
-        stages = _Stages(folded, Path(folder), _metadata(loaded, folded, normalization, preprocess), progress)
-        gate = Gate(model, images, config.parity, progress)
+        metadata = _metadata(loaded, folded, normalization, preprocess)
         backbone, provenance, mos = _backbone(loaded, folded), _provenance(loaded), loaded.mos
-        del loaded, model  # the text tower is not needed any more; the images' lives on in what was folded
+        # On disk instead of in memory, so that PyTorch's weights go once the reference is scored.
+        spool = Spool(folded, Path(folder, "folded"))
+        del folded
+        gate = Gate(model, images, config.parity, progress)
+        del loaded, model
+        stages = _Stages(spool, Path(folder), metadata, progress)
         report: dict[str, Any] = {"images": source}
         stages.fp32(gate)
         if config.fp16:
@@ -102,6 +108,7 @@ def export_bundle(
         return write_bundle(
             output,
             {precision: (file, OPSET) for precision, file in stages.files.items()},
+            files=[data_file(file) for file in stages.files.values() if data_file(file).exists()],
             backbone=backbone,
             preprocess=preprocess,
             normalization=normalization,
@@ -115,9 +122,10 @@ class _Stages:
     """Writes the graphs into a folder, each checked before the next."""
 
     def __init__(
-        self, folded: FoldedModel, folder: Path, metadata: Mapping[str, str], progress: Callable[[str], None]
+        self, spool: Spool, folder: Path, metadata: Mapping[str, str], progress: Callable[[str], None]
     ) -> None:
-        self.folded, self.folder, self.metadata, self.progress = folded, folder, metadata, progress
+        self.folded, self.release = spool.folded, spool.release
+        self.folder, self.metadata, self.progress = folder, metadata, progress
         self.files: dict[str, Path] = {}
 
     def _file(self, precision: str) -> Path:
@@ -130,21 +138,30 @@ class _Stages:
 
     def fp32(self, gate: Gate) -> None:
         file = self._file("fp32")
-        save_graph(lambda: build_onnx(self.folded, metadata=self._described("fp32")), file)
+        save_graph(
+            lambda weights: build_onnx(self.folded, metadata=self._described("fp32"), weights=weights), file
+        )
+        self.release()
         self.progress(f"checking {file.name}")
         remedy = "nothing was written; please report it with the checkpoint"
         gate.take("fp32", gate.judge("fp32", file), remedy)
+        gate.record("fp32", file)
 
     def fp16(self, gate: Gate) -> list[int]:
         """Returns the blocks that had to stay in float32."""
         remedy = "nothing was written; export without --fp16"
         kept, simulated = float32_blocks(self.folded, gate, self.folder, self.progress)
         file = self._file("fp16")
-        save_graph(lambda: build_onnx(self.folded, "fp16", kept, metadata=self._described("fp16")), file)
+        described = self._described("fp16")
+        save_graph(
+            lambda weights: build_onnx(self.folded, "fp16", kept, metadata=described, weights=weights), file
+        )
+        self.release()
         self.progress(f"checking {file.name}")
         # A CPU computes the file's half operators in float32 between casts; hence the simulation as well.
         gate.take("fp16", gate.judge("fp16", file), remedy)
         gate.take("fp16_simulated", simulated, remedy)
+        gate.record("fp16", file)
         return sorted(kept)
 
     def int8(self, gate: Gate, ranges: npt.NDArray[np.uint8], config: Int8Config) -> dict[str, Any]:
@@ -155,6 +172,7 @@ class _Stages:
             self.folded, self.files["fp32"], ranges, gate, file, config, metadata, self.progress
         )
         gate.take("int8", chosen.link, "nothing was written; export without --int8")
+        gate.record("int8", file)
         return tried
 
 

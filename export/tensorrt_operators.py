@@ -2,8 +2,9 @@
 
 Source: docs/operators.md of github.com/onnx/onnx-tensorrt, the parser's own list. The rows are what the
 lists of TensorRT 9.2 and of 10.15 *both* allow, which brackets 10.3 (its own list was not at hand); the
-opsets are the narrowest range stated since 10.0: 9 to 20. BF16, FP8 and BOOL are left out: no graph of
-ours has them.
+opsets are the narrowest range stated since 10.0: 9 to 20. The parser's docs/Changelog.md names nothing of
+ours that came or went in between, but tensors for the axes of Slice (10.3) and of Pad (10.4), which are
+constants here. BF16, FP8 and BOOL are left out: no graph of ours has them.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import onnx
 
 from grmp_edge.errors import UsageError
 from grmp_edge.export.fold import Array, FoldedBlock, FoldedModel, Norm
-from grmp_edge.export.graph import OPSET, DType, GraphBuilder, Value
+from grmp_edge.export.graph import OPSET, DType, GraphBuilder, Value, Weight
 
 __all__ = ["OPSET", "Emitter", "GraphPrecision", "build_onnx", "emit_model"]
 
@@ -27,6 +27,7 @@ def build_onnx(
     fp32_blocks: Set[int] = frozenset(),
     simulate_half: bool = False,
     metadata: Mapping[str, str] | None = None,
+    weights: list[Weight] | None = None,
 ) -> onnx.ModelProto:
     """Build the graph of a folded model.
 
@@ -41,6 +42,7 @@ def build_onnx(
         simulate_half: emit a float32 graph that rounds, and overflows, where half hardware would; it is for
             the parity gate, to be run without graph optimisations, and is never deployed.
         metadata: strings for the model's metadata_props.
+        weights: a list that takes the weights in place of the model.
 
     Returns:
         A model with input ``images`` and output ``scores`` (0..1).
@@ -52,7 +54,7 @@ def build_onnx(
     if outside:
         raise UsageError(f"there is no block {outside[0]}, only 0..{len(folded.blocks) - 1}")
     builder = GraphBuilder(simulate_half=simulate_half)
-    return emit_model(Emitter(builder, folded), precision, fp32_blocks, metadata)
+    return emit_model(Emitter(builder, folded), precision, fp32_blocks, metadata, weights)
 
 
 def emit_model(
@@ -60,6 +62,7 @@ def emit_model(
     precision: GraphPrecision = "fp32",
     fp32_blocks: Set[int] = frozenset(),
     metadata: Mapping[str, str] | None = None,
+    weights: list[Weight] | None = None,
 ) -> onnx.ModelProto:
     """The whole graph by a given emitter; see :func:`build_onnx`."""
     builder, blocks = emitter.g, emitter.folded.blocks
@@ -71,7 +74,7 @@ def emit_model(
         emit = emitter.last_block if index == len(blocks) - 1 else emitter.block
         x = emit(f"block{index}", builder.cast(x, stream, f"block{index}.in"), block, dtype)
     scores = emitter.head(builder.cast(x, "f32", "cls"))
-    return builder.model("grmp-edge", scores, ("batch",), metadata or {})
+    return builder.model("grmp-edge", scores, ("batch",), metadata or {}, weights)
 
 
 class Emitter:

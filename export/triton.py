@@ -3,7 +3,7 @@
 ::
 
     DIR/NAME/config.pbtxt
-    DIR/NAME/1/model.onnx
+    DIR/NAME/1/model.onnx      and beside it, by their own names, the files it keeps weights in
 """
 
 from __future__ import annotations
@@ -113,6 +113,8 @@ def write_triton(
     with replace_folder(target) as folder:
         (folder / "1").mkdir()
         shutil.copyfile(source, folder / "1" / "model.onnx")
+        for data in bundle.data_files(chosen):
+            shutil.copyfile(data, folder / "1" / data.name)
         text = triton_config(bundle, chosen, name, config or TritonConfig(), gpu=chosen == "fp16")
         (folder / "config.pbtxt").write_text(text, encoding="utf-8")
     return target

@@ -9,7 +9,8 @@ import numpy as np
 
 from grmp_edge.errors import ParityError
 from grmp_edge.export.fold import FoldedModel
-from grmp_edge.export.parity import Gate, Link, save_graph
+from grmp_edge.export.parity import Gate, Link
+from grmp_edge.export.save import discard, save_graph
 from grmp_edge.export.to_onnx import build_onnx
 
 __all__ = ["float32_blocks", "judge_simulated"]
@@ -27,11 +28,11 @@ def judge_simulated(folded: FoldedModel, kept: frozenset[int], gate: Gate, folde
         folder: for the simulated graph, which is removed again.
     """
     file = folder / "simulated.onnx"
-    save_graph(lambda: build_onnx(folded, "fp16", kept, simulate_half=True), file)
+    save_graph(lambda weights: build_onnx(folded, "fp16", kept, True, weights=weights), file)
     try:
         return gate.judge("fp16", file, optimize=False)
     finally:
-        file.unlink()
+        discard(file)
 
 
 def float32_blocks(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from grmp_edge.errors import UsageError
 
-__all__ = ["register"]
+if TYPE_CHECKING:
+    from grmp_edge.runtime.engine_cache import Profile
+
+__all__ = ["parse_profile", "register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -46,23 +50,22 @@ def build(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Build a TensorRT engine for this GPU, into a cache outside the bundle."""
+    """Build a TensorRT engine for this GPU, compare its scores, and keep it in a cache outside the bundle.
+
+    Exits with 3, and keeps no engine, if it does not score as the bundle's graph does.
+    """
     from grmp_edge.bundle import PRECISIONS, Bundle
-    from grmp_edge.export.to_tensorrt import BuildConfig, trtexec_line
-    from grmp_edge.export.to_tensorrt import build as build_engine
-    from grmp_edge.runtime.engine_cache import EngineCache, Profile
+    from grmp_edge.runtime.engine_cache import EngineCache
+    from grmp_edge.runtime.tensorrt_build import BuildConfig
+    from grmp_edge.runtime.tensorrt_build import build as build_engine
+    from grmp_edge.runtime.trtexec import trtexec_line
 
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}", f"use {', '.join(PRECISIONS)}")
-    try:
-        smallest, best, largest = (int(part) for part in batch.split(","))
-    except ValueError:
-        raise UsageError(
-            f"--batch {batch!r} is not MIN,OPT,MAX", "write for instance --batch 1,8,8"
-        ) from None
+    profile = parse_profile(batch)
     loaded = Bundle.load(bundle)
     chosen = precision or ("fp16" if "fp16" in loaded.graphs else "fp32")
-    config = BuildConfig(chosen, Profile(smallest, best, largest), workspace, rebuild)
+    config = BuildConfig(chosen, profile, workspace, rebuild)
     if print_trtexec:
         engine = Path(f"{loaded.id}-{chosen}.engine")
         line = trtexec_line(loaded, config, engine, Path("timing.cache"))
@@ -79,11 +82,41 @@ def build(
     layers = built.details.get("layers", {})
     if as_json:
         data = {"engine": str(built.engine), "cached": built.cached, "reasons": built.reasons}
+        data["check"] = built.details.get("check")
         print(json.dumps({**data, "key": built.key.to_json(), "layers": layers, "trtexec": line}))
     else:
         print(built.engine)
         total = max(1, layers.get("all", 0))
         shares = ", ".join(f"{name} {layers.get(name, 0) / total:.0%}" for name in ("fp16", "int8", "fp32"))
         print(f"{layers.get('all', 0)} layers: {shares}")
+        print(checked(built.details.get("check")))
         print(f"by hand: {line}", file=sys.stderr)
-    print(f"next: trtexec --loadEngine={built.engine} --useCudaGraph", file=sys.stderr)
+    command = f"grmp-edge score {bundle} SOURCE... --provider tensorrt --precision {chosen}"
+    print(f"next: {command}", file=sys.stderr)
+
+
+def parse_profile(batch: str) -> Profile:
+    """``MIN,OPT,MAX`` as a profile.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    from grmp_edge.runtime.engine_cache import Profile
+
+    try:
+        smallest, best, largest = (int(part) for part in batch.split(","))
+    except ValueError:
+        raise UsageError(
+            f"--batch {batch!r} is not MIN,OPT,MAX", "write for instance --batch 1,8,8"
+        ) from None
+    return Profile(smallest, best, largest)
+
+
+def checked(check: Mapping[str, Any] | None) -> str:
+    """How an engine scored beside its graph, in words."""
+    if check is None:
+        return "not compared with the graph: the bundle records no scores; export again to have them"
+    return (
+        f"compared with the graph on {check['pictures']} pictures: max diff {check['max_abs']:.1e}, "
+        f"mean diff {check['mean_abs']:.1e}"
+    )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grmp_edge.errors import MissingDependencyError, UsageError
+from grmp_edge.errors import GrmpError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     from grmp_edge.bundle import Bundle
@@ -48,6 +48,16 @@ def export(
             help="Pictures for the ranges of --int8: a folder or a csv; default: those of the gate.",
         ),
     ] = None,
+    tensorrt: Annotated[
+        bool,
+        typer.Option(
+            "--tensorrt", help="Then build a TensorRT engine for this machine's GPU and compare its scores."
+        ),
+    ] = False,
+    batch: Annotated[
+        str | None,
+        typer.Option("--batch", metavar="MIN,OPT,MAX", help="With --tensorrt: batch sizes; default 1,8,8."),
+    ] = None,
     triton: Annotated[
         Path | None,
         typer.Option(
@@ -79,6 +89,9 @@ def export(
 
     if calibration is not None and not int8:
         raise UsageError("--calibration belongs to --int8")
+    if batch is not None and not tensorrt:
+        raise UsageError("--batch belongs to --tensorrt")
+    engine = _engine(fp16, batch) if tensorrt else None
     from grmp_edge.export.triton import write_triton
 
     target = output or Path("bundles") / checkpoint.resolve().name
@@ -89,6 +102,12 @@ def export(
         if triton is not None:
             stage(f"writing a Triton model into {triton}")
             model = write_triton(bundle, triton)
+        # The bundle is whole whatever comes of the engine, and its table is shown before the error is.
+        failed: GrmpError | None = None
+        try:
+            rows += [engine(bundle, stage)] if engine is not None else []
+        except GrmpError as error:
+            failed = error
     if as_json:
         result = {"bundle": str(target), "id": bundle.id, "graphs": rows, "parity": dict(bundle.parity)}
         print(json.dumps(result))
@@ -102,8 +121,8 @@ def export(
                     row["file"],
                     f"{row['bytes'] / 1e6:.1f}",
                     row["precision"],
-                    f"{row['max_abs']:.1e}",
-                    f"{row['mean_abs']:.1e}",
+                    _small(row["max_abs"]),
+                    _small(row["mean_abs"]),
                     "-" if row["srcc"] is None else f"{row['srcc']:.5f}",
                     "-" if row["cpu_ms"] is None else f"{row['cpu_ms']:.1f}",
                 )
@@ -115,14 +134,50 @@ def export(
             print(f"half fails as it is; blocks kept in float32: {', '.join(str(block) for block in kept)}")
         if "int8" in bundle.parity:
             _print_int8(bundle.parity["int8"])
-        if any(row["srcc_needed"] is None and row["precision"] != "fp32" for row in rows):
+        links = bundle.parity["links"]
+        if any(link["srcc_needed"] is None and name != "fp32" for name, link in links.items()):
             print(f"the scores spread too little (std {reference['std']:.1e}) to ask for a rank correlation")
     if triton is not None:
         print(
             f"Triton model: {model}; serve it with: tritonserver --model-repository={triton.resolve()}",
             file=sys.stderr,
         )
-    print(f"next: grmp-edge score {target} SOURCE...", file=sys.stderr)
+    if failed is not None:
+        raise failed
+    native = f" --provider tensorrt --precision {'fp16' if fp16 else 'fp32'}" if tensorrt else ""
+    print(f"next: grmp-edge score {target} SOURCE...{native}", file=sys.stderr)
+
+
+def _small(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
+
+
+def _engine(fp16: bool, batch: str | None) -> Callable[[Bundle, Callable[[str], None]], dict[str, Any]]:
+    """What builds the engine and gives its row of the table; all that it needs is looked for now."""
+    from grmp_edge.cli_build import parse_profile
+    from grmp_edge.runtime.gpu import find_gpu
+    from grmp_edge.runtime.tensorrt_build import BuildConfig, build
+    from grmp_edge.runtime.tensorrt_load import load_tensorrt
+
+    config = BuildConfig("fp16" if fp16 else "fp32", parse_profile(batch or "1,8,8"))
+    try:
+        trt, gpu = load_tensorrt(), find_gpu()
+    except GrmpError as error:
+        error.remedy += "; or export without --tensorrt, and run grmp-edge build on the device"
+        raise
+
+    def row(bundle: Bundle, stage: Callable[[str], None]) -> dict[str, Any]:
+        built = build(bundle, config, progress=stage, trt=trt, gpu=gpu)
+        check = built.details.get("check") or {}
+        return {
+            "file": built.engine.name,
+            "bytes": built.engine.stat().st_size,
+            "precision": f"{config.precision}, TensorRT {trt.__version__}",
+            **{key: check.get(key) for key in ("max_abs", "mean_abs", "srcc", "srcc_needed")},
+            "cpu_ms": None,
+        }
+
+    return row
 
 
 def _rows(bundle: Bundle, stage: Callable[[str], None]) -> list[dict[str, Any]]:

@@ -122,6 +122,22 @@ class EngineCache:
             return Lookup(None, ["no engine was built here before"])
         return Lookup(None, min(others, key=len))
 
+    def latest(self, key: EngineKey) -> Path | None:
+        """The newest whole engine that differs from the key in nothing but batch sizes and workspace.
+
+        Whoever built it for other sizes than the default meant it to be used.
+        """
+        chosen: tuple[float, Path] | None = None
+        for path in self.folder.glob("*.json") if self.folder.is_dir() else ():
+            sidecar, engine = _read(path) or {}, path.with_suffix(".engine")
+            known = sidecar.get("key")
+            if not isinstance(known, dict) or not engine.is_file():
+                continue
+            free = {name: known.get(name) for name in ("profile", "workspace_mib")}
+            if {**key.to_json(), **free} == known and sha256_file(engine) == sidecar.get("engine_sha256"):
+                chosen = max(chosen or (0.0, engine), (engine.stat().st_mtime, engine))
+        return chosen[1] if chosen else None
+
     def store(self, key: EngineKey, engine: bytes, details: Mapping[str, Any]) -> Path:
         """Write an engine, then its sidecar; ``details`` (inspection, build time) go with it."""
         path = self.engine_path(key)

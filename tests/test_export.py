@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from helpers_tensorrt import FakeDriver, FakeTensorRT
 from helpers_train import pictures, tiny_backbone, tiny_model
 from typer.testing import CliRunner
 
@@ -28,6 +31,8 @@ from grmp_edge.export.pipeline import ExportConfig, export_bundle
 from grmp_edge.export.widen import judge_simulated
 from grmp_edge.preprocess import Preprocess
 from grmp_edge.runtime.bench import BenchConfig, bench_bundle, graph_runner, open_session
+from grmp_edge.runtime.check_pictures import check_pictures
+from grmp_edge.runtime.gpu import Gpu
 from grmp_edge.score import MosScale
 from grmp_edge.train.backbone import BackboneConfig, load_backbone
 from grmp_edge.train.checkpoint import Checkpoint, CheckpointWriter, State, backbone_settings
@@ -358,3 +363,57 @@ def test_export_of_a_missing_checkpoint_is_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["export", str(tmp_path / "none"), "-o", str(tmp_path / "b")])
     assert result.exit_code == 1 and "no such checkpoint" in result.stderr.strip().splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_records_what_its_graphs_give_on_pictures_of_any_machine(
+    checkpoint: Path, model: GrmpIqa, tmp_path: Path
+) -> None:
+    bundle = export_bundle(checkpoint, tmp_path / "b", ExportConfig(fp16=True))
+    check = bundle.parity["check"]
+    images = check_pictures(check["count"], 32, check["seed"])
+    assert check["sha256"] == hashlib.sha256(images.tobytes()).hexdigest()
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images), unfolded=True).numpy()
+    assert set(check["scores"]) == {"reference", "fp32", "fp16"}
+    assert check["scores"]["reference"] == pytest.approx(expected, abs=1e-6)
+    for precision, tolerance in (("fp32", 1e-5), ("fp16", 5e-3)):
+        scores = graph_runner(open_session(bundle.graph(precision)))(images)
+        assert check["scores"][precision] == pytest.approx(scores, abs=1e-6)
+        assert scores == pytest.approx(expected, abs=tolerance)
+
+
+def test_export_with_an_engine(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver()
+    trt = FakeTensorRT(driver)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("grmp_edge.runtime.gpu.find_gpu", lambda: Gpu("Orin (nvgpu)", "8.7"))
+    monkeypatch.setattr("grmp_edge.runtime.tensorrt_load.load_tensorrt", lambda: trt)
+    monkeypatch.setattr("grmp_edge.runtime.cuda_driver._load", lambda: driver)
+    arguments = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--tensorrt", "--batch", "1,2,2"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    (row,) = [line for line in result.stdout.splitlines() if ".engine" in line]
+    assert "fp32, TensorRT 10.3.0" in row
+    assert "--provider tensorrt --precision fp32" in result.stderr.strip().splitlines()[-1]
+    (engine,) = (tmp_path / "cache" / "grmp-edge" / "engines").glob("*.engine")
+    assert json.loads(engine.with_suffix(".json").read_text())["check"]["pictures"] == 16
+    assert driver.idle and driver.broken == []
+    # An engine that scores otherwise: the bundle and its table are there, the engine is not.
+    engine.unlink()
+    trt.change = lambda scores: scores + 0.01
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 3 and "model.onnx" in result.stdout
+    assert "the fp32 engine does not score as its graph does" in result.stderr.strip().splitlines()[-1]
+    assert not engine.exists() and Bundle.load(tmp_path / "b").parity["links"]["fp32"]["passed"]
+    assert driver.idle and driver.broken == []
+
+
+def test_export_with_an_engine_needs_tensorrt_before_anything_else(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    result = CliRunner().invoke(app, ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--tensorrt"])
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.exit_code == 1 and "tensorrt" in last and "export without --tensorrt" in last
+    assert not (tmp_path / "b").exists() and "loading" not in result.stderr
+    assert CliRunner().invoke(app, ["export", str(checkpoint), "--batch", "1,2,3"]).exit_code == 2

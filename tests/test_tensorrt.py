@@ -20,16 +20,17 @@ from typer.testing import CliRunner
 from grmp_edge.bundle import Bundle
 from grmp_edge.cli import app
 from grmp_edge.errors import BackendError, BundleError, MissingDependencyError, UsageError
-from grmp_edge.export import to_tensorrt
 from grmp_edge.export.fold import fold
 from grmp_edge.export.graph import GraphBuilder
 from grmp_edge.export.quantize import build_int8, layers
 from grmp_edge.export.tensorrt_operators import OPERATORS, REFUSED, unsupported
 from grmp_edge.export.to_onnx import build_onnx
-from grmp_edge.export.to_tensorrt import BuildConfig, build, count_types, trtexec_line
+from grmp_edge.runtime import tensorrt_load
 from grmp_edge.runtime.backends import BackendOptions, open_backend
 from grmp_edge.runtime.engine_cache import EngineCache, EngineKey, Profile, default_cache
 from grmp_edge.runtime.gpu import Gpu, find_gpu
+from grmp_edge.runtime.tensorrt_build import BuildConfig, build, count_types
+from grmp_edge.runtime.trtexec import trtexec_line
 
 ORIN = Gpu("Orin (nvgpu)", "8.7")
 KEY = EngineKey(
@@ -149,7 +150,7 @@ def test_trtexec_line(tiny_bundle: Bundle, tmp_path: Path) -> None:
     assert words[0] == "trtexec" and f"--saveEngine={tmp_path / 'a b'}" in words
     assert {
         "--stronglyTyped", "--minShapes=images:1x32x32x3", "--optShapes=images:2x32x32x3",
-        "--maxShapes=images:4x32x32x3", "--memPoolSize=workspace:512M",
+        "--maxShapes=images:4x32x32x3", "--memPoolSize=workspace:512M", "--noTF32",
     } <= set(words)  # fmt: skip
     assert "--stronglyTyped" not in trtexec_line(tiny_bundle, FP32, tmp_path, Path("t"), major=11)
     with pytest.raises(BundleError, match="no fp16"):
@@ -170,14 +171,14 @@ def test_build_command_without_tensorrt(tiny_bundle: Bundle, monkeypatch: pytest
     assert shlex.split(json.loads(result.stdout)["trtexec"])[0] == "trtexec"
     for wrong in (["--precision", "fp8"], ["--batch", "8"], ["--batch", "8,4,1"], ["--workspace", "0"]):
         assert invoke(app, ["build", str(tiny_bundle.path), *wrong]).exit_code == 2, wrong
-    real = to_tensorrt.importlib.util.find_spec
+    real = tensorrt_load.importlib.util.find_spec
     monkeypatch.setattr(
-        to_tensorrt.importlib.util, "find_spec", lambda name: None if name == "tensorrt" else real(name)
+        tensorrt_load.importlib.util, "find_spec", lambda name: None if name == "tensorrt" else real(name)
     )
     result = invoke(app, ["build", str(tiny_bundle.path)])
     assert result.exit_code == 1 and "grmp-edge[tensorrt]" in result.stderr.strip().splitlines()[-1]
     with pytest.raises(MissingDependencyError):
-        to_tensorrt.load_tensorrt()
+        tensorrt_load.load_tensorrt()
 
 
 def test_an_absent_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +204,7 @@ def test_the_share_of_half_layers_is_counted() -> None:
 
 
 class StandIn:
-    """The bindings' surface as export/tensorrt_api.py has it; it builds nothing and notes all."""
+    """The bindings' surface as runtime/tensorrt_api.py has it; it builds nothing and notes all."""
 
     def __init__(
         self, version: str, plan: bytes | None = b"plan", message: str = "", parses: bool = True
@@ -214,6 +215,7 @@ class StandIn:
         self.ILogger = type("ILogger", (), {"Severity": severity})
         self.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=3)
         self.MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
+        self.BuilderFlag = SimpleNamespace(TF32="tf32")
         self.ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
         self.LayerInformationFormat = SimpleNamespace(JSON="json")
 
@@ -241,6 +243,7 @@ class StandIn:
             ),
             create_builder_config=lambda: SimpleNamespace(
                 set_memory_pool_limit=lambda *limit: asked.update(limit=limit),
+                clear_flag=lambda flag: asked.update(cleared=flag),
                 add_optimization_profile=lambda _profile: 0,
                 create_timing_cache=create_timing_cache,
                 set_timing_cache=set_timing_cache,
@@ -272,6 +275,7 @@ def test_one_path_for_all_versions(version: str, flags: int, tiny_bundle: Bundle
     built = build(tiny_bundle, config, cache, trt=trt, gpu=ORIN)
     assert trt.asked["flags"] == flags and trt.asked["limit"] == ("workspace", 64 << 20)
     assert trt.asked["shapes"] == ("images", (1, 32, 32, 3), (2, 32, 32, 3), (4, 32, 32, 3))
+    assert trt.asked["cleared"] == "tf32"  # float32 means float32
     assert trt.asked["path"] == str(tiny_bundle.graph()) and trt.asked["verbosity"] == "detailed"
     assert built.engine.read_bytes() == b"plan" and not built.cached
     assert built.details["layers"]["fp16"] == 2
@@ -315,10 +319,13 @@ def test_providers_with_options_still_run_on_the_cpu(tiny_bundle: Bundle, tmp_pa
     from grmp_edge.runtime.backends import PROVIDERS, _provider_options
 
     half, whole = tmp_path / "model.fp16.onnx", tmp_path / "model.onnx"
-    options = _provider_options(PROVIDERS["tensorrt"], half)
+    options = _provider_options(PROVIDERS["tensorrt"], half, "ab" * 32)
     assert options["trt_engine_cache_enable"] == "1" and "grmp-edge" in options["trt_engine_cache_path"]
     assert options["trt_fp16_enable"] == "1"
-    assert _provider_options(PROVIDERS["tensorrt"], whole)["trt_fp16_enable"] == "0"
+    other = _provider_options(PROVIDERS["tensorrt"], whole, "cd" * 32)
+    assert other["trt_fp16_enable"] == "0"
+    # onnxruntime names engines without regard to weights, so two graphs must never share a folder.
+    assert other["trt_engine_cache_path"] != options["trt_engine_cache_path"]
     write_tiny_graph(whole)
     backend = open_backend(whole, tiny_bundle.graphs["fp32"], 32, BackendOptions("cpu"))
     assert backend.provider == "cpu"

@@ -18,7 +18,7 @@ from grmp_edge.export.baselines import build_plain, build_unfolded, trace_unfold
 from grmp_edge.export.count import multiply_adds
 from grmp_edge.export.fold import FoldedModel, fold
 from grmp_edge.export.graph import GraphBuilder
-from grmp_edge.export.parity import save_graph
+from grmp_edge.export.save import save_graph
 from grmp_edge.export.to_onnx import GraphPrecision, build_onnx
 from grmp_edge.runtime.bench import graph_runner, open_session
 from grmp_edge.train.backbone import BackboneConfig, load_backbone
@@ -194,8 +194,9 @@ def test_the_runtime_keeps_the_simulations_casts(value: float, expected: float) 
 
 def test_a_file_written_piece_by_piece_is_the_model(tmp_path: Path) -> None:
     folded = fold(tiny_model())
-    save_graph(lambda: build_onnx(folded, "fp16", metadata={"who": "test"}), tmp_path / "m.onnx")
-    assert onnx.load(tmp_path / "m.onnx") == build_onnx(folded, "fp16", metadata={"who": "test"})
+    who, file = {"who": "test"}, tmp_path / "m.onnx"
+    save_graph(lambda weights: build_onnx(folded, "fp16", metadata=who, weights=weights), file)
+    assert onnx.load(file) == build_onnx(folded, "fp16", metadata=who)
     again = onnx.load(tmp_path / "m.onnx").SerializeToString()
     assert len(again) == (tmp_path / "m.onnx").stat().st_size
 

@@ -1,30 +1,40 @@
 """A bundle's graph to a TensorRT engine, on the device that will run it. Needs neither torch nor onnx.
 
 One path for TensorRT 10.3 to 11: precision is decided in the ONNX file, the network is strongly typed, and
-the builder is asked for nothing but a profile of batch sizes and a limit of workspace.
+the builder is asked for nothing but a profile of batch sizes and a limit of workspace. Before an engine is
+kept it must score as the graph does (:mod:`grmp_edge.runtime.tensorrt_gate`).
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
+import logging
 import re
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from grmp_edge.bundle import Bundle
-from grmp_edge.errors import BackendError, MissingDependencyError, UsageError
-from grmp_edge.export.tensorrt_api import TensorRT
+from grmp_edge.errors import BackendError, UsageError
 from grmp_edge.files import replace_file
+from grmp_edge.runtime.backend_tensorrt import NativeConfig, TensorRTBackend
+from grmp_edge.runtime.cuda_driver import CudaDriver
 from grmp_edge.runtime.engine_cache import EngineCache, EngineKey, Profile
 from grmp_edge.runtime.gpu import Gpu, find_gpu
+from grmp_edge.runtime.tensorrt_api import TensorRT
+from grmp_edge.runtime.tensorrt_gate import check_engine, check_set
+from grmp_edge.runtime.tensorrt_load import load_tensorrt, make_logger, version
 
-__all__ = ["BuildConfig", "Built", "build", "count_types", "load_tensorrt", "trtexec_line"]
+__all__ = [
+    "BuildConfig",
+    "Built",
+    "build",
+    "check_graph",
+    "count_types",
+    "open_native",
+]
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,8 @@ class Built:
     key: EngineKey
     cached: bool  # it was there already
     reasons: list[str]  # why one in the cache could not be used
-    details: Mapping[str, Any]  # layers by type, seconds
+    # layers by type, seconds, and under ``check`` how it scored (None: nothing to compare with)
+    details: Mapping[str, Any]
 
 
 def check_graph(bundle: Bundle, precision: str) -> Path:
@@ -69,30 +80,6 @@ def check_graph(bundle: Bundle, precision: str) -> Path:
     return path
 
 
-def load_tensorrt() -> TensorRT:
-    """Import TensorRT.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-        BackendError: it does not load, or is older than 10.3.
-    """
-    if importlib.util.find_spec("tensorrt") is None:
-        raise MissingDependencyError("tensorrt", "tensorrt", "building an engine")
-    try:
-        trt = cast(TensorRT, importlib.import_module("tensorrt"))
-        version = _version(trt)
-    except Exception as error:  # the bindings raise what the loader raises
-        raise BackendError(
-            f"tensorrt is installed but does not load: {' '.join(str(error).split())[:200]}",
-            "install its libraries too: pip install 'grmp-edge[tensorrt]'; on a Jetson: JetPack's packages",
-        ) from None
-    if version < (10, 3):
-        raise BackendError(
-            f"TensorRT {trt.__version__} is too old", "install 10.3 or newer (JetPack 6.1 and up)"
-        )
-    return trt
-
-
 def build(
     bundle: Bundle,
     config: BuildConfig,
@@ -100,30 +87,29 @@ def build(
     progress: Callable[[str], None] = lambda _: None,
     trt: TensorRT | None = None,
     gpu: Gpu | None = None,
+    cuda: Callable[[], CudaDriver] = CudaDriver,
 ) -> Built:
-    """Take the engine from the cache or build it and put it there.
+    """Take the engine from the cache, or build it, compare its scores and put it there.
+
+    Args:
+        bundle: what to build from.
+        config: what to build.
+        cache: where to look and to keep it; the user's own by default.
+        progress: told of each step.
+        trt: the bindings, if not the installed ones.
+        gpu: what is built on, if not the first device.
+        cuda: opens that device.
 
     Raises:
         BundleError, UsageError: the bundle has no such graph, or TensorRT cannot read it.
         MissingDependencyError, BackendError: TensorRT or the GPU is missing, or the build failed.
+        ParityError: the engine does not score as the graph; it is not kept.
     """
     path = check_graph(bundle, config.precision)
     cache = cache or EngineCache()
     trt = trt or load_tensorrt()
     gpu = gpu or find_gpu()
-    graph = bundle.graphs[config.precision]
-    key = EngineKey(
-        onnx_sha256=graph.sha256,
-        tensorrt=trt.__version__,
-        gpu=gpu.name,
-        compute_capability=gpu.compute_capability,
-        precision=config.precision,
-        input=graph.input,
-        size=bundle.input_size,
-        profile=config.profile,
-        workspace_mib=config.workspace_mib,
-        flags=("strongly_typed",),
-    )
+    key = engine_key(bundle, config, trt, gpu)
     found = cache.lookup(key)
     if found.engine is not None and not config.rebuild:
         sidecar = json.loads(found.engine.with_suffix(".json").read_text(encoding="utf-8"))
@@ -131,17 +117,85 @@ def build(
     reasons = ["asked to rebuild"] if found.engine is not None else found.reasons
     progress(f"building {config.precision} on {gpu.name} with TensorRT {trt.__version__}: takes minutes")
     start = time.monotonic()
-    plan, layers = _build(trt, path, key, cache.timing_path(key))
-    details = {"layers": layers, "seconds": round(time.monotonic() - start, 1), "bundle": bundle.id}
+    messages: list[str] = []
+    logger = make_logger(trt, messages)  # it must outlive all that TensorRT makes below
+    plan, layers = _build(trt, logger, messages, path, key, cache.timing_path(key))
+    seconds = round(time.monotonic() - start, 1)
+    check = _check(trt, plan, bundle, config.precision, cuda, progress)
+    details = {"layers": layers, "seconds": seconds, "bundle": bundle.id, "check": check}
     return Built(cache.store(key, plan, details), key, False, reasons, details)
 
 
-def _build(trt: TensorRT, path: Path, key: EngineKey, timing: Path) -> tuple[bytes, dict[str, int]]:
-    messages: list[str] = []
-    logger = _logger(trt, messages)
+def _check(
+    trt: TensorRT,
+    plan: bytes,
+    bundle: Bundle,
+    precision: str,
+    cuda: Callable[[], CudaDriver],
+    progress: Callable[[str], None],
+) -> dict[str, Any] | None:
+    if check_set(bundle, precision) is None:
+        progress("not compared: the bundle records no scores to compare with; export again to have them")
+        return None
+    progress("comparing the engine's scores with those of its graph")
+    # Without graphs: each batch size is run once or twice here.
+    backend = TensorRTBackend(
+        plan, bundle.graphs[precision], bundle.input_size, trt, NativeConfig(cuda_graphs=False), cuda()
+    )
+    try:
+        return check_engine(bundle, precision, backend.raw)
+    finally:
+        backend.close()
+
+
+def open_native(
+    bundle: Bundle,
+    precision: str,
+    trt: TensorRT | None = None,
+    gpu: Gpu | None = None,
+    cache: EngineCache | None = None,
+    cuda: Callable[[], CudaDriver] = CudaDriver,
+) -> TensorRTBackend:
+    """A bundle's graph on TensorRT: the cached engine, whatever batches it was built for, or a new one.
+
+    That building takes minutes is told to the logger ``grmp_edge``, which by default shows it on stderr.
+
+    Raises: as :func:`build` and :class:`TensorRTBackend`.
+    """
+    check_graph(bundle, precision)
+    trt, gpu, cache = trt or load_tensorrt(), gpu or find_gpu(), cache or EngineCache()
+    config = BuildConfig(precision)
+    engine = cache.latest(engine_key(bundle, config, trt, gpu))
+    if engine is None:
+        engine = build(bundle, config, cache, logging.getLogger("grmp_edge").warning, trt, gpu, cuda).engine
+    graph = bundle.graphs[precision]
+    return TensorRTBackend(engine.read_bytes(), graph, bundle.input_size, trt, cuda=cuda())
+
+
+def engine_key(bundle: Bundle, config: BuildConfig, trt: TensorRT, gpu: Gpu) -> EngineKey:
+    """All that an engine of this bundle depends on, on this machine."""
+    # float32 means float32: TF32, TensorRT's default, keeps ten bits and would miss the gate's 1e-4.
+    flags = ("strongly_typed", *(("no_tf32",) if config.precision == "fp32" else ()))
+    return EngineKey(
+        onnx_sha256=bundle.graph_digest(config.precision),
+        tensorrt=trt.__version__,
+        gpu=gpu.name,
+        compute_capability=gpu.compute_capability,
+        precision=config.precision,
+        input=bundle.graphs[config.precision].input,
+        size=bundle.input_size,
+        profile=config.profile,
+        workspace_mib=config.workspace_mib,
+        flags=flags,
+    )
+
+
+def _build(
+    trt: TensorRT, logger: Any, messages: list[str], path: Path, key: EngineKey, timing: Path
+) -> tuple[bytes, dict[str, int]]:
     builder = trt.Builder(logger)
     flags = 0
-    if _version(trt) < (11, 0):
+    if version(trt) < (11, 0):
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
@@ -154,6 +208,8 @@ def _build(trt: TensorRT, path: Path, key: EngineKey, timing: Path) -> tuple[byt
         )
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, key.workspace_mib << 20)
+    if "no_tf32" in key.flags:
+        config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector names no types
     profile = builder.create_optimization_profile()
     shapes = [
@@ -172,10 +228,13 @@ def _build(trt: TensorRT, path: Path, key: EngineKey, timing: Path) -> tuple[byt
     with replace_file(timing) as temporary:
         temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
     content = bytes(plan)
-    engine = trt.Runtime(logger).deserialize_cuda_engine(content)
+    runtime = trt.Runtime(logger)  # it must outlive its engine
+    engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         raise _failure(messages, key)
-    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    inspector = engine.create_engine_inspector()
+    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    del inspector, engine
     return content, count_types(json.loads(text))
 
 
@@ -223,46 +282,3 @@ def _type_of(text: str) -> str:
         if re.search(pattern, text, re.IGNORECASE):
             return name
     return "other"
-
-
-def trtexec_line(bundle: Bundle, config: BuildConfig, engine: Path, timing: Path, major: int = 10) -> str:
-    """The same build by NVIDIA's trtexec, as one shell command.
-
-    Args:
-        bundle: what to build from.
-        config: how.
-        engine: the file to write.
-        timing: the timing cache's file.
-        major: TensorRT's major version: from 11 on all networks are strongly typed and the option is gone.
-    """
-    path = check_graph(bundle, config.precision)
-    graph, size = bundle.graphs[config.precision], bundle.input_size
-    sizes = {"min": config.profile.smallest, "opt": config.profile.best, "max": config.profile.largest}
-    parts = ["trtexec", f"--onnx={path}", f"--saveEngine={engine}"]
-    if major < 11:
-        parts.append("--stronglyTyped")
-    parts += [f"--{name}Shapes={graph.input}:{batch}x{size}x{size}x3" for name, batch in sizes.items()]
-    parts += [f"--memPoolSize=workspace:{config.workspace_mib}M", f"--timingCacheFile={timing}"]
-    parts += ["--profilingVerbosity=detailed", "--skipInference"]
-    return shlex.join(parts)
-
-
-def _version(trt: TensorRT) -> tuple[int, int]:
-    major, minor = [*trt.__version__.split("."), "0"][:2]
-    return int(major), int(minor)
-
-
-def _logger(trt: TensorRT, messages: list[str]) -> Any:
-    base: Any = trt.ILogger
-
-    class Logger(base):  # type: ignore[misc]
-        """Keeps errors; the rest, thousands of lines, goes nowhere."""
-
-        def __init__(self) -> None:
-            base.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
-                messages.append(message)
-
-    return Logger()

@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-__all__ = ["Builder", "BuilderConfig", "Engine", "Network", "Parser", "Profile", "TensorRT", "TimingCache"]
+__all__ = [
+    "Builder",
+    "BuilderConfig",
+    "Context",
+    "Engine",
+    "Network",
+    "Parser",
+    "Profile",
+    "Runtime",
+    "TensorRT",
+    "TimingCache",
+]
 
 
 class TimingCache(Protocol):
@@ -45,6 +56,9 @@ class BuilderConfig(Protocol):
     def get_timing_cache(self) -> TimingCache:
         """As it is after a build."""
 
+    def clear_flag(self, flag: Any) -> None:
+        """Take a BuilderFlag back; TF32 is set by default."""
+
 
 class Network(Protocol):
     """INetworkDefinition."""
@@ -52,11 +66,61 @@ class Network(Protocol):
     num_layers: int
 
 
+class Context(Protocol):
+    """IExecutionContext. It must not outlive its engine, nor memory that it was told of its use."""
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        """Scratch memory for a USER_MANAGED context: 256-byte aligned, at least device_memory_size_v2."""
+
+    def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
+        """False where the shape is outside the profile."""
+
+    def get_tensor_shape(self, name: str) -> Sequence[int]:
+        """With -1 for what is not known yet."""
+
+    def infer_shapes(self) -> list[str]:
+        """Names of tensors that are insufficiently specified; none where it can be run."""
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        """A device address, which must stay valid until the stream has been synchronised."""
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        """Queue a run; False where it failed, and the logger was told why."""
+
+
 class Engine(Protocol):
-    """ICudaEngine."""
+    """ICudaEngine. It must not outlive its runtime."""
+
+    num_io_tensors: int
+    device_memory_size_v2: int  # of scratch memory that a context needs
 
     def create_engine_inspector(self) -> Any:
         """An IEngineInspector."""
+
+    def get_tensor_name(self, index: int) -> str:
+        """Of an input or output."""
+
+    def get_tensor_mode(self, name: str) -> Any:
+        """A TensorIOMode."""
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        """A DataType."""
+
+    def get_tensor_shape(self, name: str) -> Sequence[int]:
+        """With -1 for free dimensions."""
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> Sequence[Sequence[int]]:
+        """The smallest, the best and the largest shape."""
+
+    def create_execution_context(self, strategy: Any = ...) -> Context | None:
+        """``strategy`` is an ExecutionContextAllocationStrategy; None where memory was short."""
+
+
+class Runtime(Protocol):
+    """IRuntime. The logger must outlive it."""
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
+        """None where the bytes are not an engine of this version and device."""
 
 
 class Builder(Protocol):
@@ -81,7 +145,7 @@ class Parser(Protocol):
     num_errors: int
 
     def parse_from_file(self, model: str) -> bool:
-        """False where it failed."""
+        """False where it failed; data files are looked for beside the model."""
 
     def get_error(self, index: int) -> Any:
         """An IParserError; its text is ``str`` of it."""
@@ -94,8 +158,12 @@ class TensorRT(Protocol):
     ILogger: Any
     NetworkDefinitionCreationFlag: Any  # STRONGLY_TYPED is needed in 10 and the only way in 11
     MemoryPoolType: Any
+    BuilderFlag: Any
     ProfilingVerbosity: Any
     LayerInformationFormat: Any
+    DataType: Any
+    TensorIOMode: Any
+    ExecutionContextAllocationStrategy: Any
 
     def Builder(self, logger: Any) -> Builder:  # noqa: N802
         """A builder."""
@@ -103,5 +171,5 @@ class TensorRT(Protocol):
     def OnnxParser(self, network: Network, logger: Any) -> Parser:  # noqa: N802
         """A parser that fills a network."""
 
-    def Runtime(self, logger: Any) -> Any:  # noqa: N802
-        """Has ``deserialize_cuda_engine(bytes) -> Engine | None``."""
+    def Runtime(self, logger: Any) -> Runtime:  # noqa: N802
+        """Deserialises engines."""

@@ -1,0 +1,175 @@
+"""The recipe of the model that ships: meta-learned prompts for the embedded backbone, and the default bundle.
+
+python -m grmp_edge.export.default_model --photos DIR --work DIR
+
+Pictures are graded by the faults put into them, not by people. Only the text side is fine-tuned, so that the
+graphs share the image tower's weights with the backbone's own file (``export/share.py``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rich.console import Console
+
+from grmp_edge.errors import GrmpError
+from grmp_edge.export.pipeline import ExportConfig, export_bundle
+from grmp_edge.export.share import share_weights
+from grmp_edge.files import replace_folder
+from grmp_edge.runtime.default import DEFAULT_BUNDLE
+from grmp_edge.train.backbone import EMBEDDED, BackboneConfig
+from grmp_edge.train.backbone_data import Source, graded_group, load_photos, quality_of
+from grmp_edge.train.checkpoint import load_checkpoint
+from grmp_edge.train.data import SplitConfig, read_csv
+from grmp_edge.train.embedded import EMBEDDED_PATH, PROMPTS_PATH, save_prompts
+from grmp_edge.train.finetune import FinetuneConfig
+from grmp_edge.train.meta import MetaConfig
+from grmp_edge.train.progress import Reporter
+from grmp_edge.train.run import ModelConfig, run_finetune, run_pretrain
+from grmp_edge.train.tasks import SyntheticConfig, synthetic_tasks
+
+__all__ = ["DefaultConfig", "make_default", "write_graded"]
+
+
+@dataclass(frozen=True)
+class DefaultConfig:
+    """Everything that decides the shipped prompts and bundle, given the backbone."""
+
+    seed: int = 1
+    photographs: int = 20  # of those not held out; with 25 types at 6 levels, 3,000 pictures an epoch
+    groups: int = 150  # photographs graded for fine-tuning, each in 4 states
+    unshrunk: float = 0.7  # as the backbone saw them
+    validation: float = 0.2  # of the graded pictures, to choose the epoch
+    epochs: int = 60
+    held_out: int = 7  # the backbone's: these photographs are never learned from
+
+
+def write_graded(folder: Path, sources: Sequence[Source], config: DefaultConfig) -> Path:
+    """Write graded pictures as 244 x 244 PNG with a ``labels.csv``; returns its path.
+
+    The label is 100 times the quality that the faults leave; states of one picture share a reference.
+    """
+    rows = []
+    with replace_folder(folder) as target:
+        for number in range(config.groups):
+            rng = np.random.default_rng([config.seed, number])
+            source = sources[number % len(sources)]
+            for state, (picture, faults) in enumerate(
+                zip(*graded_group(rng, source, config.unshrunk), strict=True)
+            ):
+                name = f"{number:04d}-{state}.png"
+                if not cv2.imwrite(str(target / name), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
+                    raise OSError(f"cannot write {target / name}")
+                rows.append((name, round(100 * quality_of(faults), 2), source.name))
+        with (target / "labels.csv").open("w", newline="", encoding="utf-8") as stream:
+            table = csv.writer(stream)
+            table.writerow(("image", "mos", "reference"))
+            table.writerows(rows)
+    return folder / "labels.csv"
+
+
+def make_default(
+    photos: Sequence[Path], work: Path, bundle: Path, prompts: Path, config: DefaultConfig, reporter: Reporter
+) -> None:
+    """Make the prompts and the bundle; stages that are finished in ``work`` are not done again.
+
+    Args:
+        photos: folders of clean photographs.
+        work: where checkpoints and the graded pictures go.
+        bundle, prompts: what to write.
+        config: the recipe.
+        reporter: told of the progress.
+
+    Raises:
+        GrmpError: as the stages do.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    training, _ = load_photos(photos, config.held_out)
+    photographs = [source for source in training if source.weight == 1.0]
+    spread = [photographs[i * len(photographs) // config.photographs] for i in range(config.photographs)]
+    model = ModelConfig.of(BackboneConfig(), seed=config.seed)
+    tasks = synthetic_tasks([(s.name, s.image) for s in spread], SyntheticConfig(seed=config.seed))
+    described = {"photographs": [source.name for source in spread], "seed": config.seed}
+    pretrained = work / "pretrain"
+    run_pretrain(
+        pretrained,
+        model,
+        [tasks],
+        described,
+        MetaConfig.for_backbone(EMBEDDED),
+        resume=pretrained.exists(),
+        reporter=reporter,
+    )
+    save_prompts(dict(load_checkpoint(pretrained).model.prompt_parameters()), prompts)
+    labels = write_graded(work / "graded", photographs, config)
+    tuned = work / "finetune"
+    run_finetune(
+        tuned,
+        model,
+        pretrained,
+        read_csv(labels, mos_range=(0, 100)),
+        SplitConfig(labels=None, test_fraction=0.1, validation_fraction=config.validation, seed=config.seed),
+        FinetuneConfig(epochs=config.epochs, image_blocks=0, seed=config.seed),
+        resume=tuned.exists(),
+        reporter=reporter,
+    )
+    whole = export_bundle(tuned, work / "bundle", ExportConfig(fp16=True, int8=True), reporter.note)
+    share_weights(whole, EMBEDDED_PATH, bundle)
+
+
+class _Lines:
+    """Progress as a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.stage, self.total, self.done, self.told = console, "", 0, 0, 0.0
+
+    def start(self, stage: str, total: int, done: int = 0) -> None:
+        """A stage of ``total`` steps begins, of which some may be done."""
+        self.stage, self.total, self.done = stage, total, done
+
+    def step(self, count: int = 1, **metrics: float) -> None:
+        """Some steps are done."""
+        self.done += count
+        if time.monotonic() - self.told > 10 or self.done == self.total:
+            self.told = time.monotonic()
+            found = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+            self.console.print(f"{self.stage}: {self.done} of {self.total}  {found}", soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Something to know."""
+        self.console.print(text, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and make both; returns the exit code."""
+    parser = argparse.ArgumentParser(description="make the shipped prompts and the default bundle")
+    parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of clean photographs")
+    parser.add_argument("--work", type=Path, required=True, help="for checkpoints; may hold an earlier run")
+    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument("--prompts", type=Path, default=PROMPTS_PATH)
+    parser.add_argument("--seed", type=int, default=DefaultConfig.seed)
+    given = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        make_default(
+            given.photos, given.work, given.bundle, given.prompts, DefaultConfig(given.seed), _Lines(console)
+        )
+    except GrmpError as error:
+        console.print(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.print("stopped; give the same --work to go on")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
