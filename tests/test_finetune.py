@@ -15,6 +15,7 @@ from grmp_edge.train.backbone import BackboneConfig
 from grmp_edge.train.checkpoint import CheckpointWriter, load_checkpoint, read_state
 from grmp_edge.train.data import SplitConfig, read_csv, split_indices
 from grmp_edge.train.finetune import FinetuneConfig, Part, finetune, predict
+from grmp_edge.train.frozen import FrozenCache
 from grmp_edge.train.model import SCENES, PromptConfig
 from grmp_edge.train.progress import Silent
 from grmp_edge.train.run import ModelConfig, run_finetune
@@ -141,13 +142,13 @@ def test_cache_changes_nothing(budget):
 
 def test_crops_cover_the_margin_and_both_flips(monkeypatch):
     seen = set()
-    original = finetune_module.FrozenCache.get
+    original = FrozenCache.get
 
     def watch(self, indices, offset, flip):
         seen.add((offset, flip))
         return original(self, indices, offset, flip)
 
-    monkeypatch.setattr(finetune_module.FrozenCache, "get", watch)
+    monkeypatch.setattr(FrozenCache, "get", watch)
     finetune(tiny_model(), part(2), None, FinetuneConfig(epochs=60, qgr=False, lr=1e-4))
     assert seen == {(offset, flip) for offset in (0, 1, 2) for flip in (False, True)}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -190,7 +192,8 @@ def test_held_out_tasks_are_not_trained_on_and_choose_the_epoch():
 
         tasks.append(type(task)(name, task.references, task.quality, read))
     # The larger step size makes the epochs differ.
-    config = MetaConfig(epochs=4, support_batch=6, query_batch=3, held_out=0.3, inner_lr=0.02, outer_lr=1.0)
+    config = MetaConfig(epochs=4, support_batch=6, query_batch=3, held_out=0.3, inner_lr=0.02, outer_lr=1.0,
+                        picture_bytes=0)  # fmt: skip
     training, held = hold_out([tasks], config)
     assert len(held) == 2
     assert {t.name for t in held}.isdisjoint(t.name for t in training[0])
@@ -209,6 +212,34 @@ def test_held_out_tasks_are_not_trained_on_and_choose_the_epoch():
     kept = np.mean([srcc(score, task.quality) for score, task in zip(scores, held, strict=True)])
     assert kept == pytest.approx(max(values), abs=1e-9)
     assert evaluate_tasks(model, held, 4) == pytest.approx(max(values), abs=1e-9)
+
+
+def test_a_judge_chooses_the_epoch_and_nothing_is_held_out():
+    tasks = [memory_task(str(i), seed=i) for i in range(4)]
+    config = MetaConfig(epochs=4, support_batch=6, query_batch=3, held_out=0.5, inner_lr=0.02, outer_lr=1.0)
+    said, seen, steps = iter([0.2, 0.6, None, 0.4]), [], []
+
+    class Count(Silent):
+        def step(self, count=1, **metrics):
+            steps.append(count)
+
+    def judge(model):
+        assert not model.training
+        seen.append(parameters_of(model))
+        return next(said)
+
+    model = tiny_model()
+    history = meta_train(model, [tasks], config, reporter=Count(), judge=judge)
+    assert [entry["srcc"] for entry in history] == [0.2, 0.6, None, 0.4]
+    assert sum(steps) == 4 * 4
+    kept = parameters_of(model)
+    assert all(torch.equal(value, kept[name]) for name, value in seen[1].items())
+    assert not torch.equal(kept["ctx"], seen[3]["ctx"])
+    # A judge that never has a number: the last epoch is what there is.
+    seen.clear()
+    said = iter([None, None])
+    meta_train(model, [tasks], replace(config, epochs=2), judge=judge)
+    assert torch.equal(dict(model.named_parameters())["ctx"], seen[1]["ctx"])
 
 
 def test_hold_out_by_the_seed_and_never_all():

@@ -20,11 +20,13 @@ from grmp_edge.errors import UsageError
 from grmp_edge.metrics import agreement
 from grmp_edge.train.backbone import EMBEDDED
 from grmp_edge.train.checkpoint import CheckpointWriter, State, copy_parameters
-from grmp_edge.train.frozen import FrozenCache, Teacher
-from grmp_edge.train.losses import quality_loss, semantic_loss
+from grmp_edge.train.distributed import ALONE, Team, current_team
+from grmp_edge.train.frozen import CentreScores, Teacher
 from grmp_edge.train.model import GrmpIqa
+from grmp_edge.train.precision import Precision
 from grmp_edge.train.progress import Reporter, Silent
-from grmp_edge.train.qgr import Projection, regularise
+from grmp_edge.train.qgr import Projection
+from grmp_edge.train.step import TuningStep
 
 __all__ = ["FinetuneConfig", "finetune", "predict"]
 
@@ -56,6 +58,10 @@ class FinetuneConfig:
     # reference looked at the test split, which "test" reproduces and marks in the result.
     select_on: Literal["validation", "test"] = "validation"
     cache_bytes: int = 2 << 30  # at most so much of what is frozen is kept instead of computed again
+    precision: Precision = "auto"  # of the towers' products: see grmp_edge.train.precision
+    # From the last; None: the last third, as the reference. 0 learns the text side alone: for a handful of
+    # labels, or to leave the image tower as it is.
+    image_blocks: int | None = None
     seed: int = 0
 
     def for_backbone(self, name: str) -> FinetuneConfig:
@@ -96,7 +102,7 @@ def finetune(
         judge: the pictures that choose the epoch and drive the learning rate; None for a fixed schedule,
             in which the rate falls as if no evaluation ever improved.
         config: the settings.
-        writer, resume: where to save now and then, and the state to continue from.
+        writer, resume: where to save now and then (rank 0 does), and the state to continue from.
         reporter: told of every epoch.
 
     Returns:
@@ -105,6 +111,7 @@ def finetune(
     """
     reporter = reporter or Silent()
     config = config.for_backbone(model.backbone.name)
+    model.trained_image_blocks = config.image_blocks
     parameters = dict(model.finetune_parameters())
     prompted = copy_parameters(model.prompt_parameters())  # travel with the checkpoint, unchanged but ctx
     teacher = Teacher(model) if config.qgr else None
@@ -113,13 +120,15 @@ def finetune(
         run.restore(resume)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    cache = FrozenCache(model, teacher, train.images, config.cache_bytes)
-    first_text = model.first_trained_text_block
-    with torch.no_grad():
-        scene_tokens = model.scene_tokens_at(first_text) if config.qgr else None
-    quality = torch.from_numpy(train.quality).to(model.ctx.device)
-    names = list(parameters)
-    tensors = [parameters[name] for name in names]
+    team = current_team()
+    # Ranks of one machine share its memory; each GPU has its own.
+    memory = config.cache_bytes // (team.local_size if model.ctx.device.type == "cpu" else 1)
+    judged = _Judge(model, judge, memory // 2, team) if judge else None
+    step = TuningStep(
+        model, train.images, train.quality, config, memory - (judged.bytes if judged else 0), team, teacher
+    )
+    step.scaler.restore(run.loss_scale)
+    tensors = step.tensors
     model.eval()  # prompt dropout belongs to learning the prompts
     reporter.start("fine-tuning", config.epochs, run.epoch)
     saved = time.monotonic()
@@ -131,45 +140,34 @@ def finetune(
             chosen = order[start : start + config.batch]
             margin = train.images.shape[1] - model.image.size
             offset, flip = int(rng.integers(0, max(1, margin))), bool(rng.random() < 0.5)
-            tokens, wanted = cache.get(chosen, offset, flip)
-            features = model.image_head(
-                model.image_tokens(tokens, model.first_trained_image_block, len(model.image.blocks))
-            )
-            loss = quality_loss(model.logits(features, model.quality_features()), quality[chosen])
-            last = {"loss": float(loss.detach())}
-            if not math.isfinite(last["loss"]):
-                raise UsageError(f"the loss became {last['loss']} in epoch {run.epoch + 1}", "lower --lr")
-            if scene_tokens is not None and wanted is not None:
-                scenes = model.text.project(model.text.run(scene_tokens, first_text), model.scene_ends)
-                semantic = semantic_loss(model.logits(features, scenes), wanted)
-                toward = torch.autograd.grad(loss, tensors, retain_graph=True)
-                content = torch.autograd.grad(semantic, tensors, allow_unused=True)
-                result = regularise(toward, content, config.qgr_strength, config.projection)
-                gradients = result.gradients
-                last |= {
-                    "semantic": float(semantic.detach()),
-                    "cosine": result.cosine,
-                    "changed": result.changed,
-                }
-            else:
-                gradients = list(torch.autograd.grad(loss, tensors))
+            try:
+                gradients, last = step.gradients(chosen, offset, flip)
+            except UsageError as error:
+                raise UsageError(f"{error.message} in epoch {run.epoch + 1}", error.remedy) from None
+            if gradients is None:
+                continue
             # SGD without momentum: decoupling weight decay or not is the same, it adds to the gradient.
             with torch.no_grad():
                 for tensor, gradient in zip(tensors, gradients, strict=True):
                     tensor.sub_(gradient + config.weight_decay * tensor, alpha=run.lr)
         run.epoch += 1
         if run.epoch % config.evaluate_every == 0 or run.epoch == config.epochs:
-            score, judged_loss = _judge(model, judge) if judge else (None, None)
+            # Ranks of different machines may round differently: they begin anew from the same weights.
+            team.align([tensor.data for tensor in tensors])
+            score, judged_loss = judged.measure() if judged else (None, None)
+            run.loss_scale = step.scaler.state()
             run.judge(score, judged_loss, last)
-            if writer and time.monotonic() - saved > _SAVE_EVERY_S:
+            if writer and team.leads and time.monotonic() - saved > _SAVE_EVERY_S:
                 writer.save(run.state(prompted, complete=False))
                 saved = time.monotonic()
-        judged = run.history[-1]["srcc"] if run.history else None
-        reporter.step(1, **last, **({} if judged is None else {"srcc": judged}), lr=run.lr)
+        known = run.history[-1]["srcc"] if run.history else None
+        reporter.step(1, **last, **({} if known is None else {"srcc": known}), lr=run.lr)
+    # What more epochs could go on from, unless the learning rate has ended the run for good.
+    onward = copy_parameters(parameters.items()) if run.lr >= config.min_lr else {}
     run.finish()
     for parameter in parameters.values():
         parameter.requires_grad_(False)
-    return run.state(prompted, complete=True)
+    return replace(run.state(prompted, complete=True), resume=onward)
 
 
 class _Run:
@@ -181,6 +179,7 @@ class _Run:
         self.best = copy_parameters(parameters.items())
         self.best_srcc, self.best_loss = -2.0, math.inf
         self.history: list[dict[str, float | None]] = []
+        self.loss_scale: dict[str, float] = {}  # of float16 only
 
     @property
     def judged(self) -> bool:
@@ -220,6 +219,7 @@ class _Run:
             "best_loss": self.best_loss if self.judged else None,
             "history": self.history,
             "complete": complete,
+            **self.loss_scale,
         }
         current = {} if complete else copy_parameters(self.parameters.items())
         selected = self.best if self.judged else copy_parameters(self.parameters.items())
@@ -233,6 +233,7 @@ class _Run:
             state.progress["waited"],
         )
         self.history = list(state.progress["history"])
+        self.loss_scale = {k: v for k, v in state.progress.items() if k.startswith("loss_scale")}
         if state.progress["best_srcc"] is not None:
             self.best_srcc = state.progress["best_srcc"]
             self.best_loss = state.progress["best_loss"]
@@ -242,25 +243,29 @@ class _Run:
                 parameter.copy_(state.resume[name])
 
 
-def _judge(model: GrmpIqa, part: Part) -> tuple[float | None, float]:
-    """SRCC (None where undefined) and mean quality loss of the model on a part."""
-    predicted = predict(model, part.images)
-    p = np.clip(predicted.astype(np.float64), 1e-7, 1 - 1e-7)
-    loss = -(part.quality * np.log(p) + (1 - part.quality) * np.log(1 - p)).mean()
-    return part.measure(predicted)["srcc"], float(loss)
+class _Judge:
+    """Measures the model of the moment on a part; its frozen tokens are computed once."""
+
+    def __init__(self, model: GrmpIqa, part: Part, budget: int, team: Team) -> None:
+        self.part = part
+        self.scores = CentreScores(model, part.images, budget, team=team)
+
+    @property
+    def bytes(self) -> int:
+        """What its tokens will take of the memory."""
+        return self.scores.most_bytes
+
+    def measure(self) -> tuple[float | None, float]:
+        """SRCC (None where undefined) and mean quality loss."""
+        predicted = self.scores.predict()
+        p = np.clip(predicted.astype(np.float64), 1e-7, 1 - 1e-7)
+        loss = -(self.part.quality * np.log(p) + (1 - self.part.quality) * np.log(1 - p)).mean()
+        return self.part.measure(predicted)["srcc"], float(loss)
 
 
-@torch.inference_mode()
-def predict(model: GrmpIqa, images: UInt8Array, batch: int = 64) -> Float32Array:
+def predict(model: GrmpIqa, images: UInt8Array, batch: int = 64, team: Team = ALONE) -> Float32Array:
     """Score squashed pictures, uint8 (n, R, R, 3), by their centre: float32 (n,) in 0..1."""
-    start, size = (images.shape[1] - model.image.size) // 2, model.image.size
-    text = model.quality_features()
-    scores = []
-    for at in range(0, len(images), batch):
-        cut = np.ascontiguousarray(images[at : at + batch, start : start + size, start : start + size])
-        pixels = model.pixels(torch.from_numpy(cut).to(text.device))
-        scores.append(model.logits(model.image_features(pixels), text).softmax(-1)[:, 0].cpu())
-    return np.asarray(torch.cat(scores).numpy(), dtype=np.float32)
+    return CentreScores(model, images, batch=batch, team=team).predict()
 
 
 def _finite(value: float) -> float | None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -21,10 +21,13 @@ from grmp_edge.errors import DataError, UsageError
 from grmp_edge.metrics import srcc
 from grmp_edge.train.backbone import EMBEDDED
 from grmp_edge.train.checkpoint import CheckpointWriter, State, copy_parameters
+from grmp_edge.train.distributed import ALONE, Team, current_team
 from grmp_edge.train.losses import quality_loss
 from grmp_edge.train.model import GrmpIqa
+from grmp_edge.train.pictures import PictureCache
+from grmp_edge.train.precision import LossScaler, Numerics, Precision
 from grmp_edge.train.progress import Reporter, Silent
-from grmp_edge.train.tasks import Batch, Task, query_batches, support_batches
+from grmp_edge.train.tasks import Batch, Task, ahead, query_batches, support_batches
 
 __all__ = ["MetaConfig", "adapt", "evaluate_tasks", "hold_out", "meta_train"]
 
@@ -44,6 +47,8 @@ class MetaConfig:
     reset_per_task: bool = True
     held_out: float = 0.15  # share of the tasks that choose the epoch instead of training it
     seed: int = 0
+    precision: Precision = "auto"  # of the towers' products: see grmp_edge.train.precision
+    picture_bytes: int = 1 << 30  # at most so much of the tasks' squashed pictures is kept in memory
 
     @classmethod
     def for_backbone(cls, name: str) -> MetaConfig:
@@ -72,24 +77,27 @@ def meta_train(
     writer: CheckpointWriter | None = None,
     resume: State | None = None,
     reporter: Reporter | None = None,
+    judge: Callable[[GrmpIqa], float | None] | None = None,
 ) -> list[dict[str, Any]]:
     """Learn the prompts in place; the epoch that ranks the held-out tasks best is what stays.
 
     Args:
         model: its prompts are changed; on the device to train on.
         phases: groups of tasks; theta moves once after each group (TID2013's tasks, then KADID-10k's).
-        writer, resume: where to save after every epoch, and the state to continue from.
+        writer, resume: where to save after every epoch (rank 0 does), and the state to continue from.
         reporter: told of every task.
+        judge: chooses the epoch instead of held-out tasks, none of which is then held out: the SRCC of the
+            model as it is (in evaluation mode), None where it is undefined.
 
     Returns:
-        The history: one entry an epoch with ``loss`` (query, mean over tasks) and ``srcc`` (held out,
-        None without held-out tasks).
+        The history: one entry an epoch with ``loss`` (query, mean over tasks), ``phase_losses`` (the same by
+        phase) and ``srcc`` (the judge's or on the held-out tasks; None without either).
 
     Raises:
         DataError: no task is left to train on.
     """
     reporter = reporter or Silent()
-    training, held = hold_out(phases, config)
+    training, held = hold_out(phases, config if judge is None else replace(config, held_out=0.0))
     if not training:
         raise DataError("there is no task to meta-train on", "give more distortion types")
     parameters = dict(model.prompt_parameters())
@@ -110,33 +118,66 @@ def meta_train(
         inner = resume.resume if config.reset_per_task else {n: resume.resume[f"inner.{n}"] for n in theta}
         _load(parameters, {name: inner[name] for name in theta})
     tasks_per_epoch = sum(map(len, training))
+    team = current_team()
+    kept = PictureCache(config.picture_bytes // team.local_size)
+    if team.size > 1 and not config.reset_per_task:
+        # Each task begins where the one before ended, so there is nothing to do side by side.
+        reporter.note("without a reset, tasks follow each other: every process does all of them")
     reporter.start("meta-pre-training", config.epochs * tasks_per_epoch, first * tasks_per_epoch)
     for epoch in range(first, config.epochs):
-        losses = []
+        losses: list[float] = []
+        phase_losses: list[float] = []
         for number, phase in enumerate(training):
             shift = {name: torch.zeros_like(value) for name, value in theta.items()}
-            order = np.random.default_rng([config.seed, epoch, number]).permutation(len(phase))
-            for visited in order.tolist():
+            # A task's loss at its place: sums over the ranks are then exact.
+            found = torch.zeros(len(phase), dtype=torch.float64)
+            order = np.random.default_rng([config.seed, epoch, number]).permutation(len(phase)).tolist()
+            # A task is always the same rank's, which keeps its pictures.
+            spread = team if config.reset_per_task else ALONE
+            visits = [(place, task) for place, task in enumerate(order) if spread.mine(task)]
+            told = 0
+            for done, (place, visited) in enumerate(visits, 1):
                 if config.reset_per_task:
                     _load(parameters, theta)
-                loss = adapt(model, phase[visited], config, [config.seed, epoch, number, visited])
-                losses.append(loss)
+                found[place] = adapt(
+                    model, phase[visited], config, [config.seed, epoch, number, visited], kept
+                )
                 for name, parameter in parameters.items():
                     shift[name] += theta[name] - parameter.detach()
-                reporter.step(1, loss=loss, **({"srcc": history[-1]["srcc"]} if history and held else {}))
+                known = history[-1]["srcc"] if history else None
+                # The other ranks are about as far.
+                reached = done * len(phase) // len(visits)
+                reporter.step(
+                    reached - told, loss=float(found[place]), **({} if known is None else {"srcc": known})
+                )
+                told = reached
+            spread.sum([*shift.values()])
+            spread.sum([found])
+            losses += found.tolist()
+            phase_losses.append(fmean(found.tolist()))
             # theta <- theta - beta * mean_i(theta - theta_i)
             for name, value in theta.items():
                 value -= config.outer_lr / len(phase) * shift[name]
+            # Ranks of different machines may round differently: they go on from the same numbers.
+            team.align([*theta.values()])
         # Without resetting, the adapted weights go on into the next epoch; evaluation borrows the model.
         carried = copy_parameters(parameters.items()) if not config.reset_per_task else theta
+        if not config.reset_per_task:
+            team.align([*carried.values()])
         _load(parameters, theta)
-        score = evaluate_tasks(model, held, config.query_batch) if held else None
-        history.append({"epoch": epoch + 1, "loss": fmean(losses), "srcc": score})
-        if score is None or score > best_srcc:
+        if judge is not None:
+            score = team.lead(lambda: judge(model))
+        else:
+            score = evaluate_tasks(model, held, config.query_batch, kept, team) if held else None
+        history.append(
+            {"epoch": epoch + 1, "loss": fmean(losses), "phase_losses": phase_losses, "srcc": score}
+        )
+        # Without any number so far, the latest epoch is what there is.
+        if best_srcc < -1 or (score is not None and score > best_srcc):
             best = {name: value.clone() for name, value in theta.items()}
             best_srcc = best_srcc if score is None else score
         _load(parameters, carried)
-        if writer:
+        if writer and team.leads:
             state = {
                 **theta,
                 **({f"inner.{n}": v for n, v in carried.items()} if not config.reset_per_task else {}),
@@ -146,18 +187,20 @@ def meta_train(
                 "stage": "pretrain",
                 "epoch": epoch + 1,
                 "complete": complete,
-                "best_srcc": best_srcc if held else None,
+                "best_srcc": best_srcc if best_srcc >= -1 else None,
                 "history": history,
                 "held_out_tasks": [task.name for task in held],
             }
-            writer.save(State(best, {} if complete else state, progress))
+            writer.save(State(best, state, progress))  # also when complete: epochs may be raised later
     _load(parameters, best)
     for parameter in parameters.values():
         parameter.requires_grad_(False)
     return history
 
 
-def adapt(model: GrmpIqa, task: Task, config: MetaConfig, seed: Sequence[int]) -> float:
+def adapt(
+    model: GrmpIqa, task: Task, config: MetaConfig, seed: Sequence[int], kept: PictureCache | None = None
+) -> float:
     """Adapt the prompts to one task in place: the inner loop.
 
     For each support batch one Adam step on its loss, then one Adam step on a query batch's loss (first
@@ -172,42 +215,70 @@ def adapt(model: GrmpIqa, task: Task, config: MetaConfig, seed: Sequence[int]) -
     size = model.image.size
     support, query = task.split(config.support_fraction, rng)
     optimizer = torch.optim.Adam([p for _, p in model.prompt_parameters()], lr=config.inner_lr)
-    queries = itertools.cycle(list(query_batches(task, query, size, config.query_batch)))
+    numerics = Numerics.of(config.precision, model.ctx.device)
+    # Anew for each visit, so that it depends on nothing but the visit.
+    scaler = LossScaler(numerics.precision == "fp16")
+    queries = itertools.cycle(list(query_batches(task, query, size, config.query_batch, kept)))
     model.train()
     losses = []
-    for batch in support_batches(task, support, size, config.support_batch, rng):
-        _step(model, optimizer, batch)
-        losses.append(_step(model, optimizer, next(queries)))
+    for batch in ahead(support_batches(task, support, size, config.support_batch, rng, kept)):
+        _step(model, optimizer, batch, numerics, scaler)
+        losses.append(_step(model, optimizer, next(queries), numerics, scaler))
     model.eval()
     return fmean(losses)
 
 
-def evaluate_tasks(model: GrmpIqa, tasks: Sequence[Task], batch: int) -> float:
-    """Mean SRCC over tasks of the model as it is, without adaptation."""
+def evaluate_tasks(
+    model: GrmpIqa, tasks: Sequence[Task], batch: int, kept: PictureCache | None = None, team: Team = ALONE
+) -> float:
+    """Mean SRCC over tasks, which ranks share, of the model as it is: in float32, without adaptation."""
     model.eval()
+    values = torch.zeros(len(tasks), dtype=torch.float64)
     with torch.inference_mode():
         text = model.quality_features()
-        values = []
-        for task in tasks:
+        for number, task in enumerate(tasks):
+            if not team.mine(number):
+                continue
             scores = []
-            for part in query_batches(task, range(len(task.quality)), model.image.size, batch):
+            for part in query_batches(task, range(len(task.quality)), model.image.size, batch, kept):
                 pixels = model.pixels(torch.from_numpy(part.images).to(text.device))
                 scores.append(model.logits(model.image_features(pixels), text).softmax(-1)[:, 0].cpu())
-            values.append(srcc(torch.cat(scores).numpy(), task.quality))
-    return fmean(0.0 if np.isnan(value) else value for value in values)
+            found = srcc(torch.cat(scores).numpy(), task.quality)
+            values[number] = 0.0 if np.isnan(found) else found
+        team.sum([values])
+    return fmean(values.tolist())
 
 
-def _step(model: GrmpIqa, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
+def _step(
+    model: GrmpIqa,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    numerics: Numerics,
+    scaler: LossScaler,
+) -> float:
     device = model.ctx.device
     pixels = model.pixels(torch.from_numpy(batch.images).to(device))
-    logits = model.logits(model.image_features(pixels), model.quality_features())
-    loss = quality_loss(logits, torch.from_numpy(batch.quality).to(device))
-    if not math.isfinite(float(loss.detach())):
-        raise UsageError(f"the loss became {float(loss.detach())}", "lower --inner-lr or --outer-lr")
+    quality = torch.from_numpy(batch.quality).to(device)
+    for attempt in numerics.attempts():
+        with attempt.autocast():
+            logits = model.logits(model.image_features(pixels), model.quality_features())
+        loss = quality_loss(logits, quality)
+        value = float(loss.detach())
+        if math.isfinite(value):
+            break
+    else:
+        raise UsageError(f"the loss became {value}", "lower --inner-lr or --outer-lr")
     optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    optimizer.step()
-    return float(loss.detach())
+    torch.autograd.backward(scaler.scale * loss)
+    gradients = [
+        parameter.grad
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
+    if scaler.unscale(gradients):
+        optimizer.step()
+    return value
 
 
 def _load(parameters: dict[str, torch.nn.Parameter], values: dict[str, Tensor]) -> None:

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from grmp_edge.preprocess import NORMALIZATIONS
 from grmp_edge.train.backbone import Backbone
-from grmp_edge.train.towers import ImageTower, TextTower, block_forward, keys_values
+from grmp_edge.train.towers import (
+    ImageTower,
+    TextTower,
+    block_forward,
+    full_precision,
+    keys_values,
+    widened,
+)
 
 __all__ = ["QUALITY_WORDS", "SCENES", "GrmpIqa", "PromptConfig", "normalize_pixels"]
 
@@ -43,6 +50,8 @@ class GrmpIqa(nn.Module):
     compare with.
     """
 
+    # Image blocks that fine-tuning changes, from the last; None: the last third, as the reference.
+    trained_image_blocks: int | None = None
     mean: Tensor
     std: Tensor
     quality_tokens: Tensor
@@ -92,15 +101,15 @@ class GrmpIqa(nn.Module):
 
     def finetune_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What fine-tuning learns: the text context, the last third of both towers' blocks, ln_final
-        and ln_post.
+        and ln_post (not that one where no image block learns).
 
         Names are those of ``state_dict``. On a 12-block ViT-B/16: 40,965,632 parameters.
         """
         wanted = {id(self.ctx)}
-        visual = self.image.visual
+        blocks = list(self.image.blocks[self.first_trained_image_block :])
         for module in (
-            *self.image.blocks[self.first_trained_image_block :],
-            visual.ln_post,
+            *blocks,
+            *([self.image.visual.ln_post] if blocks else []),
             *self.text.blocks[self.first_trained_text_block :],
             self.text.ln_final,
         ):
@@ -111,8 +120,10 @@ class GrmpIqa(nn.Module):
 
     @property
     def first_trained_image_block(self) -> int:
-        """Index of the first image block that fine-tuning changes: 8 of 12."""
-        return len(self.image.blocks) - math.ceil(len(self.image.blocks) / 3)
+        """Index of the first image block that fine-tuning changes: 8 of 12 by default."""
+        blocks = len(self.image.blocks)
+        trained = math.ceil(blocks / 3) if self.trained_image_blocks is None else self.trained_image_blocks
+        return max(0, blocks - trained)
 
     @property
     def first_trained_text_block(self) -> int:
@@ -148,8 +159,9 @@ class GrmpIqa(nn.Module):
         return tokens
 
     def image_head(self, tokens: Tensor) -> Tensor:
-        """The last block's output (B, L, W) to the unit image feature (B, E)."""
-        return F.normalize(self.image.project(self.prompt_norm(tokens[:, 0])), dim=-1)
+        """The last block's output (B, L, W) to the unit image feature (B, E), in float32."""
+        with full_precision(tokens):
+            return F.normalize(self.image.project(self.prompt_norm(widened(tokens[:, 0]))), dim=-1)
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, S, S) to unit features (B, E)."""
@@ -182,9 +194,10 @@ class GrmpIqa(nn.Module):
         return self.text.project(self.scene_tokens_at(len(self.text.blocks)), self.scene_ends)
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Scaled cosines (B, n) of unit image features (B, E) with unit text features (n, E)."""
-        scale: Tensor = self.clip.logit_scale.exp()  # type: ignore[operator]
-        return scale * image_features @ text_features.T
+        """Scaled cosines (B, n), in float32, of unit image features (B, E) with unit text features (n, E)."""
+        with full_precision(image_features):
+            scale: Tensor = self.clip.logit_scale.exp()  # type: ignore[operator]
+            return scale * image_features @ text_features.T
 
     def pixels(self, images: Tensor) -> Tensor:
         """Pictures (B, S, S, 3), uint8 RGB, to normalised pixels (B, 3, S, S) in float32."""

@@ -47,15 +47,19 @@ def regularise(
     pairs = list(zip(quality, semantic, strict=True))
     dots = [(d * g).sum() if g is not None else d.new_zeros(()) for d, g in pairs]
     squares = [(g * g).sum() if g is not None else d.new_zeros(()) for d, g in pairs]
-    dot, square = torch.stack(dots).sum(), torch.stack(squares).sum()
+    inner, norm = torch.stack(dots), torch.stack(squares)
+    dot, square = inner.sum(), norm.sum()
     if projection == "global":
-        dots, squares = [dot] * len(pairs), [square] * len(pairs)
+        inner, norm = dot.expand(len(pairs)), square.expand(len(pairs))
+    # One transfer for all tensors: on a GPU each would wait for everything before it.
+    shared = ((inner > 0) & (norm > 0)).tolist()
+    shares = strength * (inner / norm)
     gradients, changed = [], 0
-    for (d, g), inner, norm in zip(pairs, dots, squares, strict=True):
-        if g is None or inner <= 0 or norm == 0:
+    for (d, g), agree, share in zip(pairs, shared, shares, strict=True):
+        if g is None or not agree:
             gradients.append(d)
             continue
-        gradients.append(d - strength * (inner / norm) * g)
+        gradients.append(d - share * g)
         changed += 1
     length = torch.stack([(d * d).sum() for d in quality]).sum().sqrt() * square.sqrt()
     cosine = float(dot / length) if length > 0 else 0.0

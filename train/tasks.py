@@ -6,7 +6,6 @@ set at every visit.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import DataError, ImageError
-from grmp_edge.preprocess import IMAGE_SUFFIXES, read_image, squash
+from grmp_edge.preprocess import IMAGE_SUFFIXES, read_image
 from grmp_edge.train.data import Labelled
 from grmp_edge.train.distort import DISTORTIONS, distort
+from grmp_edge.train.pictures import PictureCache
 
 __all__ = ["Batch", "SyntheticConfig", "Task", "labelled_tasks", "load_photographs", "synthetic_tasks"]
 
@@ -55,10 +55,16 @@ class Batch:
 
 
 def support_batches(
-    task: Task, indices: Sequence[int], size: int, batch: int, rng: np.random.Generator
+    task: Task,
+    indices: Sequence[int],
+    size: int,
+    batch: int,
+    rng: np.random.Generator,
+    kept: PictureCache | None = None,
 ) -> Iterator[Batch]:
     """Squash to 8/7 of ``size`` (256 for 224), flip half of them, cut at random."""
     side = round(size * 256 / 224)
+    kept = kept or PictureCache()
 
     def augment(pixels: UInt8Array) -> UInt8Array:
         top, left = rng.integers(0, side - size + 1, 2)
@@ -66,24 +72,31 @@ def support_batches(
         return cut[:, ::-1] if rng.random() < 0.5 else cut
 
     for chunk in _chunks(indices, batch):
-        squashed = _read_all(task, chunk, side)
+        squashed = kept.squashed(task, chunk, side)
         yield Batch(np.stack([augment(pixels) for pixels in squashed]), task.quality[chunk])
 
 
-def query_batches(task: Task, indices: Sequence[int], size: int, batch: int) -> Iterator[Batch]:
+def query_batches(
+    task: Task, indices: Sequence[int], size: int, batch: int, kept: PictureCache | None = None
+) -> Iterator[Batch]:
     """Squash to ``size`` without augmentation."""
+    kept = kept or PictureCache()
     for chunk in _chunks(indices, batch):
-        yield Batch(np.stack(_read_all(task, chunk, size)), task.quality[chunk])
+        yield Batch(np.stack(kept.squashed(task, chunk, size)), task.quality[chunk])
+
+
+def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, each read while the network works on the one before."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(next, batches, None)
+        while (batch := pending.result()) is not None:
+            pending = pool.submit(next, batches, None)
+            yield batch
 
 
 def _chunks(indices: Sequence[int], batch: int) -> Iterator[list[int]]:
     for start in range(0, len(indices), batch):
         yield list(indices[start : start + batch])
-
-
-def _read_all(task: Task, indices: Sequence[int], side: int) -> list[UInt8Array]:
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda index: squash(task.read(index), side), indices))
 
 
 def labelled_tasks(data: Labelled, min_pictures: int = 10) -> list[Task]:

@@ -7,6 +7,7 @@ from the same modules.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from grmp_edge.errors import ModelError
 
-__all__ = ["ImageTower", "TextTower", "block_forward", "keys_values"]
+__all__ = ["ImageTower", "TextTower", "block_forward", "full_precision", "keys_values", "widened"]
 
 
 class ImageTower:
@@ -60,8 +61,9 @@ class ImageTower:
         return embedded
 
     def project(self, cls: Tensor) -> Tensor:
-        """The class token (B, W) to the shared space (B, E): ln_post and the projection."""
-        projected: Tensor = self.visual.ln_post(cls) @ self.visual.proj
+        """The class token (B, W) to the shared space (B, E): ln_post and the projection, in float32."""
+        with full_precision(cls):
+            projected: Tensor = self.visual.ln_post(widened(cls)) @ self.visual.proj
         return projected
 
     def plain(self, pixels: Tensor) -> Tensor:
@@ -114,14 +116,26 @@ class TextTower:
         return x
 
     def project(self, x: Tensor, ends: Tensor) -> Tensor:
-        """Read (n, L, W) at the end-of-text places (n,) and project to unit features (n, E)."""
-        read = self.tower.ln_final(x)[torch.arange(len(x), device=x.device), ends]
-        projection = self.tower.text_projection
-        if isinstance(projection, nn.Linear):
-            read = projection(read)
-        elif projection is not None:
-            read = read @ projection
-        return F.normalize(read, dim=-1)
+        """Read (n, L, W) at the end-of-text places (n,) and project to unit features (n, E), in float32."""
+        with full_precision(x):
+            # ln_final works token by token: only those that are read.
+            read = self.tower.ln_final(widened(x[torch.arange(len(x), device=x.device), ends]))
+            projection = self.tower.text_projection
+            if isinstance(projection, nn.Linear):
+                read = projection(read)
+            elif projection is not None:
+                read = read @ projection
+            return F.normalize(read, dim=-1)
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Leave autocast where ``x`` is: for heads and logits, which are small and must be exact."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def widened(x: Tensor) -> Tensor:
+    """At least float32: half types become it, float64 stays."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def keys_values(block: Any, normed: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,32 +161,57 @@ def block_forward(
         x: the tokens that flow.
         extra: keys and values of tokens that are attended to but do not flow, each (heads, T, head_dim) or
             (B, heads, T, head_dim).
-        queries: compute only the first so many tokens (the last block needs one); all by default.
+        queries: 1 to compute only the first token (all that is read of the last block); all by default.
         mask: additive attention mask (L, L).
 
     Returns:
         (B, queries or L, W).
     """
     attention = block.attn
-    width = attention.embed_dim
     normed = block.ln_1(x)
-    if queries is None:
+    if queries == 1 and mask is None:
+        mixed, x = _single_query(attention, normed, extra), x[:, :1]
+    else:
+        if queries is not None:
+            raise ValueError("one query or all of them")
         # One product for all three: fewer and larger, and no slices whose gradients are padded with zeros.
         qkv = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias)
         query, keys, values = (_heads(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
-    else:
-        keys, values = keys_values(block, normed)
-        x, normed = x[:, :queries], normed[:, :queries]
-        query = F.linear(normed, attention.in_proj_weight[:width], attention.in_proj_bias[:width])
-        query = _heads(query, attention.num_heads)
-    if extra is not None:
-        keys = torch.cat([keys, extra[0].expand(len(x), -1, -1, -1)], dim=2)
-        values = torch.cat([values, extra[1].expand(len(x), -1, -1, -1)], dim=2)
-    mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-    mixed = mixed.transpose(1, 2).flatten(2)
+        if extra is not None:
+            keys = torch.cat([keys, extra[0].expand(len(x), -1, -1, -1)], dim=2)
+            values = torch.cat([values, extra[1].expand(len(x), -1, -1, -1)], dim=2)
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        mixed = mixed.transpose(1, 2).flatten(2)
     x = x + block.ls_1(attention.out_proj(mixed))
     out: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
     return out
+
+
+def _single_query(attention: Any, normed: Tensor, extra: tuple[Tensor, Tensor] | None) -> Tensor:
+    """The first token's attention over (B, L, W), (B, 1, W), without keys and values of the others.
+
+    q.(Wk n + bk) = (Wk'q).n + q.bk, and sum_j a_j (Wv n_j + bv) = Wv (sum_j a_j n_j) + sum_j a_j bv: with one
+    query, products of W x W for one token replace those for all. In float32: it is little work.
+    """
+    heads, length, width = attention.num_heads, normed.shape[1], attention.embed_dim
+    with full_precision(normed):
+        normed = widened(normed)
+        of_query, of_key, of_value = attention.in_proj_weight.chunk(3)
+        bias_query, bias_key, bias_value = (part.view(heads, -1) for part in attention.in_proj_bias.chunk(3))
+        query = F.linear(normed[:, 0], of_query, bias_query.flatten()).view(len(normed), heads, -1)
+        toward = torch.einsum("bhd,hdw->bhw", query, of_key.view(heads, -1, width))
+        scores = toward @ normed.transpose(1, 2) + (query * bias_key).sum(-1, keepdim=True)  # (B, H, L)
+        if extra is not None:
+            keys, values = (widened(part).expand(len(normed), -1, -1, -1) for part in extra)
+            scores = torch.cat([scores, (keys @ query[..., None])[..., 0]], dim=-1)
+        weights = (scores / math.sqrt(width // heads)).softmax(dim=-1)
+        own = weights[..., :length]
+        found = torch.einsum("bhw,hdw->bhd", own @ normed, of_value.view(heads, -1, width))
+        found = found + own.sum(-1, keepdim=True) * bias_value
+        if extra is not None:
+            found = found + (weights[..., None, length:] @ values)[..., 0, :]
+        mixed: Tensor = found.flatten(1)[:, None]
+        return mixed
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

@@ -1,0 +1,273 @@
+"""Several processes: the same prompts and weights as one, one line when one fails, resuming together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers_train import tiny_model, write_labelled
+from safetensors.torch import load_file
+
+from grmp_edge.train.distributed import Team
+from grmp_edge.train.losses import quality_loss, semantic_loss
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
+
+# What every rank runs: a tiny model learns, rank 0 writes what came out.
+LEARN = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+from pathlib import Path
+from safetensors.torch import save_file
+from helpers_train import memory_task, parameters_of, pictures, tiny_model
+from test_finetune import part
+from grmp_edge.train.checkpoint import CheckpointWriter
+from grmp_edge.train.distributed import joined
+from grmp_edge.train.finetune import FinetuneConfig, finetune
+from grmp_edge.train.meta import MetaConfig, meta_train
+from grmp_edge.train.model import PromptConfig
+
+torch.set_num_threads(1)
+with joined("cpu") as team:
+    for reset, cache in ((True, 2 << 30), (False, 0)):
+        model = tiny_model(prompts=PromptConfig(visual_tokens=5, dropout=0.2))
+        config = MetaConfig(epochs=2, support_batch=5, query_batch=3, held_out=0.25, inner_lr=1e-3,
+                            outer_lr=0.5, reset_per_task=reset)
+        tasks = [memory_task(str(i), 4, 3, seed=i) for i in range(5)]
+        history = meta_train(model, [tasks[:3], tasks[3:]], config)
+        found = {{"prompt." + n: v for n, v in parameters_of(model).items()}}
+        # Batches of 4 of 7 pictures: shares of different size.
+        state = finetune(model, part(7), part(5, seed=4),
+                         FinetuneConfig(epochs=8, evaluate_every=2, batch=4, lr=0.05, cache_bytes=cache))
+        found |= {{"weight." + n: v for n, v in parameters_of(model).items()}}
+        told = {{"told": history + state.progress["history"]}}
+        folder = Path({folder!r}) / f"{{reset}}-{{team.rank}}"
+        CheckpointWriter(folder, told).save(state)
+        save_file({{n: v.contiguous() for n, v in found.items()}}, folder / "found.safetensors")
+"""
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment(rank=None, size=1, port=0):
+    found = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    if rank is not None:
+        ranks = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+        found |= {name: str(value) for name, value in ranks.items()}
+        found |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return found
+
+
+def start(arguments, size):
+    """The ranks as a user without torchrun starts them."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, arguments)], env=environment(rank, size, port), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+
+
+def ended(processes):
+    """(status, stdout, stderr) by rank."""
+    said = [process.communicate(timeout=900) for process in processes]
+    return [(process.returncode, *words) for process, words in zip(processes, said, strict=True)]
+
+
+def learn(folder, size):
+    folder.mkdir()
+    code = LEARN.format(tests=str(TESTS), folder=str(folder))
+    if size == 1:
+        done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    else:
+        for status, _, err in ended(start(["-c", code], size)):
+            assert status == 0, err
+
+
+def learned(folder, reset, rank):
+    found = folder / f"{reset}-{rank}"
+    return load_file(found / "found.safetensors"), json.loads((found / "config.json").read_text())["told"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The same learning by one process and by three."""
+    folder = tmp_path_factory.mktemp("learned")
+    learn(folder / "alone", 1)
+    learn(folder / "together", 3)
+    return folder
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_any_number_of_ranks_learns_what_one_does(runs, reset):
+    alone, told = learned(runs / "alone", reset, 0)
+    together = [learned(runs / "together", reset, rank)[0] for rank in range(3)]
+    said = learned(runs / "together", reset, 0)[1]
+    before = dict(tiny_model().named_parameters())
+    for other in together[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in together[0].items())
+    moved = 0
+    for name, value in alone.items():
+        shift = (value - before[name.split(".", 1)[1]]).abs().max()
+        moved += bool(shift > 1e-4)
+        assert (together[0][name] - value).abs().max() <= 1e-6 + 1e-4 * shift, name
+    assert moved > 20
+    assert len(said) == len(told) == 2 + 4
+    for found, expected in zip(said, told, strict=True):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert found[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
+
+
+def test_losses_of_shares_add_up_to_the_mean():
+    rng = torch.Generator().manual_seed(0)
+    logits, quality = torch.randn(7, 2, generator=rng), torch.rand(7, generator=rng)
+    scenes, teacher = torch.randn(7, 9, generator=rng), torch.randn(7, 9, generator=rng)
+    p = logits.double().softmax(-1)[:, 0]
+    plain = -(quality * p.log() + (1 - quality) * (1 - p).log()).mean()
+    shares = sum(quality_loss(logits[at], quality[at], 7) for at in (slice(0, 3), slice(3, 7)))
+    assert float(shares) == pytest.approx(float(plain), rel=1e-6)
+    q, t = scenes.double().softmax(-1), teacher.double().softmax(-1)
+    shares = sum(semantic_loss(scenes[at], teacher[at], 7) for at in (slice(0, 1), slice(1, 7)))
+    assert float(shares) == pytest.approx(float(-(t * q.log()).sum(-1).mean()), rel=1e-6)
+
+
+RANDOM = ["--weights", "random", "--device", "cpu", "--curves", "none"]
+TASKS = ["--distortions", "jpeg,gaussian_blur", "--max-photos", "2", "--meta-epochs", "1"]
+EAGER = "import grmp_edge.train.finetune as f; f._SAVE_EVERY_S = 0.0; from grmp_edge.cli import main; main()"
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    return write_labelled(tmp_path_factory.mktemp("data"), 10)
+
+
+def torchrun(*arguments):
+    return [
+        "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
+        "--master-port", free_port(), *arguments,
+    ]  # fmt: skip
+
+
+def test_torchrun_trains_both_stages(tmp_path, labels):
+    common = ["train", *RANDOM, "--data", labels, "--epochs", "2", "--lr", "0.01", *TASKS, "--json"]
+    both = [sys.executable, *map(str, torchrun("-m", "grmp_edge", *common, "-o", tmp_path / "two"))]
+    done = subprocess.run(both, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()  # of one rank, not of both
+    said = json.loads(line)
+    assert done.stderr.count("next: grmp-edge export") == 1
+    alone = subprocess.run(
+        [sys.executable, "-m", "grmp_edge", *map(str, common), "-o", str(tmp_path / "one")],
+        env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr
+    expected = json.loads(alone.stdout)
+    for part, found in expected["metrics"].items():
+        assert said["metrics"][part] == pytest.approx(found, abs=1e-4), part
+    for folder in ("", "pretrain"):
+        one, two = (load_file(tmp_path / name / folder / "weights.safetensors") for name in ("one", "two"))
+        assert all(torch.allclose(value, two[name], rtol=1e-4, atol=1e-5) for name, value in one.items())
+    settings = json.loads((tmp_path / "two" / "config.json").read_text())
+    assert settings["finetune"]["precision"] == "fp32"
+
+
+def tuning(labels, folder, *more):
+    options = ["--labels", "6", "--epochs", "12", "--no-qgr", "--lr", "0.01", "-o", folder, *more]
+    return ["-c", EAGER, "train", "finetune", *RANDOM, "--data", labels, *options]
+
+
+def wait_for(file, processes):
+    while not file.exists() and all(process.poll() is None for process in processes):
+        time.sleep(0.02)
+    assert file.exists(), [process.stderr.read() for process in processes]
+
+
+def errors(said):
+    return [line for _, _, err in said for line in err.splitlines() if line.startswith("error: ")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, labels):
+    """The weights of two ranks that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    said = ended(start(tuning(labels, folder), 2))
+    assert [status for status, _, _ in said] == [0, 0], said
+    assert said[1][1:] == ("", "")
+    return load_file(folder / "weights.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["killed", "interrupted"])
+def test_stopped_ranks_resume_together(tmp_path, labels, whole, kind):
+    folder = tmp_path / "stopped"
+    ranks = start(tuning(labels, folder), 2)
+    wait_for(folder / "config.json", ranks)
+    if kind == "killed":
+        ranks[1].kill()
+    else:
+        for rank in ranks:
+            rank.send_signal(signal.SIGINT)
+    said = ended(ranks)
+    assert "Traceback" not in said[0][2] + said[1][2]
+    (line,) = errors(said)
+    if kind == "killed":
+        assert said[0][0] == 1
+        assert "lost the other processes of this training" in line and "--resume" in line
+    else:
+        assert [status for status, _, _ in said] == [130, 130]
+        assert line == "error: interrupted"
+        assert "--resume" in said[0][2].splitlines()[-2]
+        return  # resuming is the same
+    assert json.loads((folder / "config.json").read_text())["progress"]["complete"] is False
+    again = ended(start(tuning(labels, folder, "--resume"), 2))
+    assert [status for status, _, _ in again] == [0, 0], again
+    weights = load_file(folder / "weights.safetensors")
+    assert weights.keys() == whole.keys()
+    assert all(torch.equal(value, weights[name]) for name, value in whole.items())
+
+
+def test_a_bad_csv_is_told_once(tmp_path, labels):
+    csv = tmp_path / "labels.csv"
+    csv.write_text("image,mos\nnone.png,1\n")
+    said = ended(start(["-m", "grmp_edge", "train", "--data", csv, "-o", tmp_path / "run", *RANDOM], 2))
+    assert [status for status, _, _ in said] == [1, 1]
+    (line,) = errors(said)
+    assert line.startswith(f"error: {csv}:2: picture 'none.png' is not in ")
+    assert "Traceback" not in said[0][2] + said[1][2]
+
+
+def test_an_incomplete_environment_is_told(tmp_path, labels):
+    variables = {**environment(0, 2, 1)}
+    del variables["MASTER_ADDR"]
+    done = subprocess.run(
+        [sys.executable, "-m", "grmp_edge", "train", "--data", str(labels), "-o", str(tmp_path / "run")],
+        env=variables, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "error: WORLD_SIZE is 2, but MASTER_ADDR is not set; start with torchrun, or set it"
+    )
+
+
+def test_work_is_divided_without_rest():
+    owners = np.array([[Team(rank, 3).mine(number) for number in range(20)] for rank in range(3)])
+    assert (owners.sum(axis=0) == 1).all()
+    assert sorted(owners.sum(axis=1)) == [6, 7, 7]

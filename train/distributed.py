@@ -1,0 +1,215 @@
+"""Several processes that train one model: started by torchrun, or by hand with its environment variables.
+
+Each process is a rank of a team. Everything random is a function of what is visited (seed, epoch, task),
+never of the rank, so any number of ranks computes what one does, to the rounding of sums. Rank 0 alone
+writes files and prints. What is sent is tensors, and JSON as bytes; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from grmp_edge.errors import GrmpError, UsageError
+
+__all__ = ["ALONE", "PeerFailedError", "Team", "current_team", "joined", "local_device"]
+
+# Longer than the slowest stretch between two exchanges, such as reading all pictures of a task: a rank that
+# dies is noticed by its closed connection, not by this.
+_TIMEOUT = timedelta(hours=2)
+_ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+T = TypeVar("T")
+
+
+class PeerFailedError(Exception):
+    """Another rank failed first and has said why; this one ends without a word, with ``status``."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__("another process of this training failed")
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Team:
+    """The ranks of one training; alone, every exchange is nothing."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # on this machine: which of its GPUs is this rank's
+    local_size: int = 1  # ranks on this machine, which share its memory
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that writes and prints."""
+        return self.rank == 0
+
+    def mine(self, number: int) -> bool:
+        """Whether the piece of work ``number`` is this rank's; the same piece is always the same rank's."""
+        return number % self.size == self.rank
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors of one dtype, in place, by their sums over the ranks: one message for all."""
+        if self.size == 1:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        _exchange(lambda: dist.all_reduce(flat))
+        _put(flat, tensors)
+
+    def align(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors of one dtype, in place, by rank 0's."""
+        if self.size == 1:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        _exchange(lambda: dist.broadcast(flat, src=0))
+        _put(flat, tensors)
+
+    def lead(self, action: Callable[[], T]) -> T:
+        """What ``action`` gives on rank 0, where alone it runs: plain JSON."""
+        if self.size == 1:
+            return action()
+        sent = json.dumps(action()).encode() if self.leads else b""
+        found: T = json.loads(self._share_bytes(sent))
+        return found
+
+    def lead_tensors(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Rank 0's tensors by name, on the CPU; the others give None."""
+        if self.size == 1:
+            return dict(tensors or {})
+        sent = save({name: t.contiguous() for name, t in (tensors or {}).items()}) if self.leads else b""
+        return load(self._share_bytes(sent))
+
+    def _share_bytes(self, data: bytes) -> bytes:
+        length = torch.tensor([len(data)], dtype=torch.int64)
+        _exchange(lambda: dist.broadcast(length, src=0))
+        content = torch.empty(int(length), dtype=torch.uint8)
+        if self.leads:
+            content.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        _exchange(lambda: dist.broadcast(content, src=0))
+        return content.numpy().tobytes()
+
+
+ALONE = Team()
+_team = ALONE
+
+
+def current_team() -> Team:
+    """The team of the :func:`joined` block that this runs in, or a team of one."""
+    return _team
+
+
+@contextmanager
+def joined(device: str = "auto") -> Iterator[Team]:
+    """Join the team that the environment names (torchrun's RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, ...).
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``: gloo carries tensors on the CPU, nccl those on GPUs.
+
+    Raises:
+        UsageError: the environment is incomplete, or the team does not come together.
+        PeerFailedError: in the block, where another rank has failed before; that one tells why.
+    """
+    global _team
+    size = _number("WORLD_SIZE", 1)
+    if size <= 1:
+        yield ALONE
+        return
+    missing = [name for name in _ENVIRONMENT if name not in os.environ]
+    if missing:
+        raise UsageError(
+            f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set", "start with torchrun, or set it"
+        )
+    rank = _number("RANK", 0)
+    backend = "cpu:gloo,cuda:nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
+    try:
+        # The store outlives what fails, so that ranks can settle who says so.
+        store, rank, size = next(rendezvous("env://", rank, size, timeout=timedelta(minutes=5)))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
+    except (RuntimeError, ValueError) as error:  # torch's own errors of connecting are RuntimeErrors
+        raise UsageError(
+            f"rank {rank} of {size} cannot join {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+            f"({str(error).splitlines()[0]})",
+            "check that every machine reaches it and started the same number of processes",
+        ) from None
+    _team = Team(rank, size, _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1))
+    try:
+        yield _team
+    except BaseException as error:
+        if not _fails_first(store, rank):
+            raise PeerFailedError(_status(error)) from error
+        raise
+    else:
+        dist.destroy_process_group()
+    finally:
+        _team = ALONE
+
+
+def local_device(device: torch.device) -> torch.device:
+    """The device of this rank: the GPU of its number on its machine.
+
+    Raises:
+        UsageError: the machine has too few GPUs, or one is named for all.
+    """
+    team = _team
+    if team.size == 1 or device.type != "cuda":
+        return device
+    count = torch.cuda.device_count()
+    if device.index is not None and team.local_size > 1:
+        raise UsageError(f"--device {device} is one GPU for {team.local_size} processes", "use --device cuda")
+    if team.local_rank >= count:
+        raise UsageError(
+            f"process {team.local_rank} of this machine has no GPU of its own ({count} found)",
+            f"start at most {count} with --nproc-per-node",
+        )
+    found = torch.device("cuda", team.local_rank if device.index is None else device.index)
+    torch.cuda.set_device(found)
+    return found
+
+
+def _put(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    at = 0
+    for tensor in tensors:
+        tensor.copy_(flat[at : at + tensor.numel()].view_as(tensor))
+        at += tensor.numel()
+
+
+def _exchange(action: Callable[[], Any]) -> None:
+    try:
+        action()
+    except RuntimeError as error:  # of gloo and nccl alike, whatever went wrong
+        raise GrmpError(
+            f"lost the other processes of this training ({str(error).splitlines()[0][:160]})",
+            "see their messages; the same command with --resume goes on from the last save",
+        ) from None
+
+
+def _fails_first(store: Any, rank: int) -> bool:
+    try:
+        return int(store.add("grmp-edge failed", 1)) == 1
+    except RuntimeError:
+        # The store is gone with the rank that kept it, which was the first to go.
+        return rank == 0
+
+
+def _status(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return error.exit_code if isinstance(error, GrmpError) else 1
+
+
+def _number(name: str, default: int) -> int:
+    try:
+        return int(os.environ.get(name, default))
+    except ValueError:
+        raise UsageError(f"{name}={os.environ[name]!r} is not a number", "start with torchrun") from None
