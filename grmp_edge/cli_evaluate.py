@@ -1,28 +1,18 @@
-"""The command ``evaluate``: the few-shot protocol, or an exported bundle on a labelled set."""
+"""The command ``evaluate``: the few-shot protocol, its ablation and baselines, or an exported bundle."""
 
 from __future__ import annotations
 
-import json
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from grmp_edge import cli_options as opt
-from grmp_edge.errors import MissingDependencyError, UsageError
-
-if TYPE_CHECKING:
-    from grmp_edge.train.evaluate import ProtocolConfig
-    from grmp_edge.train.finetune import FinetuneConfig
+from grmp_edge.errors import UsageError
 
 __all__ = ["register"]
-
-
-class PresetName(str, Enum):
-    default = "default"
-    reference = "reference"
 
 
 class PrecisionChoice(str, Enum):
@@ -62,31 +52,58 @@ def evaluate(
     splits: Annotated[int, typer.Option("--splits", min=1, help="Random 80/20 splits.")] = 10,
     labels: Annotated[
         str,
-        typer.Option("--labels", "-n", help="Numbers of labels, comma-separated; 'all': the whole 80 %."),
+        typer.Option(
+            "--labels",
+            "-n",
+            help="Numbers of labels, comma-separated; 0: without fine-tuning; 'all': the whole 80 %.",
+        ),
     ] = "50,100,200",
     cross: Annotated[
         list[str] | None,
         typer.Option("--cross", help="Test every trained model on this set too; repeatable."),
     ] = None,
-    start: Annotated[Path | None, typer.Option("--from", help="Pre-training checkpoint (MPP).")] = None,
+    ablate: Annotated[
+        bool,
+        typer.Option("--ablate", help="Also without MPP, without QGR and without either: four rows."),
+    ] = False,
+    baselines: Annotated[
+        str | None,
+        typer.Option(
+            "--baselines",
+            help="Hand-crafted metrics on the same splits: brisque,niqe,laplacian. With 0 labels their own "
+            "score, else an SVR on their features of the same N labels.",
+        ),
+    ] = None,
+    only_baselines: Annotated[
+        bool, typer.Option("--only-baselines", help="Train nothing: the metrics of --baselines alone.")
+    ] = False,
+    niqe_photos: Annotated[
+        Path | None,
+        typer.Option(
+            "--niqe-photos", help="Fit NIQE's model to these good photographs; default: its authors' model."
+        ),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Pre-training checkpoint (MPP), shared by all splits; default: made in OUTPUT/pretrain.",
+        ),
+    ] = None,
+    allow_unfinished: opt.AllowUnfinished = False,
+    photos: opt.Photos = None,
+    meta_data: opt.MetaData = None,
+    distortions: opt.Distortions = None,
+    max_photos: opt.MaxPhotos = None,
+    meta_epochs: opt.MetaEpochs = None,
     no_mpp: Annotated[bool, typer.Option("--no-mpp", help="Fine-tune from fresh prompts.")] = False,
     no_qgr: opt.NoQgr = False,
-    preset: Annotated[
-        PresetName,
-        typer.Option(
-            "--preset", help="reference: as the released code, with its leaks; the result is marked."
-        ),
-    ] = PresetName.default,
+    preset: opt.Preset = opt.PresetChoice.default,
     images: opt.Images = None,
     mos_range: opt.MosRange = None,
     test_fraction: opt.TestFraction = 0.2,
-    validation_fraction: Annotated[
-        float | None,
-        typer.Option(
-            "--validation-fraction", min=0.0, max=0.9, help="Share of the labels that chooses the epoch."
-        ),
-    ] = None,
-    backbone: opt.BackboneName = "embedded-s16",
+    validation_fraction: opt.ValFraction = None,
+    backbone: opt.BackboneName = None,
     weights: opt.Weights = "",
     quick_gelu: opt.QuickGelu = None,
     normalization: opt.Norm = None,
@@ -95,9 +112,13 @@ def evaluate(
     batch: opt.BatchSize = 192,
     strength: opt.Lambda = 5.0,
     projection: opt.ProjectionOption = opt.ProjectionChoice.per_tensor,
-    select_on_test: opt.SelectOnTest = False,
+    select_on_test: opt.SelectOnTest = None,
+    train_precision: Annotated[
+        opt.TrainPrecisionChoice,
+        typer.Option("--train-precision", help="Matrix products in training: --precision of train."),
+    ] = opt.TrainPrecisionChoice.auto,
     keep_checkpoints: Annotated[
-        bool, typer.Option("--keep-checkpoints", help="Keep every split's checkpoint in OUTPUT/runs.")
+        bool, typer.Option("--keep-checkpoints", help="Keep every split's checkpoint in its folder runs/.")
     ] = False,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
@@ -108,15 +129,12 @@ def evaluate(
     The protocol: random 80/20 splits, N labels of the 80 %, agreement on the 20 %; finished splits are kept,
     so that the same command continues what was interrupted.
     """
-    from grmp_edge.cli_progress import TrainProgress
-    from grmp_edge.cli_stages import ModelChoice, _range
+    from grmp_edge.cli_stages import _range
     from grmp_edge.train.datasets import notes_of, read_spec
 
-    if bundle is None and (start is None) != no_mpp:
-        raise UsageError(
-            "say where the prompts come from",
-            "either --from PRETRAIN (made by: grmp-edge train pretrain) or --no-mpp",
-        )
+    names = tuple(name for name in (baselines or "").replace(" ", "").split(",") if name)
+    if bundle is None:
+        _check(start, no_mpp, no_qgr, ablate, names, only_baselines, test_fraction)
     labelled = read_spec(data, images, _range(mos_range))
     others = [read_spec(spec) for spec in cross or ()]
     for one in (labelled, *others):
@@ -129,84 +147,65 @@ def evaluate(
             bundle, labelled, precision.value, provider, test_part, test_fraction, output, as_json
         )
         return
-    _need_torch()
-    from grmp_edge.train.evaluate import ProtocolConfig, run_protocol
-    from grmp_edge.train.finetune import FinetuneConfig
-    from grmp_edge.train.presets import leaks, preset_named
+    from grmp_edge.cli_evaluate_run import BaselineChoice, evaluate_baselines, evaluate_models
+    from grmp_edge.cli_evaluate_tables import Tables
+    from grmp_edge.cli_stages import MetaChoice, ModelChoice, TargetChoice, TaskChoice, TuningChoice
+    from grmp_edge.cli_train_result import need_torch, working
+    from grmp_edge.train.protocol import ProtocolConfig
 
-    chosen = preset_named(preset.value)
-    finetune = FinetuneConfig(
-        epochs=epochs, lr=lr, batch=batch, qgr=not no_qgr, qgr_strength=strength, projection=projection.value
-    )
-    finetune = chosen.finetune(finetune)
-    if select_on_test:
-        from dataclasses import replace
+    tuning = TuningChoice(
+        data, images, mos_range, None, test_fraction, validation_fraction, epochs, lr, batch, no_qgr,
+        strength, projection, select_on_test, seed, preset, train_precision,
+    )  # fmt: skip
+    counts = _labels(labels)
+    tables = Tables(output, labelled.name, preset.value, seed, test_fraction)
+    if not only_baselines:
+        need_torch()
+    with working("the same command goes on from the last finished split") as progress:
+        if names:
+            choice = BaselineChoice(names, niqe_photos)
+            protocol = ProtocolConfig(splits, counts, test_fraction, seed=seed)
+            evaluate_baselines(output, choice, labelled, protocol, tables, progress)
+        if not only_baselines:
+            evaluate_models(
+                output,
+                ModelChoice(backbone, weights, quick_gelu, normalization, seed, device, preset),
+                TaskChoice(photos, meta_data, distortions, max_photos, seed),
+                MetaChoice(meta_epochs, None, None, 75, 50, None, seed, train_precision),
+                TargetChoice(data, images, mos_range),
+                tuning,
+                labelled,
+                others,
+                splits,
+                counts,
+                start,
+                no_mpp,
+                ablate,
+                keep_checkpoints,
+                allow_unfinished,
+                tables,
+                progress,
+            )
+    tables.finish(as_json)
 
-        finetune = replace(finetune, select_on="test")
-    protocol = ProtocolConfig(
-        splits,
-        _labels(labels),
-        test_fraction,
-        chosen.validation_fraction if validation_fraction is None else validation_fraction,
-        seed,
-        keep_checkpoints,
-    )
-    wanted = normalization or (opt.Normalization(chosen.normalization) if chosen.normalization else None)
-    model = ModelChoice(backbone, weights, quick_gelu, wanted, seed, device).config()
-    with TrainProgress() as progress:
-        result = run_protocol(output, model, start, labelled, protocol, finetune, others, progress)
-    result = {
-        "data": labelled.name,
-        "preset": preset.value,
-        "mpp": start is not None,
-        "qgr": not no_qgr,
-        "seed": seed,
-        "leaks": leaks(finetune, _pretraining(start)),
-        **result,
-    }
-    _finish(result, output, protocol, finetune, as_json)
 
-
-def _finish(
-    result: dict[str, Any], output: Path, protocol: ProtocolConfig, finetune: FinetuneConfig, as_json: bool
+def _check(
+    start: Path | None,
+    no_mpp: bool,
+    no_qgr: bool,
+    ablate: bool,
+    baselines: tuple[str, ...],
+    only_baselines: bool,
+    test_fraction: float,
 ) -> None:
-    from grmp_edge.files import replace_file
-    from grmp_edge.train.datasets import READERS
-    from grmp_edge.train.protocol import csv_table, markdown_table, text_table
-    from grmp_edge.train.protocol_plot import plot_svg
-
-    rows = result["rows"]
-    kind, colon, _ = result["data"].partition(":")
-    name = kind if colon and kind in READERS else Path(result["data"]).name
-    parts = "with" if result["mpp"] else "without", "with" if result["qgr"] else "without"
-    title = f"{name}: {parts[0]} MPP, {parts[1]} QGR, preset {result['preset']}"
-    remarks = [
-        f"{title}, seed {result['seed']}, at most {finetune.epochs} epochs",
-        f"test part {protocol.test_fraction:.0%} of the set, validation "
-        f"{protocol.validation_fraction:.0%} of the labels",
-        "raw scores without a logistic fit; RMSE on a scale of 0 to 1; labels 0: before fine-tuning",
-        *(f"not an honest figure: {leak}" for leak in result["leaks"]),
-    ]
-    for file, text in (
-        ("results.json", json.dumps(result, indent=2) + "\n"),
-        ("table.md", markdown_table(rows, remarks)),
-        ("table.csv", csv_table(rows)),
-        ("plot.svg", plot_svg(result["splits"], title)),
-    ):
-        with replace_file(output / file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    if as_json:
-        print(json.dumps(result))
-    else:
-        print(title)
-        print(text_table(rows))
-        for leak in result["leaks"]:
-            print(f"not an honest figure: {leak}")
-    print(
-        f"written: {output}/table.md, table.csv, plot.svg, results.json\n"
-        "next: grmp-edge train --data ... (one model of these settings), then grmp-edge export",
-        file=sys.stderr,
-    )
+    if start is not None and no_mpp:
+        raise UsageError("--from and --no-mpp contradict each other", "give one of them")
+    if ablate and (no_mpp or no_qgr):
+        raise UsageError("--ablate runs with and without MPP and QGR", "leave --no-mpp and --no-qgr out")
+    if only_baselines and not baselines:
+        raise UsageError("--only-baselines without --baselines", "for instance --baselines brisque,laplacian")
+    if test_fraction == 0:
+        raise UsageError("--test-fraction 0 leaves nothing to test on", "for instance --test-fraction 0.2")
 
 
 def _labels(text: str) -> tuple[int | None, ...]:
@@ -214,24 +213,11 @@ def _labels(text: str) -> tuple[int | None, ...]:
     for part in text.replace(" ", "").split(","):
         if part == "all":
             found.append(None)
-        elif part.isdecimal() and int(part) >= 4:
+        elif part.isdecimal() and (int(part) >= 4 or int(part) == 0):
             found.append(int(part))
         else:
-            raise UsageError(f"--labels {text!r}: {part!r} is no number of labels", "for instance 50,100,all")
+            raise UsageError(
+                f"--labels {text!r}: {part!r} is no number of labels",
+                "for instance 0,50,100,all",
+            )
     return tuple(dict.fromkeys(found))
-
-
-def _pretraining(start: Path | None) -> dict[str, Any]:
-    """A pre-training checkpoint's settings, as far as they tell of a leak."""
-    try:
-        return dict(json.loads((start / "config.json").read_bytes())) if start else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def _need_torch() -> None:
-    from importlib.util import find_spec
-
-    for package in ("torch", "open_clip", "safetensors"):
-        if find_spec(package) is None:
-            raise MissingDependencyError(package, "train", "the protocol trains, which")

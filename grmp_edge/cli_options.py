@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from grmp_edge.runtime import Scorer
 
 
 class Normalization(str, Enum):  # noqa: D101
@@ -19,13 +22,56 @@ class ProjectionChoice(str, Enum):  # noqa: D101
     global_ = "global"
 
 
+class PresetChoice(str, Enum):  # noqa: D101
+    default = "default"
+    reference = "reference"
+
+
+class CurvesChoice(str, Enum):  # noqa: D101
+    png = "png"
+    tensorboard = "tensorboard"
+    none = "none"
+
+
+class TrainPrecisionChoice(str, Enum):
+    """As in grmp_edge.train.precision, which loads torch."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
 # One definition of each option; the three commands share them.
+Preset = Annotated[
+    PresetChoice,
+    typer.Option(
+        "--preset",
+        help="reference: as the released code does, its leaks of test data included; results are marked. "
+        "What differs: grmp-edge train presets. Options that are given override it.",
+    ),
+]
+Curves = Annotated[
+    CurvesChoice,
+    typer.Option(
+        "--curves",
+        help="Training curves beside the checkpoint: curves.png, event files in tensorboard/, or none.",
+    ),
+]
+AllowUnfinished = Annotated[
+    bool,
+    typer.Option("--allow-unfinished", help="Begin also from a pre-training run that was not finished."),
+]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Checkpoint folder to write.")]
 Data = Annotated[
     str | None,
     typer.Option(
         "--data", help="Labelled pictures: a csv with the columns image,mos, or SET:PATH such as livec:DIR."
     ),
+]
+TargetData = Annotated[
+    str | None,
+    typer.Option("--data", help="With --preset reference: the target set that chooses the epoch."),
 ]
 Images = Annotated[Path | None, typer.Option("--images", help="Folder the csv's names are relative to.")]
 MosRange = Annotated[
@@ -41,12 +87,13 @@ TestFraction = Annotated[
     float, typer.Option("--test-fraction", min=0.0, max=0.9, help="Share kept for testing.")
 ]
 ValFraction = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--validation-fraction",
         min=0.0,
         max=0.9,
-        help="Share of the labels that chooses the epoch; 0: a fixed schedule.",
+        help="Share of the labels that chooses the epoch; 0: a fixed schedule; default: 0.2, with --preset "
+        "reference 0.",
     ),
 ]
 Photos = Annotated[
@@ -72,7 +119,12 @@ MaxPhotos = Annotated[
     int | None, typer.Option("--max-photos", min=2, help="Use at most so many photographs.")
 ]
 BackboneName = Annotated[
-    str, typer.Option("--backbone", help="embedded-s16, or any ViT of open_clip such as ViT-B-16.")
+    str | None,
+    typer.Option(
+        "--backbone",
+        help="embedded-s16, or any ViT of open_clip such as ViT-B-16; default: that of --from, else "
+        "embedded-s16.",
+    ),
 ]
 Weights = Annotated[
     str,
@@ -89,7 +141,10 @@ QuickGelu = Annotated[
 ]
 Norm = Annotated[
     Normalization | None,
-    typer.Option("--normalization", help="Default: clip for the embedded backbone, imagenet for others."),
+    typer.Option(
+        "--normalization",
+        help="Default: that of --from or --preset, else clip for the embedded backbone, imagenet for others.",
+    ),
 ]
 MetaEpochs = Annotated[
     int | None,
@@ -118,10 +173,10 @@ OuterLr = Annotated[
 SupportBatch = Annotated[int, typer.Option("--support-batch", min=1, help="Pictures in a support batch.")]
 QueryBatch = Annotated[int, typer.Option("--query-batch", min=1, help="Pictures in a query batch.")]
 Reset = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--reset-per-task/--no-reset-per-task",
-        help="Adapt each task from the shared prompts, or go on as the released code does.",
+        help="Adapt each task from the shared prompts (the default), or go on as the released code does.",
     ),
 ]
 Epochs = Annotated[int, typer.Option("--epochs", min=1, help="At most so many epochs of fine-tuning.")]
@@ -141,14 +196,27 @@ ProjectionOption = Annotated[
     ProjectionChoice, typer.Option("--projection", help="Project each tensor's gradient, or all as one.")
 ]
 SelectOnTest = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--select-on-test",
+        "--select-on-test/--no-select-on-test",
         help="Choose the epoch on the test part, as the released code does; the result is marked.",
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Continue the run in the output folder: same data, seed and settings, but epochs may be raised.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+TrainPrecision = Annotated[
+    TrainPrecisionChoice,
+    typer.Option(
+        "--precision",
+        help="Matrix products in training; auto: bf16 on a GPU that has it, else fp32. Weights stay fp32.",
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 From = Annotated[
@@ -184,3 +252,19 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="CPU threads for the network; default: the backend's choice."),
 ]
+AllowCpu = Annotated[
+    bool,
+    typer.Option("--allow-cpu", help="Where the --provider asked for does not work: warn, and use the CPU."),
+]
+
+
+def open_scorer(
+    bundle: Path, precision: Precision, provider: Provider, threads: int | None, allow_cpu: bool
+) -> Scorer:
+    """Open a bundle as these options ask for it; one warning on stderr if it is the CPU after all."""
+    from grmp_edge.runtime import Scorer
+
+    scorer = Scorer.open(bundle, precision.value, provider.value, threads, allow_cpu)
+    if scorer.backend.fallback is not None:
+        typer.echo(f"warning: running on the CPU: {scorer.backend.fallback}", err=True)
+    return scorer

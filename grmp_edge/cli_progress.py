@@ -81,8 +81,10 @@ class TrainProgress:
     def _line(self, final: bool = False) -> None:
         if self.live or not self.stage or (final and self.printed == self.started):
             return
-        left = (self.total - self.done) * (time.monotonic() - self.started) / max(1, self.done - self.first)
-        ending = "" if final else f", about {left:.0f} s left"
+        steps = self.done - self.first
+        left = (self.total - self.done) * (time.monotonic() - self.started) / max(1, steps)
+        # Before the first step is done nothing is known of how long one takes.
+        ending = f", about {left:.0f} s left" if steps and not final else ""
         print(
             f"{self.stage}: {self.done}/{self.total}, {self._rate()}{ending} {self._metrics()}",
             file=sys.stderr,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,32 +15,61 @@ if TYPE_CHECKING:
     from grmp_edge.train.data import Labelled, SplitConfig
     from grmp_edge.train.finetune import FinetuneConfig
     from grmp_edge.train.meta import MetaConfig
+    from grmp_edge.train.presets import Preset
     from grmp_edge.train.progress import Reporter
     from grmp_edge.train.run import ModelConfig
     from grmp_edge.train.tasks import Task
 
-__all__ = ["MetaChoice", "ModelChoice", "TaskChoice", "TuningChoice", "do_finetune", "do_pretrain"]
+__all__ = [
+    "MetaChoice",
+    "ModelChoice",
+    "TargetChoice",
+    "TaskChoice",
+    "TuningChoice",
+    "preset_of",
+]
 
 
 @dataclass(frozen=True)
 class ModelChoice:
     """Backbone, weights, normalisation, device."""
 
-    backbone: str
+    backbone: str | None
     weights: str
     quick_gelu: bool | None
     normalization: opt.Normalization | None
     seed: int
     device: str
+    preset: opt.PresetChoice = opt.PresetChoice.default
+
+    @property
+    def name(self) -> str:
+        """The backbone's."""
+        return self.backbone or "embedded-s16"
 
     def config(self) -> ModelConfig:
         """For ``run_pretrain`` and ``run_finetune``."""
         from grmp_edge.train.backbone import BackboneConfig
         from grmp_edge.train.run import ModelConfig
 
-        backbone = BackboneConfig(self.backbone, self.weights, self.quick_gelu)
-        wanted = self.normalization.value if self.normalization else None
-        return ModelConfig.of(backbone, wanted, device=self.device, seed=self.seed)
+        backbone = BackboneConfig(self.name, self.weights, self.quick_gelu)
+        wanted = self.normalization.value if self.normalization else preset_of(self.preset).normalization
+        return ModelConfig.of(backbone, wanted or None, device=self.device, seed=self.seed)
+
+    def check_start(self, start: Path) -> None:
+        """Raise UsageError if a given option contradicts a pre-training checkpoint, whose settings hold."""
+        try:
+            found = json.loads((start / "config.json").read_bytes())
+            has = {"backbone": found["backbone"]["name"], "normalization": found["prompts"]["normalization"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # no checkpoint, which is told when it is loaded
+        given = {"backbone": self.backbone, "normalization": self.normalization and self.normalization.value}
+        for option, wanted in given.items():
+            if wanted and wanted != has[option]:
+                raise UsageError(
+                    f"--{option} {wanted} contradicts --from {start}, which has {has[option]}",
+                    f"leave --{option} out, or pre-train with it: grmp-edge train pretrain",
+                )
 
 
 @dataclass(frozen=True)
@@ -51,15 +82,18 @@ class TaskChoice:
     max_photos: int | None
     seed: int
 
-    def build(self, reporter: Reporter) -> tuple[list[list[Task]], dict[str, Any]]:
+    def build(self, reporter: Reporter, preset: Preset) -> tuple[list[list[Task]], dict[str, Any]]:
         """The phases of tasks, and what config.json says of them."""
         from grmp_edge.train import tasks as t
-        from grmp_edge.train.datasets import read_spec
+        from grmp_edge.train.datasets import notes_of, read_spec
 
         if self.meta_data:
             if self.photos:
                 raise UsageError("--photos and --meta-data are two sources of tasks", "give one of them")
             sets = [read_spec(spec) for spec in self.meta_data]
+            for data in sets:
+                for note in notes_of(data):
+                    reporter.note(f"note: {note}")
             phases = [t.labelled_tasks(data) for data in sets]
             said = {
                 "meta_data": [data.name for data in sets],
@@ -82,6 +116,7 @@ class TaskChoice:
                 "count": len(photographs),
                 "distortions": list(config.distortions),
             }
+        phases = preset.tasks(phases)
         reporter.note(
             f"{sum(map(len, phases))} tasks of {', '.join(str(len(p[0].quality)) for p in phases)} pictures"
         )
@@ -97,14 +132,15 @@ class MetaChoice:
     outer_lr: float | None
     support_batch: int
     query_batch: int
-    reset_per_task: bool
+    reset_per_task: bool | None
     seed: int
+    precision: opt.TrainPrecisionChoice = opt.TrainPrecisionChoice.auto
 
-    def config(self, backbone: str) -> MetaConfig:
+    def config(self, backbone: str, preset: Preset) -> MetaConfig:
         """For ``run_pretrain``."""
         from grmp_edge.train.meta import MetaConfig
 
-        usual = MetaConfig.for_backbone(backbone)
+        usual = preset.meta(MetaConfig.for_backbone(backbone))
         return replace(
             usual,
             epochs=usual.epochs if self.epochs is None else self.epochs,
@@ -112,8 +148,9 @@ class MetaChoice:
             outer_lr=usual.outer_lr if self.outer_lr is None else self.outer_lr,
             support_batch=self.support_batch,
             query_batch=self.query_batch,
-            reset_per_task=self.reset_per_task,
+            reset_per_task=usual.reset_per_task if self.reset_per_task is None else self.reset_per_task,
             seed=self.seed,
+            precision=self.precision.value,
         )
 
 
@@ -126,21 +163,28 @@ class TuningChoice:
     mos_range: str | None
     labels: int | None
     test_fraction: float
-    validation_fraction: float
+    validation_fraction: float | None
     epochs: int
     lr: float | None
     batch: int
     no_qgr: bool
     strength: float
     projection: opt.ProjectionChoice
-    select_on_test: bool
+    select_on_test: bool | None
     seed: int
+    preset: opt.PresetChoice = opt.PresetChoice.default
+    precision: opt.TrainPrecisionChoice = opt.TrainPrecisionChoice.auto
 
     def check(self) -> None:
         """Read and divide the csv before any long work, so that what is wrong in it is told at once."""
         from grmp_edge.train.data import split_indices
+        from grmp_edge.train.datasets import notes_of
+        from grmp_edge.train.run import refuse_no_test_part
 
+        refuse_no_test_part(self.config().select_on, self.test_fraction)
         data = self.labelled()
+        for note in notes_of(data):
+            print(f"note: {note}", file=sys.stderr)
         split = split_indices(data, self.split())
         data.scale_of([*split.train, *split.validation])
 
@@ -148,7 +192,9 @@ class TuningChoice:
         """How the csv is divided."""
         from grmp_edge.train.data import SplitConfig
 
-        return SplitConfig(self.labels, self.test_fraction, self.validation_fraction, self.seed)
+        split = preset_of(self.preset).split(SplitConfig(self.labels, self.test_fraction, seed=self.seed))
+        given = self.validation_fraction
+        return split if given is None else replace(split, validation_fraction=given)
 
     def labelled(self) -> Labelled:
         """The csv, read and checked."""
@@ -160,49 +206,53 @@ class TuningChoice:
         """For ``run_finetune``."""
         from grmp_edge.train.finetune import FinetuneConfig
 
-        return FinetuneConfig(
+        config = FinetuneConfig(
             epochs=self.epochs,
             lr=self.lr,
             batch=self.batch,
             qgr=not self.no_qgr,
             qgr_strength=self.strength,
             projection=self.projection.value,
-            select_on="test" if self.select_on_test else "validation",
             seed=self.seed,
+            precision=self.precision.value,
         )
+        config = preset_of(self.preset).finetune(config)
+        if self.select_on_test is None:
+            return config
+        return replace(config, select_on="test" if self.select_on_test else "validation")
 
 
-def do_pretrain(
-    output: Path, model: ModelChoice, tasks: TaskChoice, meta: MetaChoice, resume: bool, reporter: Reporter
-) -> dict[str, Any]:
-    """Run the first stage into ``output``."""
-    from grmp_edge.train.run import run_pretrain
+@dataclass(frozen=True)
+class TargetChoice:
+    """The labelled set that chooses the pre-training epoch, where the preset has it so."""
 
-    phases, said = tasks.build(reporter)
-    return run_pretrain(output, model.config(), phases, said, meta.config(model.backbone), resume, reporter)
+    data: str | None
+    images: Path | None
+    mos_range: str | None
+
+    def labelled(self, preset: Preset) -> Labelled | None:
+        """The set, or None where held-out tasks choose.
+
+        Raises:
+            UsageError: it is needed and not given.
+        """
+        from grmp_edge.train.datasets import read_spec
+
+        if preset.meta_select_on == "held-out tasks":
+            return None
+        if self.data is None:
+            raise UsageError(
+                f"--preset {preset.name} chooses the pre-training epoch on the target set",
+                "give it with --data, or use --preset default",
+            )
+        return read_spec(self.data, self.images, _range(self.mos_range))
 
 
-def do_finetune(
-    output: Path,
-    model: ModelChoice,
-    start: Path | None,
-    tuning: TuningChoice,
-    resume: bool,
-    reporter: Reporter,
-) -> dict[str, Any]:
-    """Run the second stage into ``output``."""
-    from grmp_edge.train.run import run_finetune
+def preset_of(choice: opt.PresetChoice) -> Preset:
+    """The preset of an option."""
+    from grmp_edge.train.presets import preset_named
 
-    return run_finetune(
-        output, model.config(), start, tuning.labelled(), tuning.split(), tuning.config(), resume, reporter
-    )
-
-
-def refuse_overwrite(output: Path) -> None:
-    """Raise CheckpointError if the folder holds a run."""
-    from grmp_edge.train.checkpoint import CheckpointWriter
-
-    CheckpointWriter(output, {}).refuse_overwrite()
+    return preset_named(choice.value)
 
 
 def _range(text: str | None) -> tuple[float, float] | None:

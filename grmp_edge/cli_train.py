@@ -1,30 +1,17 @@
-"""The command ``train`` and its stages ``train pretrain`` and ``train finetune``."""
+"""The command ``train``, its stages ``train pretrain`` and ``train finetune``, and ``train presets``."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import typer
 
 from grmp_edge import cli_options as opt
-from grmp_edge.cli_stages import (
-    MetaChoice,
-    ModelChoice,
-    TaskChoice,
-    TuningChoice,
-    do_finetune,
-    do_pretrain,
-    refuse_overwrite,
-)
-from grmp_edge.errors import MissingDependencyError, UsageError
-
-if TYPE_CHECKING:
-    from grmp_edge.cli_progress import TrainProgress
+from grmp_edge.cli_run_stages import do_finetune, do_pretrain, refuse_overwrite
+from grmp_edge.cli_stages import MetaChoice, ModelChoice, TargetChoice, TaskChoice, TuningChoice
+from grmp_edge.cli_team import as_team
+from grmp_edge.cli_train_result import finish, need_torch, presets, working
+from grmp_edge.errors import UsageError
 
 __all__ = ["register"]
 
@@ -39,9 +26,10 @@ def register(app: typer.Typer) -> None:
         rich_markup_mode=None,
         add_completion=False,
     )
-    group.callback()(train)
-    group.command()(pretrain)
-    group.command()(finetune)
+    group.callback()(as_team(train))
+    group.command()(as_team(pretrain))
+    group.command()(as_team(finetune))
+    group.command()(presets)
     app.add_typer(group, name="train")
 
 
@@ -53,12 +41,12 @@ def train(
     mos_range: opt.MosRange = None,
     labels: opt.Labels = None,
     test_fraction: opt.TestFraction = 0.2,
-    validation_fraction: opt.ValFraction = 0.2,
+    validation_fraction: opt.ValFraction = None,
     photos: opt.Photos = None,
     meta_data: opt.MetaData = None,
     distortions: opt.Distortions = None,
     max_photos: opt.MaxPhotos = None,
-    backbone: opt.BackboneName = "embedded-s16",
+    backbone: opt.BackboneName = None,
     weights: opt.Weights = "",
     quick_gelu: opt.QuickGelu = None,
     normalization: opt.Norm = None,
@@ -67,15 +55,18 @@ def train(
     outer_lr: opt.OuterLr = None,
     support_batch: opt.SupportBatch = 75,
     query_batch: opt.QueryBatch = 50,
-    reset_per_task: opt.Reset = True,
+    reset_per_task: opt.Reset = None,
     epochs: opt.Epochs = 2000,
     lr: opt.Lr = None,
     batch: opt.BatchSize = 192,
     no_mpp: opt.NoMpp = False,
+    preset: opt.Preset = opt.PresetChoice.default,
     no_qgr: opt.NoQgr = False,
     strength: opt.Lambda = 5.0,
     projection: opt.ProjectionOption = opt.ProjectionChoice.per_tensor,
-    select_on_test: opt.SelectOnTest = False,
+    select_on_test: opt.SelectOnTest = None,
+    precision: opt.TrainPrecision = opt.TrainPrecisionChoice.auto,
+    curves: opt.Curves = opt.CurvesChoice.png,
     resume: opt.Resume = False,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
@@ -97,7 +88,7 @@ def train(
         raise UsageError(
             "training needs labelled pictures", "give a csv with the columns image,mos: --data FILE"
         )
-    model = ModelChoice(backbone, weights, quick_gelu, normalization, seed, device)
+    model = ModelChoice(backbone, weights, quick_gelu, normalization, seed, device, preset)
     tuning = TuningChoice(
         data,
         images,
@@ -113,28 +104,37 @@ def train(
         projection,
         select_on_test,
         seed,
+        preset,
+        precision,
     )
     tasks = TaskChoice(photos, meta_data, distortions, max_photos, seed)
-    meta = MetaChoice(meta_epochs, inner_lr, outer_lr, support_batch, query_batch, reset_per_task, seed)
-    _need_torch()
+    meta = MetaChoice(
+        meta_epochs, inner_lr, outer_lr, support_batch, query_batch, reset_per_task, seed, precision
+    )
+    need_torch()
     tuning.check()
     first = None if no_mpp else output / "pretrain"
     if not resume:
         refuse_overwrite(output)  # before the first stage, not after it
-    with _working() as reporter:
+    with working() as reporter:
         if first:
-            do_pretrain(first, model, tasks, meta, resume, reporter)
-        result = do_finetune(output, model, first, tuning, resume, reporter)
-    _finish(result, output, as_json, f"grmp-edge export {output} --fp16 -o bundles/{output.name}")
+            target = TargetChoice(data, images, mos_range)
+            do_pretrain(first, model, tasks, meta, target, resume, reporter, curves.value)
+        result = do_finetune(output, model, first, tuning, resume, reporter, curves.value)
+    finish(result, output, as_json, f"grmp-edge export {output} --fp16 -o bundles/{output.name}")
 
 
 def pretrain(
     output: opt.Output = _OUTPUT / "pretrain",
+    preset: opt.Preset = opt.PresetChoice.default,
+    data: opt.TargetData = None,
+    images: opt.Images = None,
+    mos_range: opt.MosRange = None,
     photos: opt.Photos = None,
     meta_data: opt.MetaData = None,
     distortions: opt.Distortions = None,
     max_photos: opt.MaxPhotos = None,
-    backbone: opt.BackboneName = "embedded-s16",
+    backbone: opt.BackboneName = None,
     weights: opt.Weights = "",
     quick_gelu: opt.QuickGelu = None,
     normalization: opt.Norm = None,
@@ -143,32 +143,39 @@ def pretrain(
     outer_lr: opt.OuterLr = None,
     support_batch: opt.SupportBatch = 75,
     query_batch: opt.QueryBatch = 50,
-    reset_per_task: opt.Reset = True,
+    reset_per_task: opt.Reset = None,
+    precision: opt.TrainPrecision = opt.TrainPrecisionChoice.auto,
+    curves: opt.Curves = opt.CurvesChoice.png,
     resume: opt.Resume = False,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     as_json: opt.AsJson = False,
 ) -> None:
     """Learn the prompts on tasks of one distortion each (MPP); needs no labels of yours."""
-    _need_torch()
-    model = ModelChoice(backbone, weights, quick_gelu, normalization, seed, device)
+    need_torch()
+    model = ModelChoice(backbone, weights, quick_gelu, normalization, seed, device, preset)
     tasks = TaskChoice(photos, meta_data, distortions, max_photos, seed)
-    meta = MetaChoice(meta_epochs, inner_lr, outer_lr, support_batch, query_batch, reset_per_task, seed)
-    with _working() as reporter:
-        result = do_pretrain(output, model, tasks, meta, resume, reporter)
-    _finish(result, output, as_json, f"grmp-edge train finetune --from {output} --data LABELS.csv")
+    meta = MetaChoice(
+        meta_epochs, inner_lr, outer_lr, support_batch, query_batch, reset_per_task, seed, precision
+    )
+    with working() as reporter:
+        target = TargetChoice(data, images, mos_range)
+        result = do_pretrain(output, model, tasks, meta, target, resume, reporter, curves.value)
+    finish(result, output, as_json, f"grmp-edge train finetune --from {output} --data LABELS.csv")
 
 
 def finetune(
     data: opt.Data = None,
     output: opt.Output = _OUTPUT,
     start: opt.From = None,
+    allow_unfinished: opt.AllowUnfinished = False,
+    preset: opt.Preset = opt.PresetChoice.default,
     images: opt.Images = None,
     mos_range: opt.MosRange = None,
     labels: opt.Labels = None,
     test_fraction: opt.TestFraction = 0.2,
-    validation_fraction: opt.ValFraction = 0.2,
-    backbone: opt.BackboneName = "embedded-s16",
+    validation_fraction: opt.ValFraction = None,
+    backbone: opt.BackboneName = None,
     weights: opt.Weights = "",
     quick_gelu: opt.QuickGelu = None,
     normalization: opt.Norm = None,
@@ -178,7 +185,9 @@ def finetune(
     no_qgr: opt.NoQgr = False,
     strength: opt.Lambda = 5.0,
     projection: opt.ProjectionOption = opt.ProjectionChoice.per_tensor,
-    select_on_test: opt.SelectOnTest = False,
+    select_on_test: opt.SelectOnTest = None,
+    precision: opt.TrainPrecision = opt.TrainPrecisionChoice.auto,
+    curves: opt.Curves = opt.CurvesChoice.png,
     resume: opt.Resume = False,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
@@ -186,14 +195,14 @@ def finetune(
 ) -> None:
     """Fine-tune on labelled pictures (QGR), from a pre-training checkpoint or from fresh prompts.
 
-    With --from, that checkpoint's backbone and normalisation hold.
+    With --from, that checkpoint's backbone and normalisation hold; other ones are refused.
     """
     if data is None:
         raise UsageError(
             "training needs labelled pictures", "give a csv with the columns image,mos: --data FILE"
         )
-    _need_torch()
-    model = ModelChoice(backbone, weights, quick_gelu, normalization, seed, device)
+    need_torch()
+    model = ModelChoice(backbone, weights, quick_gelu, normalization, seed, device, preset)
     tuning = TuningChoice(
         data,
         images,
@@ -209,52 +218,17 @@ def finetune(
         projection,
         select_on_test,
         seed,
+        preset,
+        precision,
     )
+    if start is not None:
+        model.check_start(start)
     tuning.check()
-    with _working() as reporter:
-        result = do_finetune(output, model, start, tuning, resume, reporter)
-    _finish(result, output, as_json, f"grmp-edge export {output} --fp16 -o bundles/{output.name}")
-
-
-def _finish(result: dict[str, Any], output: Path, as_json: bool, then: str) -> None:
-    said = {key: value for key, value in result.items() if key not in ("history", "lr", "waited")}
-    if as_json:
-        print(json.dumps({"checkpoint": str(output), **said}))
-    else:
-        for name, found in result.get("metrics", {}).items():
-            numbers = "  ".join(
-                f"{key.upper()} {'-' if value is None else format(value, '.3f')}"
-                for key, value in found.items()
-                if key != "count"
-            )
-            print(f"{name:20} {numbers}  ({found['count']} pictures)")
-        if result.get("selected_on_test"):
-            print("the epoch was chosen on the test part: these test figures are not honest ones")
-        if result.get("held_out_tasks"):
-            print(f"held-out tasks  SRCC {result['best_srcc']:.3f}  ({', '.join(result['held_out_tasks'])})")
-    print(f"checkpoint: {output}\nnext: {then}", file=sys.stderr)
-
-
-def _need_torch() -> None:
-    from importlib.util import find_spec
-
-    for package in ("torch", "open_clip", "safetensors"):
-        if find_spec(package) is None:
-            raise MissingDependencyError(package, "train", "training")
+    with working() as reporter:
+        result = do_finetune(output, model, start, tuning, resume, reporter, curves.value, allow_unfinished)
+    finish(result, output, as_json, f"grmp-edge export {output} --fp16 -o bundles/{output.name}")
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
-
-
-@contextmanager
-def _working() -> Iterator[TrainProgress]:
-    from grmp_edge.cli_progress import TrainProgress
-
-    try:
-        with TrainProgress() as reporter:
-            yield reporter
-    except KeyboardInterrupt:
-        print("stopped; the same command with --resume goes on from the last save", file=sys.stderr)
-        raise

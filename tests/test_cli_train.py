@@ -212,8 +212,31 @@ def test_stopped_runs_resume_to_the_same_weights(tmp_path, labels, whole, number
     assert all(torch.equal(value, weights[name]) for name, value in whole.items())
 
 
+def test_a_finished_run_takes_more_epochs(tmp_path, labels, whole):
+    folder = tmp_path / "grown"
+    short = [word if word != "12" else "5" for word in tuning(labels, folder)]
+    assert run(*short).returncode == 0
+    assert (folder / "curves.png").stat().st_size > 1000
+    fewer = run(*[word if word != "12" else "4" for word in tuning(labels, folder)], "--resume")
+    assert fewer.returncode == 1 and "epochs may only be raised" in fewer.stderr
+    grown = run(*tuning(labels, folder, "--resume"))
+    assert grown.returncode == 0, grown.stderr
+    weights = load_file(folder / "weights.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in whole.items())
+
+
 def test_help_names_the_stages_and_their_options():
     done = run("train", "--help")
     assert done.returncode == 0
-    for word in ("pretrain", "finetune", "--resume", "--lambda", "--photos", "--select-on-test"):
+    for word in (
+        "pretrain",
+        "finetune",
+        "presets",
+        "--resume",
+        "--lambda",
+        "--photos",
+        "--select-on-test",
+        "--preset",
+        "--curves",
+    ):
         assert word in done.stdout

@@ -211,8 +211,15 @@ def test_the_command(data: Labelled, tmp_path: Path) -> None:
     run = CliRunner()
     common = ["evaluate", "--data", f"csv:{data.name}", "--mos-range", "0,100", "--backbone", NAME]
     common += ["--weights", "random", "--epochs", "5", "--splits", "1", "--labels", "8", "--device", "cpu"]
-    shown = run.invoke(app, [*common, "-o", str(tmp_path / "a")])
-    assert shown.exit_code == 2 and "--from PRETRAIN" in shown.stderr and "--no-mpp" in shown.stderr
+    for options, said in (
+        (["--from", "x", "--no-mpp"], "--from and --no-mpp contradict each other"),
+        (["--ablate", "--no-qgr"], "--ablate runs with and without MPP and QGR"),
+        (["--only-baselines"], "--only-baselines without --baselines"),
+        (["--no-mpp", "--test-fraction", "0"], "--test-fraction 0 leaves nothing to test on"),
+        (["--no-mpp", "--baselines", "brisk", "--only-baselines"], "'brisk' is unknown; use brisque, niqe"),
+    ):
+        shown = run.invoke(app, [*common, *options, "-o", str(tmp_path / "a")])
+        assert shown.exit_code == 2 and said in shown.stderr, shown.stderr
     shown = run.invoke(app, [*common, "--no-mpp", "-o", str(tmp_path / "a"), "--json"])
     assert shown.exit_code == 0, shown.output
     result = json.loads(shown.stdout)

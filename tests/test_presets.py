@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from helpers_train import memory_task
@@ -60,3 +61,54 @@ def test_an_unknown_preset_is_refused() -> None:
         preset_named("paper")
     shown = CliRunner().invoke(app, ["evaluate", "--data", "x.csv", "--no-mpp", "--preset", "paper"])
     assert shown.exit_code == 2
+
+
+def test_the_command_lists_every_difference_with_its_reason() -> None:
+    shown = CliRunner().invoke(app, ["train", "presets"])
+    assert shown.exit_code == 0, shown.output
+    said = json.loads(CliRunner().invoke(app, ["train", "presets", "--json"]).stdout)
+    assert {item["field"] for item in said} == {item.name for item in fields(Preset)} - {"name"}
+    for item in said:
+        assert item["field"] in shown.stdout and item["reason"] in shown.stdout
+    assert "select_on: default validation, reference test" in shown.stdout
+
+
+def test_options_override_the_preset() -> None:
+    from grmp_edge import cli_options as opt
+    from grmp_edge.cli_stages import MetaChoice, ModelChoice, TuningChoice, preset_of
+
+    def tuning(fraction: float | None, on_test: bool | None, preset: opt.PresetChoice) -> TuningChoice:
+        return TuningChoice(
+            "x.csv", None, None, 50, 0.2, fraction, 10, None, 192, False, 5.0,
+            opt.ProjectionChoice.per_tensor, on_test, 0, preset,
+        )  # fmt: skip
+
+    default, reference = opt.PresetChoice.default, opt.PresetChoice.reference
+    for fraction, on_test, preset, wanted in (
+        (None, None, default, (0.2, "validation")),
+        (None, None, reference, (0.0, "test")),
+        (0.3, None, reference, (0.3, "test")),
+        (None, False, reference, (0.0, "validation")),
+        (0.0, True, default, (0.0, "test")),
+    ):
+        choice = tuning(fraction, on_test, preset)
+        assert (choice.split().validation_fraction, choice.config().select_on) == wanted
+    for given, preset, resets in (
+        (None, default, True), (None, reference, False), (True, reference, True), (False, default, False)
+    ):  # fmt: skip
+        meta = MetaChoice(None, None, None, 75, 50, given, 0)
+        assert meta.config("ViT-B-16", preset_of(preset)).reset_per_task is resets
+    clip = opt.Normalization.clip
+    for normalization, backbone, preset, value in (
+        (None, None, default, "clip"), (None, None, reference, "imagenet"), (clip, None, reference, "clip"),
+        (None, "ViT-B-16", default, "imagenet"),
+    ):  # fmt: skip
+        model = ModelChoice(backbone, "", None, normalization, 0, "cpu", preset)
+        assert model.config().prompts.normalization == value
+
+
+def test_the_reference_needs_a_target_set_for_pre_training(tmp_path: Path) -> None:
+    words = ["train", "pretrain", "--preset", "reference", "-o", str(tmp_path / "run")]
+    shown = CliRunner().invoke(app, words)
+    assert shown.exit_code == 2 and "target set; give it with --data" in shown.stderr
+    assert not (tmp_path / "run").exists()

@@ -21,9 +21,11 @@ __all__ = [
     "VARIANTS",
     "Batch",
     "Source",
+    "graded_group",
     "load_photos",
     "make_batch",
     "procedural_sources",
+    "quality_of",
     "statistics",
 ]
 
@@ -72,6 +74,8 @@ _CAMERA_CHAIN = (
     (("jpeg", "jpeg2000"), 0.4),
 )
 _CAMERA_KINDS = [kind for kinds, _ in _CAMERA_CHAIN for kind in kinds]
+# Ranked worst by recipe 1: shown more often.
+_HARD_KINDS = ("jpeg", "darken", "brighten", "contrast_change")
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,8 @@ def _chain(rng: np.random.Generator) -> list[tuple[str, int]]:
     return faults
 
 
-def _quality(faults: Sequence[tuple[str, int]]) -> float:
+def quality_of(faults: Sequence[tuple[str, int]]) -> float:
+    """The quality that remains with some faults, 0..1: an estimate, see ``_HARM``."""
     kept = [1 - _HARM[kind] * _LEVEL_SHARE[level - 1] for kind, level in faults]
     return float(np.prod(kept)) if kept else 1.0
 
@@ -205,18 +210,27 @@ def _crop(rng: np.random.Generator, image: Image, unshrunk: float) -> Image:
     return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _group(
+def graded_group(
     rng: np.random.Generator, source: Source, unshrunk: float
 ) -> tuple[list[Image], list[list[tuple[str, int]]]]:
-    """Make VARIANTS states of one picture and list the faults of each."""
+    """Make VARIANTS states of one picture: clean or nearly, one fault, the same worse, a chain of faults.
+
+    Args:
+        rng: the only source of chance.
+        source: the clean picture.
+        unshrunk: chance that it is squashed straight from its own size rather than shrunk smoothly before.
+
+    Returns:
+        (pictures (244, 244, 3) uint8 RGB, for each the faults it has as (kind, level 1..5)).
+    """
     base = _crop(rng, source.image, unshrunk)
     shared = _chain(rng)[:1] if rng.random() < 0.25 else []
-    kind = str(rng.choice(KINDS)) if rng.random() < 0.5 else str(rng.choice(_CAMERA_KINDS))
+    pool = (KINDS, _CAMERA_KINDS, _HARD_KINDS)[int(rng.choice(3, p=(0.4, 0.4, 0.2)))]
+    kind = str(rng.choice(pool))
     low, high = np.sort(rng.choice(5, 2, replace=False) + 1)
     plans = [shared, [*shared, (kind, int(low))], [*shared, (kind, int(high))], _chain(rng)]
     seed = int(rng.integers(2**31))
-    y, x = rng.integers(0, _SQUASHED - _SHOWN + 1, 2)
-    shown = []
+    pictures = []
     for plan in plans:
         chance = np.random.default_rng(seed)  # the levels of one fault share their random part
         image = base
@@ -226,8 +240,8 @@ def _group(
             image = np.asarray(
                 cv2.resize(image, (_SQUASHED, _SQUASHED), interpolation=cv2.INTER_CUBIC), np.uint8
             )
-        shown.append(image[y : y + _SHOWN, x : x + _SHOWN])
-    return shown, plans
+        pictures.append(image)
+    return pictures, plans
 
 
 def make_batch(
@@ -255,16 +269,17 @@ def make_batch(
     captions = []
     for g, index in enumerate(chosen):
         source = sources[int(index)]
-        shown, plans = _group(rng, source, unshrunk)
-        for v, (image, faults) in enumerate(zip(shown, plans, strict=True)):
+        pictures, plans = graded_group(rng, source, unshrunk)
+        y, x = rng.integers(0, _SQUASHED - _SHOWN + 1, 2)
+        for v, (picture, faults) in enumerate(zip(pictures, plans, strict=True)):
             i = g * VARIANTS + v
-            images[i] = image
+            image = images[i] = picture[y : y + _SHOWN, x : x + _SHOWN]
             for kind, level in faults:
                 severity[i, KINDS.index(kind)] = level / 5
-            quality[i] = _quality(faults)
+            quality[i] = quality_of(faults)
             found = statistics(image)
             measured[i] = (found.brightness, found.contrast, found.colour, found.detail)
             scene[i] = SCENES.index(source.scene)
-            worst_first = sorted(faults, key=lambda fault: _quality([fault]))
+            worst_first = sorted(faults, key=lambda fault: quality_of([fault]))
             captions.append(caption(rng, source.scene, float(quality[i]), worst_first, found))
     return Batch(images, severity, quality, measured, scene, captions)

@@ -8,7 +8,7 @@ every setting for people and for export.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from grmp_edge.files import replace_file
 from grmp_edge.score import MosScale
 from grmp_edge.train.backbone import Backbone, BackboneConfig, load_backbone
 from grmp_edge.train.model import GrmpIqa, PromptConfig
+from grmp_edge.train.resume_rules import difference, version_notes
 
-__all__ = ["Checkpoint", "CheckpointWriter", "State", "load_checkpoint", "read_state"]
+__all__ = ["Checkpoint", "CheckpointWriter", "State", "load_checkpoint", "read_state", "refuse_unfinished"]
 
 FORMAT_VERSION = 1
 WEIGHTS = "weights.safetensors"
@@ -37,7 +38,7 @@ class State:
     """What a weights file holds."""
 
     weights: dict[str, Tensor]  # the selected parameters, by their name in the model
-    resume: dict[str, Tensor]  # what the next epoch starts from, empty once training is complete
+    resume: dict[str, Tensor]  # what the next epoch starts from; empty where there can be none
     progress: dict[str, Any]  # epoch, learning rate, history, ...; ``complete`` is always there
 
 
@@ -53,10 +54,19 @@ class Checkpoint:
 
 
 class CheckpointWriter:
-    """Writes a training run's folder: the settings once, the state again and again."""
+    """Writes a training run's folder: the settings once, the state again and again.
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.folder = folder
+    ``on_save`` is given the progress after every save; ``notes`` has what :meth:`resume` found worth telling.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        on_save: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        self.folder, self.on_save = folder, on_save
+        self.notes: list[str] = []
         # Through JSON once, so that it compares equal with what a later run reads back.
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
 
@@ -70,6 +80,8 @@ class CheckpointWriter:
         with replace_file(self.folder / WEIGHTS) as temporary:
             save_file(tensors, temporary, metadata=metadata)
         self._write_config(state.progress)
+        if self.on_save:
+            self.on_save(state.progress)
 
     def _write_config(self, progress: dict[str, Any]) -> None:
         content = {"format_version": FORMAT_VERSION, **self.settings, "progress": progress}
@@ -79,21 +91,22 @@ class CheckpointWriter:
     def resume(self) -> State | None:
         """The state to continue from, or None where nothing has been written yet.
 
+        Epochs may have been raised since, the same data may lie elsewhere, and packages may be others (see
+        :mod:`grmp_edge.train.resume_rules`).
+
         Raises:
             CheckpointError: the folder's run had other settings; the message names the first that differs.
         """
         if not (self.folder / WEIGHTS).is_file():
             return None
         found = _read_config(self.folder)
-        for key in [*self.settings, *found]:
-            if key in ("progress", "format_version"):
-                continue
-            difference = _difference(found.get(key), self.settings.get(key), key)
-            if difference:
-                raise CheckpointError(
-                    f"{self.folder}: cannot resume, {difference}",
-                    "use the same settings and data, or another output folder",
-                )
+        said = difference(found, self.settings)
+        if said:
+            raise CheckpointError(
+                f"{self.folder}: cannot resume, {said}",
+                "use the same settings and data, or another output folder",
+            )
+        self.notes = version_notes(found, self.settings)
         return read_state(self.folder)
 
     def refuse_overwrite(self) -> None:
@@ -126,6 +139,21 @@ def read_state(folder: Path) -> State:
         weights={name: tensor for name, tensor in tensors.items() if not name.startswith(_RESUME)},
         resume={name[len(_RESUME) :]: tensor for name, tensor in tensors.items() if name.startswith(_RESUME)},
         progress=progress,
+    )
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Raise CheckpointError if the run in ``folder`` was stopped before its last epoch."""
+    config = _read_config(folder)
+    progress = config.get("progress") or {}
+    if progress.get("complete", True):
+        return
+    stage = str(config.get("stage"))
+    total = (config.get({"pretrain": "meta"}.get(stage, stage)) or {}).get("epochs", "?")
+    raise CheckpointError(
+        f"{folder}: holds an unfinished run (epoch {progress.get('epoch', '?')} of {total})",
+        f"finish it with the command it was made by and --resume -o {folder}, or use it as it is with "
+        "--allow-unfinished",
     )
 
 
@@ -226,21 +254,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "update grmp-edge",
         )
     return dict(content)
-
-
-def _difference(found: Any, wanted: Any, name: str) -> str:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in [*wanted, *found]:
-            inner = _difference(found.get(key), wanted.get(key), f"{name}.{key}")
-            if inner:
-                return inner
-        return ""
-    return "" if found == wanted else f"{name} was {_short(found)}, now {_short(wanted)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 from grmp_edge.errors import ModelError
@@ -23,9 +23,12 @@ __all__ = [
     "EMBEDDED_NAME",
     "EMBEDDED_PATH",
     "EMBEDDED_SHA256",
+    "PROMPTS_PATH",
     "build_embedded",
     "load_embedded",
+    "load_prompts",
     "save_embedded",
+    "save_prompts",
     "token_ids_of",
 ]
 
@@ -33,8 +36,11 @@ EMBEDDED_NAME = "embedded-s16"
 EMBEDDED_PATH = Path(__file__).resolve().parent / "weights" / f"{EMBEDDED_NAME}.safetensors"
 # Of the shipped file; changes whenever the weights are trained anew.
 EMBEDDED_SHA256 = "781549402bba0793cd8d715be88d7505886e3fbcfba0512e811744f7ad6616a5"
+# Meta-learned on synthetic distortions for exactly these weights (train/default_model.py).
+PROMPTS_PATH = EMBEDDED_PATH.with_name(f"{EMBEDDED_NAME}.prompts.safetensors")
 
 _FORMAT = "grmp-edge-embedded-1"
+_PROMPTS_FORMAT = "grmp-edge-prompts-1"
 _TABLE = "token_embedding.weight"
 _EMBED_DIM = 256
 # 6.6 M parameters: an eleventh of ViT-B/16 per image; head width 64 as in every ViT of CLIP.
@@ -142,3 +148,34 @@ def load_embedded(path: Path | None = None) -> CLIP:
     except RuntimeError as error:
         raise ModelError(f"{file} does not fit the architecture {EMBEDDED_NAME}: {error}", remedy) from error
     return model.eval()
+
+
+def save_prompts(prompts: Mapping[str, torch.Tensor], path: Path, backbone: str | None = None) -> None:
+    """Write meta-learned prompts as float16 safetensors, atomically.
+
+    Args:
+        prompts: the model's ``prompt_parameters`` by name.
+        path: the file to write.
+        backbone: SHA-256 of the backbone's file that they were learned for; None: the shipped one's.
+    """
+    tensors = {name: value.detach().cpu().to(torch.float16).contiguous() for name, value in prompts.items()}
+    header = {"format": _PROMPTS_FORMAT, "backbone": backbone or EMBEDDED_SHA256}
+    with replace_file(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata=header))
+
+
+def load_prompts(path: Path = PROMPTS_PATH) -> dict[str, torch.Tensor]:
+    """Read the shipped meta-learned prompts: float32, by the names of ``prompt_parameters``.
+
+    Raises:
+        ModelError: the file is missing or damaged, or was learned for other weights.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot read the prompts {path}: {error}", "reinstall grmp-edge") from error
+    if header.get("format") != _PROMPTS_FORMAT or header.get("backbone") != EMBEDDED_SHA256:
+        raise ModelError(f"{path}: prompts of another backbone", "reinstall grmp-edge")
+    return tensors

@@ -6,10 +6,7 @@ is not run again, and a split that was interrupted continues from its checkpoint
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,34 +15,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grmp_edge.errors import CheckpointError, DataError
-from grmp_edge.files import replace_file, sha256_file
-from grmp_edge.preprocess import Preprocess
-from grmp_edge.train.checkpoint import WEIGHTS, load_checkpoint
-from grmp_edge.train.data import Labelled, SplitConfig, split_indices
-from grmp_edge.train.finetune import FinetuneConfig, predict
+from grmp_edge.errors import CheckpointError
+from grmp_edge.files import sha256_file
+from grmp_edge.train.checkpoint import WEIGHTS, refuse_unfinished
+from grmp_edge.train.data import Labelled, split_indices
+from grmp_edge.train.evaluate_split import run_split
+from grmp_edge.train.finetune import FinetuneConfig
 from grmp_edge.train.progress import Reporter, Silent
-from grmp_edge.train.protocol import label_name, measure, summarize
-from grmp_edge.train.run import ModelConfig, pick_device, run_finetune
+from grmp_edge.train.protocol import ProtocolConfig, label_name, summarize
+from grmp_edge.train.protocol_store import data_settings, finished, keep, same_settings, split_file
+from grmp_edge.train.run import ModelConfig
 
-__all__ = ["InMemory", "ProtocolConfig", "run_protocol"]
+__all__ = ["InMemory", "ProtocolConfig", "Variant", "ablation", "run_protocol", "run_variants"]
 
 UInt8Array = npt.NDArray[np.uint8]
 
 _VERSION = 1
-
-
-@dataclass(frozen=True)
-class ProtocolConfig:
-    """The protocol; the paper's unless a reason is given."""
-
-    splits: int = 10
-    labels: tuple[int | None, ...] = (50, 100, 200)  # None: all of the 80 %
-    test_fraction: float = 0.2
-    # Taken from the N labels to choose the epoch, which the paper's code lets the test part do.
-    validation_fraction: float = 0.2
-    seed: int = 0  # split k is drawn with seed + k; its test part is the same for every number of labels
-    keep_checkpoints: bool = False  # they are needed for export, and large
 
 
 @dataclass(frozen=True)
@@ -81,6 +66,28 @@ class InMemory(Labelled):
         return pixels[list(indices)]
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One way of training, a row of the table for every number of labels."""
+
+    method: str  # its name there; empty where there is only one
+    output: Path  # the folder of its finished splits
+    start: Path | None  # a pre-training checkpoint; None: fresh prompts, of seed + k for split k
+    finetune: FinetuneConfig
+    zero_shot: bool = True  # whether it shows the model before fine-tuning, or another row does already
+
+
+def ablation(output: Path, start: Path, finetune: FinetuneConfig) -> list[Variant]:
+    """The paper's ablation: everything, then without MPP, without QGR, and without either."""
+    plain = replace(finetune, qgr=False)
+    return [
+        Variant("MPP + QGR", output / "full", start, finetune),
+        Variant("no MPP", output / "no-mpp", None, finetune),
+        Variant("no QGR", output / "no-qgr", start, plain, zero_shot=False),
+        Variant("neither", output / "neither", None, plain, zero_shot=False),
+    ]
+
+
 def run_protocol(
     output: Path,
     model: ModelConfig,
@@ -91,195 +98,129 @@ def run_protocol(
     cross: Sequence[Labelled] = (),
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Run what is missing of the protocol into ``output`` and summarise it.
+    """Run what is missing of the protocol for one way of training, into ``output``; see run_variants."""
+    return run_variants([Variant("", output, start, finetune)], model, data, config, cross, reporter)
+
+
+def run_variants(
+    variants: Sequence[Variant],
+    model: ModelConfig,
+    data: Labelled,
+    config: ProtocolConfig,
+    cross: Sequence[Labelled] = (),
+    reporter: Reporter | None = None,
+    on_split: Callable[[list[dict[str, Any]]], None] | None = None,
+    allow_unfinished: bool = False,
+) -> dict[str, Any]:
+    """Run what is missing of the protocol and summarise it: split by split, all variants on each.
 
     Args:
-        output: a folder; with the same settings as before its finished splits are kept, and more splits or
-            numbers of labels may be asked for.
-        model: what to build where there is no ``start``; split k then begins from prompts of seed + k.
-        start: a pre-training checkpoint.
+        variants: the ways of training, each with a folder of its own; with the same settings as before its
+            finished splits are kept, and more splits or numbers of labels may be asked for.
+        model: what to build where a variant has no ``start``.
         data: the set to learn from and test on.
         config: the protocol.
-        finetune: the settings of every run; the seed is replaced by the split's.
         cross: further sets on the whole of which every trained model is tested.
         reporter: told of splits, and of the steps within one by their metrics.
+        on_split: given all splits finished so far whenever another one is.
+        allow_unfinished: begin from a pre-training run that was not finished, too.
 
     Returns:
-        ``splits`` (the content of every split's file, without its predictions) and ``rows`` (see
-        :func:`grmp_edge.train.protocol.summarize`).
+        ``splits`` (the content of every split's file and its ``method``, without its predictions) and
+        ``rows`` (see :func:`grmp_edge.train.protocol.summarize`).
 
     Raises:
-        CheckpointError: ``output`` holds a protocol of other settings.
+        CheckpointError: a folder holds a protocol of other settings, or a start is no checkpoint.
         DataError: too few pictures for a number of labels, or an unreadable picture.
     """
     reporter = reporter or Silent()
-    runs = [(labels, split) for labels in config.labels for split in range(config.splits)]
-    for labels, split in runs:
-        split_indices(data, _split_config(config, labels, split))  # too few pictures: say so before the work
-    if start is not None and not (start / WEIGHTS).is_file():
-        raise CheckpointError(f"{start}: no such checkpoint", "make one with: grmp-edge train pretrain")
-    _same_settings(output, _settings(model, start, data, config, finetune, cross))
+    for labels in config.labels:
+        for split in range(config.splits):
+            split_indices(data, config.split(labels, split))  # too few pictures: say so before the work
+    for variant in variants:
+        start = variant.start
+        if start is not None:
+            if not (start / WEIGHTS).is_file():
+                raise CheckpointError(
+                    f"{start}: no such checkpoint", "make one with: grmp-edge train pretrain"
+                )
+            if not allow_unfinished:
+                refuse_unfinished(start)
+    for variant in variants:
+        same_settings(variant.output, _settings(model, variant, data, config, cross))
     kept, others = InMemory.of(data), [InMemory.of(other) for other in cross]
-    files = [output / "splits" / f"{label_name(labels)}-{split:02d}.json" for labels, split in runs]
-    done = [_finished(file) for file in files]
-    reporter.start("splits", len(runs), sum(found is not None for found in done))
-    for place, (labels, split) in enumerate(runs):
+    jobs = [
+        (variant, labels, split)
+        for split in range(config.splits)
+        for labels in config.labels
+        for variant in variants
+        if variant.zero_shot or labels != 0
+    ]
+    done = [finished(split_file(variant.output, labels, split)) for variant, labels, split in jobs]
+    reporter.start("splits", len(jobs), sum(found is not None for found in done))
+    for place, (variant, labels, split) in enumerate(jobs):
         if done[place] is not None:
             continue
-        found = _run_split(output, model, start, kept, config, finetune, others, labels, split, reporter)
-        with replace_file(files[place]) as temporary:
-            temporary.write_text(json.dumps(found), encoding="utf-8")
+        folder = variant.output / "runs" / f"{label_name(labels)}-{split:02d}"
+        found = run_split(
+            folder, model, variant.start, kept, config, variant.finetune, others, labels, split, reporter
+        )
+        keep(split_file(variant.output, labels, split), found)
         if not config.keep_checkpoints:
-            shutil.rmtree(_folder(output, labels, split), ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
         done[place] = found
-        metrics = found["metrics"]
         reporter.step(1)
+        metrics, name = found["metrics"], f"{variant.method}, " if variant.method else ""
         reporter.note(
-            f"{label_name(labels)} labels, split {split}: SRCC {_shown(metrics['srcc'])}  "
+            f"{name}{label_name(labels)} labels, split {split}: SRCC {_shown(metrics['srcc'])}  "
             f"PLCC {_shown(metrics['plcc'])}  ({found['seconds']:.0f} s)"
         )
-    if not config.keep_checkpoints and (output / "runs").is_dir():
-        shutil.rmtree(output / "runs")
-    finished = [{k: v for k, v in found.items() if k != "predictions"} for found in done if found]
-    return {"splits": finished, "rows": summarize(finished)}
+        if on_split:
+            on_split(_named(jobs, done))
+    if not config.keep_checkpoints:
+        for variant in variants:
+            shutil.rmtree(variant.output / "runs", ignore_errors=True)
+    splits = _named(jobs, done)
+    return {"splits": splits, "rows": summarize(splits)}
 
 
-def _run_split(
-    output: Path,
-    model: ModelConfig,
-    start: Path | None,
-    data: Labelled,
-    config: ProtocolConfig,
-    finetune: FinetuneConfig,
-    cross: Sequence[Labelled],
-    labels: int | None,
-    split: int,
-    reporter: Reporter,
-) -> dict[str, Any]:
-    began = time.monotonic()
-    folder, chosen = _folder(output, labels, split), _split_config(config, labels, split)
-    tuned = replace(finetune, seed=chosen.seed)
-    built = replace(model, seed=model.seed + split) if start is None else model
-    progress = run_finetune(folder, built, start, data, chosen, tuned, True, _Within(reporter))
-    loaded = load_checkpoint(folder, model.backbone.pretrained or None)
-    network = loaded.model.to(pick_device(model.device))
-    side = Preprocess.for_size(network.image.size).resize
-    test = list(split_indices(data, chosen).test)
-    predicted = predict(network, data.squashed(test, side))
-    scale = loaded.mos or data.scale_of(range(len(data)))
-    found = {
-        "labels": labels,
-        "split": split,
-        "seed": chosen.seed,
-        "epoch": progress["epoch"],
-        "selected_on_test": progress["selected_on_test"],
-        "metrics": measure(predicted, data.mos[test], scale),
-        "zero_shot": progress["metrics"].get("zero_shot_test"),
-        "cross": {},
-        "predictions": {
-            "index": test,
-            "mos": data.mos[test].tolist(),
-            "value": [float(value) for value in predicted],
-        },
-    }
-    for other in cross:
-        every = range(len(other))
-        values = np.concatenate(
-            [predict(network, other.squashed(every[at : at + 512], side)) for at in range(0, len(other), 512)]
-        )
-        found["cross"][other.name] = measure(values, other.mos, other.scale_of(every))
-    return {**found, "seconds": time.monotonic() - began}
-
-
-def _split_config(config: ProtocolConfig, labels: int | None, split: int) -> SplitConfig:
-    return SplitConfig(labels, config.test_fraction, config.validation_fraction, config.seed + split)
-
-
-def _folder(output: Path, labels: int | None, split: int) -> Path:
-    return output / "runs" / f"{label_name(labels)}-{split:02d}"
+def _named(
+    jobs: Sequence[tuple[Variant, int | None, int]], done: Sequence[dict[str, Any] | None]
+) -> list[dict[str, Any]]:
+    """Finished splits with their method, variant by variant, without their predictions."""
+    order = {variant.method: place for place, variant in enumerate(dict.fromkeys(job[0] for job in jobs))}
+    named = []
+    for (variant, _, _), found in zip(jobs, done, strict=True):
+        if found is not None:
+            content = {key: value for key, value in found.items() if key != "predictions"}
+            if not variant.zero_shot:
+                content["zero_shot"] = None
+            named.append({"method": variant.method, **content})
+    return sorted(named, key=lambda found: order[found["method"]])
 
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-class _Within:
-    """Steps inside a split: their metrics are shown, but what counts is splits."""
-
-    def __init__(self, outer: Reporter) -> None:
-        self.outer = outer
-
-    def start(self, stage: str, total: int, done: int = 0) -> None:
-        """Ignored: there would be one bar for every stage of every split."""
-
-    def step(self, count: int = 1, **metrics: float) -> None:
-        """Show the metrics."""
-        self.outer.step(0, **metrics)
-
-    def note(self, text: str) -> None:
-        """Pass on."""
-        self.outer.note(text)
-
-
 def _settings(
     model: ModelConfig,
-    start: Path | None,
+    variant: Variant,
     data: Labelled,
     config: ProtocolConfig,
-    finetune: FinetuneConfig,
     cross: Sequence[Labelled],
 ) -> dict[str, Any]:
     """All that a finished split depends on; splits and labels may grow."""
     protocol = asdict(config)
     for free in ("splits", "labels", "keep_checkpoints"):
         del protocol[free]
+    start = variant.start
     return {
         "format_version": _VERSION,
-        "data": _data_settings(data),
-        "cross": [_data_settings(other) for other in cross],
+        "data": data_settings(data),
+        "cross": [data_settings(other) for other in cross],
         "model": None if start else {"backbone": asdict(model.backbone), "prompts": asdict(model.prompts)},
-        "start": sha256_file(start / WEIGHTS) if start and (start / WEIGHTS).is_file() else None,
+        "start": sha256_file(start / WEIGHTS) if start else None,
         "protocol": protocol,
-        "finetune": {key: value for key, value in asdict(finetune).items() if key != "seed"},
+        "finetune": {key: value for key, value in asdict(variant.finetune).items() if key != "seed"},
     }
-
-
-def _data_settings(data: Labelled) -> dict[str, Any]:
-    digest = hashlib.sha256("\n".join(path.name for path in data.paths).encode())
-    digest.update(np.ascontiguousarray(data.mos, dtype=np.float64).tobytes())
-    return {
-        "name": data.name,
-        "pictures": len(data),
-        "digest": digest.hexdigest(),
-        "scale": asdict(data.scale) if data.scale else None,
-    }
-
-
-def _same_settings(output: Path, settings: dict[str, Any]) -> None:
-    file = output / "protocol.json"
-    wanted = json.loads(json.dumps(settings))
-    if not file.exists() or not any((output / "splits").glob("*.json")):  # nothing to disagree with
-        with replace_file(file) as temporary:
-            temporary.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-        return
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        raise CheckpointError(f"{file}: damaged", "choose another -o") from None
-    for key in wanted:
-        if found.get(key) != wanted[key]:
-            raise CheckpointError(
-                f"{output}: holds an evaluation of other settings ({key} differs)",
-                "use the same settings and data, or another -o",
-            )
-
-
-def _finished(file: Path) -> dict[str, Any] | None:
-    if not file.is_file():
-        return None
-    try:
-        found = json.loads(file.read_bytes())
-        found["metrics"], found["labels"], found["split"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{file}: damaged", "remove it, and that split is run again") from None
-    return dict(found)

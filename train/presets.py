@@ -6,7 +6,7 @@ figures can be compared with; ``default`` is honest: nothing that is tested on h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -134,15 +134,15 @@ def differences(first: Preset, second: Preset) -> list[Difference]:
     return found
 
 
-def leaks(finetune: FinetuneConfig, pretrained_by: dict[str, Any] | None = None) -> list[str]:
+def leaks(finetune: FinetuneConfig | None, pretrained_by: Mapping[str, Any] | None = None) -> list[str]:
     """What makes a result no honest figure, one sentence each; empty for an honest one.
 
     Args:
-        finetune: the settings that were used.
+        finetune: the settings that were used; None where nothing was fine-tuned.
         pretrained_by: a pre-training checkpoint's config.json, if there was one.
     """
     found = []
-    if finetune.select_on == "test":
+    if finetune is not None and finetune.select_on == "test":
         found.append("the epoch and the learning rate were chosen on the test part")
     if (pretrained_by or {}).get("meta_select_on") == "target set":
         found.append("the pre-training epoch was chosen on the target set, test pictures included")

@@ -1,6 +1,7 @@
-"""The protocol's figures: agreement in task units, their spread over splits, and the tables made of them.
+"""The protocol's settings and figures: agreement in task units, its spread over splits, and the tables of it.
 
-Needs numpy alone, so that an exported bundle is measured by the same code without torch.
+Needs numpy alone, so that an exported bundle and hand-crafted metrics are measured by the same code without
+torch.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,39 @@ import numpy.typing as npt
 
 from grmp_edge.metrics import agreement
 from grmp_edge.score import MosScale
+from grmp_edge.train.data import SplitConfig
 
-__all__ = ["METRICS", "csv_table", "label_name", "markdown_table", "measure", "summarize", "text_table"]
+__all__ = [
+    "METRICS",
+    "ProtocolConfig",
+    "csv_table",
+    "label_name",
+    "markdown_table",
+    "measure",
+    "summarize",
+    "text_table",
+]
 
 METRICS = ("srcc", "plcc", "krcc", "rmse")
 _STATISTICS = ("median", "mean", "std")
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """The protocol; the paper's unless a reason is given."""
+
+    splits: int = 10
+    # 0: the model as pre-training left it, without fine-tuning; None: all of the 80 %.
+    labels: tuple[int | None, ...] = (50, 100, 200)
+    test_fraction: float = 0.2
+    # Taken from the N labels to choose the epoch, which the paper's code lets the test part do.
+    validation_fraction: float = 0.2
+    seed: int = 0  # split k is drawn with seed + k; its test part is the same for every number of labels
+    keep_checkpoints: bool = False  # they are needed for export, and large
+
+    def split(self, labels: int | None, number: int) -> SplitConfig:
+        """How split ``number`` is drawn; with 0 labels only its test part is of use."""
+        return SplitConfig(labels or None, self.test_fraction, self.validation_fraction, self.seed + number)
 
 
 def label_name(labels: int | None) -> str:
@@ -44,32 +73,39 @@ def summarize(splits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of median, mean and sample standard deviation over splits.
 
     Args:
-        splits: each with ``labels``, ``split``, ``metrics``, ``zero_shot`` and ``cross`` (metrics by set).
+        splits: each with ``labels``, ``split``, ``metrics``, and perhaps ``method`` (what was tested, where
+            several things were), ``zero_shot`` and ``cross`` (metrics by set).
 
     Returns:
-        One row per number of labels and tested set, the untuned model's first (labels 0): ``labels``,
-        ``tested`` ("" for the set's own test part), ``splits``, and for each of METRICS a dict of ``median``,
-        ``mean`` and ``std`` (None where a split's is undefined, ``std`` also with a single split).
+        One row per method (in the order in which they first come), number of labels and tested set, the
+        untuned model's first (labels 0): ``method``, ``labels``, ``tested`` ("" for the set's own test
+        part), ``splits``, and for each of METRICS a dict of ``median``, ``mean`` and ``std`` (None where a
+        split's is undefined, ``std`` also with a single split).
     """
-    rows: dict[tuple[float, str], list[Mapping[str, Any]]] = {}
-    untuned: dict[int, Mapping[str, Any]] = {}
+    methods = list(dict.fromkeys(found.get("method", "") for found in splits))
+    rows: dict[tuple[int, float, str], list[Mapping[str, Any]]] = {}
+    untuned: dict[tuple[int, int], Mapping[str, Any]] = {}
     for found in splits:
+        place = methods.index(found.get("method", ""))
         if found.get("zero_shot"):
-            untuned.setdefault(found["split"], found["zero_shot"])
+            untuned.setdefault((place, found["split"]), found["zero_shot"])
         order = math.inf if found["labels"] is None else found["labels"]
-        rows.setdefault((order, ""), []).append(found["metrics"])
+        rows.setdefault((place, order, ""), []).append(found["metrics"])
         for name, metrics in found.get("cross", {}).items():
-            rows.setdefault((order, name), []).append(metrics)
-    if untuned:
-        rows[(0, "")] = list(untuned.values())
+            rows.setdefault((place, order, name), []).append(metrics)
+    tested_untuned = {place for place, order, _ in rows if order == 0}
+    for (place, _), metrics in untuned.items():
+        if place not in tested_untuned:  # by itself, which says the same
+            rows.setdefault((place, 0, ""), []).append(metrics)
     return [
         {
+            "method": methods[place],
             "labels": None if math.isinf(labels) else int(labels),
             "tested": tested,
             "splits": len(metrics),
             **{name: _spread([found[name] for found in metrics]) for name in METRICS},
         }
-        for (labels, tested), metrics in sorted(rows.items(), key=lambda item: item[0])
+        for (place, labels, tested), metrics in sorted(rows.items(), key=lambda item: item[0])
     ]
 
 
@@ -86,8 +122,12 @@ def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
 
 def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows for a terminal: median, and mean ± standard deviation, of each measure."""
-    lines = [f"{'labels':>6} {'splits':>6}  " + "  ".join(f"{name.upper():^24}" for name in METRICS)]
-    lines.append(" " * 15 + "  ".join(f"{'median':>7}  {'mean ± std':>15}" for _ in METRICS))
+    wide = max((len(row["method"]) for row in rows), default=0)
+    first = wide + 2 if wide else 0
+    lines = [
+        " " * first + f"{'labels':>6} {'splits':>6}  " + "  ".join(f"{name.upper():^24}" for name in METRICS)
+    ]
+    lines.append(" " * (first + 15) + "  ".join(f"{'median':>7}  {'mean ± std':>15}" for _ in METRICS))
     for row in rows:
         cells = [
             f"{_number(row[name]['median']):>7}  "
@@ -96,13 +136,15 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         name = label_name(row["labels"])
         tested = f"  on {row['tested']}" if row["tested"] else ""
-        lines.append(f"{name:>6} {row['splits']:>6}  " + "  ".join(cells) + tested)
+        lines.append(f"{row['method']:{first}}{name:>6} {row['splits']:>6}  " + "  ".join(cells) + tested)
     return "\n".join(lines)
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], remarks: Sequence[str] = ()) -> str:
     """Rows as a markdown table, with remarks (settings, leaks) below it."""
+    several = any(row["method"] for row in rows)
     head = [
+        *(["method"] if several else []),
         "labels",
         "tested on",
         "splits",
@@ -110,20 +152,23 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], remarks: Sequence[str] = (
     ]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in rows:
-        cells = [label_name(row["labels"]), row["tested"] or "test part", str(row["splits"])]
+        cells = [row["method"]] if several else []
+        cells += [label_name(row["labels"]), row["tested"] or "test part", str(row["splits"])]
         cells += [_number(row[name][what]) for name in METRICS for what in _STATISTICS]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks)]) + "\n"
 
 
 def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as csv with full precision: labels,tested,splits,srcc_median,..."""
+    """Rows as csv with full precision: method,labels,tested,splits,srcc_median,..."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["labels", "tested", "splits", *(f"{n}_{w}" for n in METRICS for w in _STATISTICS)])
+    writer.writerow(
+        ["method", "labels", "tested", "splits", *(f"{n}_{w}" for n in METRICS for w in _STATISTICS)]
+    )
     for row in rows:
         numbers = [row[name][what] for name in METRICS for what in _STATISTICS]
-        writer.writerow([label_name(row["labels"]), row["tested"], row["splits"], *numbers])
+        writer.writerow([row["method"], label_name(row["labels"]), row["tested"], row["splits"], *numbers])
     return text.getvalue()
 
 

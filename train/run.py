@@ -17,19 +17,32 @@ from grmp_edge.preprocess import Preprocess
 from grmp_edge.train.backbone import EMBEDDED, BackboneConfig, load_backbone
 from grmp_edge.train.checkpoint import (
     CheckpointWriter,
-    State,
     backbone_settings,
     load_checkpoint,
     load_parameters,
+    read_state,
+    refuse_unfinished,
 )
+from grmp_edge.train.curves import CurveKind, curves_for
 from grmp_edge.train.data import Labelled, SplitConfig, data_digest, split_indices
+from grmp_edge.train.distributed import current_team, local_device
 from grmp_edge.train.finetune import FinetuneConfig, Part, finetune, predict
 from grmp_edge.train.meta import MetaConfig, meta_train
 from grmp_edge.train.model import GrmpIqa, PromptConfig
+from grmp_edge.train.precision import resolve_precision
+from grmp_edge.train.presets import leaks
 from grmp_edge.train.progress import Reporter, Silent
+from grmp_edge.train.run_state import begin_or_continue, goes_on, lead_state
 from grmp_edge.train.tasks import Task
 
-__all__ = ["ModelConfig", "pick_device", "run_finetune", "run_pretrain"]
+__all__ = [
+    "ModelConfig",
+    "build_network",
+    "pick_device",
+    "refuse_no_test_part",
+    "run_finetune",
+    "run_pretrain",
+]
 
 
 @dataclass(frozen=True)
@@ -52,20 +65,20 @@ class ModelConfig:
 
 
 def pick_device(wish: str) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda[:n]`` to a device that is there.
+    """``auto``, ``cpu`` or ``cuda[:n]`` to a device that is there; of several processes, each its own GPU.
 
     Raises:
         UsageError: CUDA is asked for and not available.
     """
     if wish == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return local_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         device = torch.device(wish)
     except RuntimeError:
         raise UsageError(f"--device {wish!r} is not a device", "use auto, cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: this PyTorch sees no CUDA device", "use --device cpu")
-    return device
+    return local_device(device)
 
 
 def run_pretrain(
@@ -76,6 +89,9 @@ def run_pretrain(
     config: MetaConfig,
     resume: bool = False,
     reporter: Reporter | None = None,
+    target: Labelled | None = None,
+    preset: str | None = None,
+    curves: CurveKind = "none",
 ) -> dict[str, Any]:
     """Meta-pre-train prompts into the checkpoint ``output``.
 
@@ -85,22 +101,37 @@ def run_pretrain(
         phases: the tasks, by phase.
         data: plain JSON that describes where the tasks came from; a resumed run must have the same.
         config: the settings.
-        resume: continue the run that is there.
+        resume: continue the run that is there; with more epochs also one that is finished.
         reporter: told of the progress.
+        target: choose the epoch by SRCC on the whole of this set instead of on held-out tasks, as the
+            released code does; the result is marked.
+        preset: the name of the preset that the settings come from, for config.json.
+        curves: how training curves are drawn beside the checkpoint.
 
     Returns:
-        The run's progress: ``history``, ``best_srcc``, ``held_out_tasks``.
+        The run's progress: ``history``, ``best_srcc``, ``held_out_tasks``; and ``leaks``.
     """
-    reporter = reporter or Silent()
-    network, settings = _build(model)
+    reporter, team = reporter or Silent(), current_team()
+    network, settings = build_network(model)
+    config = replace(config, precision=resolve_precision(config.precision, network.ctx.device))
     settings |= {"stage": "pretrain", "meta": asdict(config), "data": data, "mos": None}
-    writer = CheckpointWriter(output, settings)
-    state = _resume(writer, resume)
-    if state is None or not state.progress["complete"]:
-        meta_train(network, phases, config, writer, state, reporter)
-        state = writer.resume()
+    settings["meta_select_on"] = "held-out tasks" if target is None else "target set"
+    settings |= {"preset": preset, "leaks": leaks(None, settings)}
+    judge = None
+    if target is not None:
+        part = _whole(target, Preprocess.for_size(network.image.size).resize, reporter)
+        settings["target"] = {"name": target.name, "digest": data_digest(part.images, target.mos)}
+
+        def judge(tried: GrmpIqa) -> float | None:
+            return part.measure(predict(tried, part.images))["srcc"]
+
+    writer = CheckpointWriter(output, settings, curves_for(curves, output) if team.leads else None)
+    state = begin_or_continue(writer, resume, reporter)
+    if state is None or goes_on(state, config.epochs, output):
+        meta_train(network, phases, config, writer, state, reporter, judge)
+        state = lead_state(read_state(output) if team.leads else None)
         assert state is not None
-    return state.progress
+    return {**state.progress, "leaks": settings["leaks"]}
 
 
 def run_finetune(
@@ -112,6 +143,9 @@ def run_finetune(
     config: FinetuneConfig,
     resume: bool = False,
     reporter: Reporter | None = None,
+    allow_unfinished: bool = False,
+    preset: str | None = None,
+    curves: CurveKind = "none",
 ) -> dict[str, Any]:
     """Fine-tune into the checkpoint ``output``.
 
@@ -122,13 +156,24 @@ def run_finetune(
         data: the labelled pictures.
         split_config: how many labels, and what is kept for validation and testing.
         config: the settings.
-        resume: continue the run that is there.
+        resume: continue the run that is there; with more epochs also one that is finished, unless its
+            learning rate has fallen below the least.
         reporter: told of the progress.
+        allow_unfinished: begin also from a pre-training run that was not finished.
+        preset: the name of the preset that the settings come from, for config.json.
+        curves: how training curves are drawn beside the checkpoint.
 
     Returns:
-        The run's progress: ``history``, ``metrics`` by part (zero_shot, validation, test), ``epoch``.
+        The run's progress: ``history``, ``metrics`` by part (zero_shot, validation, test), ``epoch``,
+        ``leaks``.
+
+    Raises:
+        UsageError: the test part shall choose the epoch, and there is none.
+        CheckpointError: ``start`` is no pre-training checkpoint or an unfinished one, or ``output`` holds a
+            run of other settings.
     """
-    reporter = reporter or Silent()
+    reporter, team = reporter or Silent(), current_team()
+    refuse_no_test_part(config.select_on, split_config.test_fraction)
     split = split_indices(data, split_config)
     scale = data.scale_of([*split.train, *split.validation])
     quality = data.quality(scale)
@@ -137,14 +182,19 @@ def run_finetune(
         if loaded.config.get("stage") != "pretrain":
             # Its last blocks are no longer CLIP's, and the teacher must be plain CLIP.
             raise CheckpointError(f"{start}: is not a pre-training checkpoint", f"try {start / 'pretrain'}")
+        if not allow_unfinished:
+            refuse_unfinished(start)
         network = loaded.model.to(pick_device(model.device))
         settings = {key: loaded.config[key] for key in ("backbone", "prompts", "seed")}
         settings["versions"] = _versions()
-        settings["pretrained_by"] = {key: loaded.config.get(key) for key in ("meta", "data")}
+        settings["pretrained_by"] = {
+            key: loaded.config.get(key) for key in ("meta", "data", "meta_select_on")
+        }
     else:
-        network, settings = _build(model)
+        network, settings = build_network(model)
         settings["pretrained_by"] = None
     config = config.for_backbone(network.backbone.name)
+    config = replace(config, precision=resolve_precision(config.precision, network.ctx.device))
     side = Preprocess.for_size(network.image.size).resize
     used = [*split.train, *split.validation, *split.test]
     reporter.start("reading pictures", len(used))
@@ -153,8 +203,11 @@ def run_finetune(
     raw = (data.mos[used] - scale.low) / (scale.high - scale.low)
     places = {"train": slice(0, a), "validation": slice(a, b), "test": slice(b, None)}
     parts = {name: Part(pixels[at], quality[used][at], raw[at]) for name, at in places.items()}
+    found_leaks = leaks(config, settings["pretrained_by"])
     settings |= {
         "stage": "finetune",
+        "preset": preset,
+        "leaks": found_leaks,
         "finetune": asdict(config),
         "split": asdict(split_config),
         "mos": asdict(scale),
@@ -165,10 +218,10 @@ def run_finetune(
             "images": [str(data.paths[i].resolve()) for i in used],
         },
     }
-    writer = CheckpointWriter(output, settings)
-    state = _resume(writer, resume)
-    if state is not None and state.progress["complete"]:
-        return state.progress
+    writer = CheckpointWriter(output, settings, curves_for(curves, output) if team.leads else None)
+    state = begin_or_continue(writer, resume, reporter)
+    if state is not None and not goes_on(state, config.epochs, output, config.min_lr):
+        return {**state.progress, "leaks": found_leaks}
     before = {f"zero_shot_{name}": _measure(network, part) for name, part in parts.items() if name != "train"}
     judge = parts["test"] if config.select_on == "test" else parts["validation"]
     if state is not None:
@@ -184,16 +237,40 @@ def run_finetune(
         "metrics": {name: found for name, found in metrics.items() if found},
         # The published protocol of the released code, honest only when it is told.
         "selected_on_test": config.select_on == "test",
+        "leaks": found_leaks,
     }
-    writer.save(replace(final, progress=progress))
+    if team.leads:
+        writer.save(replace(final, progress=progress))
     return progress
 
 
 def _measure(network: GrmpIqa, part: Part) -> dict[str, float | None] | None:
-    return part.measure(predict(network, part.images)) if len(part.images) > 1 else None
+    if len(part.images) < 2:
+        return None
+    return part.measure(predict(network, part.images, team=current_team()))
 
 
-def _build(model: ModelConfig) -> tuple[GrmpIqa, dict[str, Any]]:
+def refuse_no_test_part(select_on: str, test_fraction: float) -> None:
+    """Raise UsageError where the test part shall choose the epoch but nothing is kept for testing.
+
+    It would become a fixed schedule that is called something else.
+    """
+    if select_on == "test" and test_fraction == 0:
+        raise UsageError(
+            "the epoch cannot be chosen on the test part: --test-fraction 0 leaves none",
+            "keep a test part, or drop --select-on-test (and --preset reference)",
+        )
+
+
+def _whole(data: Labelled, side: int, reporter: Reporter) -> Part:
+    """All of a set."""
+    every, scale = range(len(data)), data.scale_of(range(len(data)))
+    reporter.start("reading the target set", len(data))
+    return Part(data.squashed(every, side, reporter.step), data.quality(scale), data.mos)
+
+
+def build_network(model: ModelConfig) -> tuple[GrmpIqa, dict[str, Any]]:
+    """A network with fresh prompts on its device, and what config.json says of it."""
     backbone = load_backbone(model.backbone)
     torch.manual_seed(model.seed)
     network = GrmpIqa(backbone, model.prompts).eval().to(pick_device(model.device))
@@ -212,10 +289,3 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "open_clip_torch", "numpy")},
     }
-
-
-def _resume(writer: CheckpointWriter, resume: bool) -> State | None:
-    if not resume:
-        writer.refuse_overwrite()
-        return None
-    return writer.resume()

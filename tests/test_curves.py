@@ -1,0 +1,145 @@
+"""Training curves: the picture decoded, the event files read by TensorBoard itself, both over a resume."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers_train import memory_task, pictures, tiny_model
+from typer.testing import CliRunner
+
+from grmp_edge.cli import app
+from grmp_edge.errors import MissingDependencyError
+from grmp_edge.train import curves as room
+from grmp_edge.train.checkpoint import CheckpointWriter, State
+from grmp_edge.train.curves import Panel, Series, curves_for, panels
+from grmp_edge.train.curves_png import draw, ticks
+from grmp_edge.train.finetune import FinetuneConfig, Part, finetune
+from grmp_edge.train.meta import MetaConfig, meta_train
+
+BLUE = np.array([180, 119, 31])  # of the first curve, as OpenCV orders it
+
+
+def part_of(count: int, seed: int = 0) -> Part:
+    quality = np.random.default_rng(seed + 50).random(count).astype(np.float32)
+    return Part(pictures(count, 35, seed), quality)
+
+
+def tuned(folder: Path, epochs: int, kind: str, resume: bool = False) -> State:
+    config = FinetuneConfig(epochs=epochs, evaluate_every=1, lr=0.05)
+    writer = CheckpointWriter(folder, {"finetune": {"epochs": epochs}}, curves_for(kind, folder))
+    state = writer.resume() if resume else None
+    final = finetune(tiny_model(), part_of(6), part_of(6, seed=3), config, writer, state)
+    writer.save(final)
+    return final
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_reads_every_epoch_once_also_after_a_resume(tmp_path: Path) -> None:
+    first = tuned(tmp_path, 3, "tensorboard")
+    assert len(first.progress["history"]) == 3
+    second = tuned(tmp_path, 6, "tensorboard", resume=True)
+    history = second.progress["history"]
+    assert [entry["epoch"] for entry in history] == [1, 2, 3, 4, 5, 6]
+    found = scalars(tmp_path / "tensorboard")
+    names = {"loss", "semantic", "cosine", "changed", "srcc", "lr"}
+    assert set(found) == {f"finetune/{name}" for name in names}
+    for name in names:
+        wanted = [(entry["epoch"], pytest.approx(entry[name], rel=1e-6)) for entry in history]
+        assert found[f"finetune/{name}"] == wanted
+
+
+def test_meta_pre_training_has_a_curve_per_phase(tmp_path: Path) -> None:
+    phases = [[memory_task(f"{p}{i}", 4, 3, seed=3 * p + i) for i in range(2)] for p in range(2)]
+    config = MetaConfig(epochs=2, support_batch=8, query_batch=4, held_out=0.25)
+    model = tiny_model()
+    writer = CheckpointWriter(tmp_path, {"meta": {}}, curves_for("tensorboard", tmp_path))
+    history = meta_train(model, phases, config, writer)
+    found = scalars(tmp_path / "tensorboard")
+    for k in range(2):
+        wanted = [(entry["epoch"], pytest.approx(entry["phase_losses"][k])) for entry in history]
+        assert found[f"pretrain/loss/phase_{k + 1}"] == wanted
+    assert [step for step, _ in found["pretrain/srcc"]] == [1, 2]
+    # Three tasks are trained on, one is held out: the mean is over tasks, not over phases.
+    entry = history[0]
+    one, two = sorted(entry["phase_losses"], key=lambda v: abs(v - entry["loss"]))
+    assert entry["loss"] == pytest.approx((2 * one + two) / 3)
+
+
+def test_the_picture_is_whole_at_every_save_and_grows(tmp_path: Path) -> None:
+    sizes = []
+    draw_all = curves_for("png", tmp_path)
+    assert draw_all is not None
+    for count in (1, 2, 8):
+        history = [
+            {"epoch": 5 * (i + 1), "loss": 1 / (i + 1), "srcc": 0.1 * i, "lr": 0.1} for i in range(count)
+        ]
+        draw_all({"stage": "finetune", "epoch": 5 * count, "history": history})
+        image = cv2.imread(str(tmp_path / "curves.png"))
+        assert image is not None and image.shape == (40 + 2 * 340, 2 * 620, 3)
+        sizes.append(int((np.abs(image[:340].astype(int) - BLUE).max(-1) < 40).sum()))
+    assert sizes[0] < sizes[1] < sizes[2]
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_a_curve_lies_where_its_values_are() -> None:
+    rising = Series("x", "x", tuple((epoch, epoch / 10) for epoch in range(1, 101)))
+    image = draw([Panel("rising", (rising,))], "title")
+    near = np.abs(image.astype(int) - BLUE).max(-1) < 40
+    rows, columns = np.nonzero(near)
+    slope, start = np.polyfit(columns, rows, 1)
+    assert np.abs(rows - (slope * columns + start)).max() < 4  # a straight line
+    assert slope < 0 and rows.max() - rows.min() > 0.8 * (340 - 84)  # rising, over the panel's height
+    falling = Series("y", "y", tuple((epoch, 10.0 ** -(epoch // 10)) for epoch in range(1, 50)))
+    image = draw([Panel("rate", (falling,), logarithmic=True)], "title")
+    rows = np.nonzero(np.abs(image.astype(int) - BLUE).max(-1) < 40)[0]
+    heights = [row for row in range(image.shape[0]) if (rows == row).sum() > 60]
+    steps = np.diff([heights[0], *(b for a, b in pairwise(heights) if b - a > 5)])
+    assert len(steps) == 4 and np.ptp(steps) <= 2  # tenfold steps are equally high
+    nothing = draw([Panel("none", (Series("z", "z", ()),))], "title")
+    assert nothing.shape == image.shape
+
+
+def test_ticks_are_round() -> None:
+    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert ticks(-0.13, 0.42) == pytest.approx([0, 0.2, 0.4]) or len(ticks(-0.13, 0.42)) >= 3
+    assert ticks(5, 2000, 6) == pytest.approx([500, 1000, 1500, 2000])
+
+
+def test_values_that_are_none_leave_a_gap() -> None:
+    history: list[dict[str, Any]] = [
+        {"epoch": 1, "loss": 1.0, "srcc": None, "lr": 0.1},
+        {"epoch": 2, "loss": 0.5, "srcc": 0.3, "lr": 0.1},
+    ]
+    found = {s.name: s.points for p in panels({"stage": "finetune", "history": history}) for s in p.series}
+    assert found["srcc"] == ((2, 0.3),) and found["loss"] == ((1, 1.0), (2, 0.5))
+    assert found["semantic"] == ()
+
+
+def test_without_tensorboard_one_line_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"needs the package 'tensorboard'.*\[tensorboard\]"):
+        curves_for("tensorboard", tmp_path)
+    assert curves_for("none", tmp_path) is None
+    shown = CliRunner().invoke(app, ["train", "pretrain", "--curves", "gif"])
+    assert shown.exit_code == 2
+
+
+def test_curves_do_not_change_training(tmp_path: Path) -> None:
+    a, b = tuned(tmp_path / "a", 3, "png"), tuned(tmp_path / "b", 3, "none")
+    assert all(torch.equal(value, b.weights[name]) for name, value in a.weights.items())
+    assert (tmp_path / "a" / "curves.png").exists() and not (tmp_path / "b" / "curves.png").exists()
