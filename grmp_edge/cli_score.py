@@ -1,21 +1,26 @@
-"""The commands ``score`` and ``doctor``."""
+"""The command ``score``."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from grmp_edge.cli_options import Precision, PrecisionOption, Provider, ProviderOption, Threads
-
-if TYPE_CHECKING:
-    from grmp_edge.runtime import Failure, Score
-    from grmp_edge.runtime.report import CsvFile, PlainTable, RichTable, VideoSummary
+from grmp_edge.cli_doctor import doctor
+from grmp_edge.cli_options import (
+    AllowCpu,
+    Precision,
+    PrecisionOption,
+    Provider,
+    ProviderOption,
+    Threads,
+)
+from grmp_edge.cli_score_engine import ModelChoice, RayChoice, listing, open_engine
+from grmp_edge.cli_score_run import Meter, ScoreRun
+from grmp_edge.errors import UsageError
 
 __all__ = ["register"]
 
@@ -29,174 +34,136 @@ def register(app: typer.Typer) -> None:
 def score(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by grmp-edge export.")],
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE", help="Pictures, videos, folders or 'globs'.")
+        list[str],
+        typer.Argument(
+            metavar="SOURCE", help="Pictures, videos, folders, 'globs', http addresses; -: standard input."
+        ),
     ],
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON line a picture or frame on stdout.")
     ] = False,
     csv: Annotated[Path | None, typer.Option("--csv", help="Also write the scores to this file.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write to this .jsonl or .csv row by row, failures too; can be resumed."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --output: what is in it is not scored again.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Then watch the folders for new files, until Ctrl-C.")
+    ] = False,
+    raw: Annotated[
+        str | None,
+        typer.Option(
+            "--raw",
+            metavar="WxH:PIXELS",
+            help="Standard input is frames of this size: rgb24, bgr24, nv12 or gray.",
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures in one run of the network.")] = 8,
     precision: PrecisionOption = Precision.fp32,
     provider: ProviderOption = Provider.auto,
+    allow_cpu: AllowCpu = False,
     threads: Threads = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Threads that decode; default: one a core.")
+    ] = None,
     every: Annotated[int, typer.Option("--every", min=1, help="Of a video, each N-th frame.")] = 1,
     fps: Annotated[
         float | None, typer.Option("--fps", help="Of a video, at most so many frames a second.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Score on a Ray cluster; 'local' starts one here."),
+    ] = None,
+    ray_actors: Annotated[
+        int, typer.Option("--ray-actors", min=1, help="With --ray: how many scorers, spread over its nodes.")
+    ] = 1,
+    ray_cpus: Annotated[
+        float, typer.Option("--ray-cpus", min=0.0, help="With --ray: CPU cores for each scorer.")
+    ] = 1.0,
+    ray_gpus: Annotated[
+        float, typer.Option("--ray-gpus", min=0.0, help="With --ray: GPUs for each scorer.")
+    ] = 0.0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no hint on stderr.")] = False,
 ) -> None:
     """Score pictures and videos: 0 is bad, 1 is good."""
-    from grmp_edge.runtime import Sampling, Scorer
+    from grmp_edge.runtime import Sampling
+    from grmp_edge.runtime.records import ScoreFile
     from grmp_edge.runtime.report import CsvFile
+    from grmp_edge.runtime.stdin import RawFormat
 
-    sampling = Sampling(every, fps)
+    frames = RawFormat.parse(raw) if raw is not None else None
+    _check(sources, output, resume, follow, frames is not None, fps, ray)
     # JSON lines on a terminal would run through the progress line.
     live = not quiet and sys.stderr.isatty() and not (as_json and sys.stdout.isatty())
+    model = ModelChoice(bundle, precision, provider, threads, allow_cpu)
+    cluster = RayChoice(ray, ray_actors, ray_cpus, ray_gpus) if ray is not None else None
     with contextlib.ExitStack() as stack:
-        scorer = stack.enter_context(Scorer.open(bundle, precision.value, provider.value, threads))
+        engine = stack.enter_context(open_engine(model, cluster, batch, workers, Sampling(every, fps)))
         file = stack.enter_context(CsvFile(csv)) if csv is not None else None
-        meter = _Meter(live)
-        run = _Run(meter, as_json, file)
+        kept = stack.enter_context(ScoreFile(output, engine.model_id, resume)) if output is not None else None
+        if kept is not None and kept.done.rows and not quiet:
+            typer.echo(f"{output}: {kept.done.rows} rows are there already", err=True)
+        found = stack.enter_context(listing(sources, frames, follow, kept.done if kept else None))
+        meter = Meter(live, lines=output is not None and not quiet)
+        run = ScoreRun(meter, as_json, file, kept)
         try:
             with meter:
-                run.take(scorer.score_many(sources, batch, sampling))
+                run.take(engine.results(found, kept.done.last_frame if kept is not None else None))
         except BaseException:
             if file is not None and file.rows:
                 typer.echo(f"{file.rows} scores kept in {file.partial}", err=True)
+            if kept is not None:
+                total = kept.done.rows + kept.rows
+                typer.echo(f"{total} rows in {output}; to go on: the same command with --resume", err=True)
             raise
         finally:
             run.finish()
-    if csv is not None:
-        typer.echo(f"{run.scored} scores written to {csv}", err=True)
+    for path in (csv, output):
+        if path is not None:
+            typer.echo(f"{run.scored} scores written to {path}", err=True)
     total = run.scored + run.failed
     if run.failed:
         if total > 1:
             typer.echo(f"error: {run.failed} of {total} could not be scored", err=True)
         raise typer.Exit(1)
     if not quiet:
-        hint = "(--json: one line a picture; --csv scores.csv: a file)"
-        if as_json or csv is not None:
+        hint = "(--json: one line a picture; --output scores.jsonl: a file that can be resumed)"
+        if as_json or csv is not None or output is not None:
             hint = (
                 "--provider cuda, or --precision fp16 where the bundle has it (grmp-edge doctor: what works)"
             )
         typer.echo(f"next: grmp-edge score {bundle} SOURCE... {hint}", err=True)
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+def _check(
+    sources: list[str],
+    output: Path | None,
+    resume: bool,
+    follow: bool,
+    raw: bool,
+    fps: float | None,
+    ray: str | None,
 ) -> None:
-    """Show what works here, and what to install for the rest."""
-    import json
+    if resume and output is None:
+        raise UsageError("--resume goes on with a file", "name it by --output scores.jsonl")
+    if raw and "-" not in sources:
+        raise UsageError("--raw is for frames from standard input", "add - to the sources")
+    if raw and fps is not None:
+        raise UsageError("raw frames carry no times, so --fps cannot choose among them", "use --every")
+    if sources.count("-") > 1:
+        raise UsageError("standard input can be read once", "give - one time")
+    for what, given in (("--resume", resume), ("--follow", follow), ("--ray", ray is not None)):
+        if given and "-" in sources:
+            raise UsageError(f"{what} and standard input exclude each other", "give files or folders")
+    if follow and ray is not None:
+        raise UsageError("--follow and --ray exclude each other", "use one of them")
+    from grmp_edge.runtime.names import safe_name
 
-    from grmp_edge.runtime.doctor import can_score, examine
-
-    parts = examine()
-    works = can_score(parts)
-    if as_json:
-        typer.echo(json.dumps({"can_score": works, "parts": [asdict(part) for part in parts]}, indent=2))
-    else:
-        for part in parts:
-            remedy = f"  ->  {part.remedy}" if part.remedy else ""
-            typer.echo(f"{part.status:<8} {part.name:<18} {part.detail}{remedy}")
-        typer.echo("scoring works here" if works else "scoring does not work here yet")
-    if not works:
-        raise typer.Exit(1)
-
-
-class _Run:
-    """Takes the results of one ``score`` command as they come."""
-
-    def __init__(self, meter: _Meter, as_json: bool, file: CsvFile | None) -> None:
-        from grmp_edge.runtime.report import PlainTable, RichTable
-
-        self.scored = self.failed = 0
-        self._meter, self._file = meter, file
-        self._table: PlainTable | RichTable | None = None
-        if not as_json:
-            terminal = sys.stdout.isatty()
-            self._table = RichTable(sys.stdout, meter.paused) if terminal else PlainTable(sys.stdout)
-        self._videos: list[VideoSummary] = []
-
-    def take(self, results: Iterable[Score | Failure]) -> None:
-        from grmp_edge.runtime import Failure
-        from grmp_edge.runtime.report import printable
-
-        for result in results:
-            if isinstance(result, Failure):
-                self.failed += 1
-                self._meter.say(f"error: {printable(str(result.error))}")
-            else:
-                self.scored += 1
-                self._keep(result)
-            self._meter.step(self.scored, printable(result.source))
-
-    def _keep(self, score: Score) -> None:
-        from grmp_edge.runtime.report import VideoSummary
-
-        if self._file is not None:  # first: what is shown is kept, whenever Ctrl-C comes
-            self._file.write(score)
-        if self._table is not None:
-            self._table.add(score)
-        else:
-            print(score.to_json(), flush=True)
-        if score.frame is not None:
-            if not self._videos or self._videos[-1].source != score.source:
-                self._videos.append(VideoSummary(score.source))
-            self._videos[-1].add(score)
-
-    def finish(self) -> None:
-        """Print what is still held back, and a line for each video (on stdout unless that is JSON)."""
-        if self._table is not None:
-            self._table.close()
-        for video in self._videos:
-            typer.echo(str(video), err=self._table is None)
-
-
-class _Meter:
-    """A progress line on stderr, or nothing; messages pass above it."""
-
-    def __init__(self, live: bool) -> None:
-        self._progress: Any = None
-        if live:
-            from rich.console import Console
-            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-            self._progress = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.completed} scored, {task.fields[rate]:.1f}/s,", markup=False),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[source]}", markup=False),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._task = self._progress.add_task("", total=None, rate=0.0, source="")
-
-    def __enter__(self) -> None:
-        if self._progress is not None:
-            self._progress.start()
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Take the line away while something is printed on stdout."""
-        running = self._progress is not None and self._progress.live.is_started
-        if running:
-            self._progress.stop()
-        try:
-            yield
-        finally:
-            if running:
-                self._progress.start()
-
-    def step(self, scored: int, source: str) -> None:
-        if self._progress is not None:
-            elapsed = self._progress.tasks[0].elapsed or 0.0
-            rate = scored / elapsed if elapsed else 0.0
-            self._progress.update(self._task, completed=scored, rate=rate, source=source)
-
-    def say(self, text: str) -> None:
-        with self.paused():
-            typer.echo(text, err=True)
+    if follow and not all(Path(source).is_dir() for source in sources):
+        wrong = next(source for source in sources if not Path(source).is_dir())
+        raise UsageError(f"--follow watches folders, and {safe_name(wrong)} is none", "give folders")

@@ -1,6 +1,6 @@
 """What runs a graph: a small protocol, and onnxruntime behind it.
 
-Another backend (native TensorRT) is another class with the same four members, chosen in
+Another backend (:mod:`grmp_edge.runtime.backend_tensorrt`) is another class with the same members, chosen in
 :func:`open_backend`.
 """
 
@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from grmp_edge.bundle import Graph
+from grmp_edge.bundle import Bundle, Graph
 from grmp_edge.errors import BackendError, MissingDependencyError
 from grmp_edge.runtime.engine_cache import default_cache
 
@@ -43,6 +43,9 @@ class BackendOptions:
     # None: onnxruntime's own choice, a pinned thread for each physical core. A number leaves the other
     # cores to decoding cameras or to neighbours.
     threads: int | None = None
+    # A provider asked for by name that does not work: the CPU instead of an error. Off, since a service
+    # that was to run on a GPU and is ten times too slow without a word is found out too late.
+    allow_cpu: bool = False
 
     def __post_init__(self) -> None:
         if self.provider != "auto" and self.provider not in PROVIDERS:
@@ -62,6 +65,10 @@ class Backend(Protocol):
     def provider(self) -> str:
         """Where it really runs: ``cpu``, ``cuda`` or ``tensorrt``."""
 
+    @property
+    def fallback(self) -> str | None:
+        """Why it runs on the CPU though another provider was asked for, or was there to use; else None."""
+
     def run(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Score uint8 (N, size, size, 3) RGB into float32 (N,)."""
 
@@ -69,33 +76,61 @@ class Backend(Protocol):
         """Release the graph and its memory."""
 
 
-def open_backend(path: Path, graph: Graph, size: int, options: BackendOptions) -> Backend:
+def open_backend(
+    path: Path, graph: Graph, size: int, options: BackendOptions, bundle: Bundle | None = None
+) -> Backend:
     """Make the graph at ``path`` ready to run and check that it reads ``size`` x ``size`` pictures.
+
+    ``bundle`` is what it belongs to; with it the provider ``tensorrt`` is native where TensorRT's bindings
+    import, and onnxruntime's elsewhere.
 
     Raises:
         MissingDependencyError: no backend is installed; the message names the extra.
-        BackendError: the provider asked for does not work here, or the graph does not load.
+        BackendError: the provider asked for does not work here and ``options.allow_cpu`` is off, or the
+            graph does not load.
     """
-    return OnnxRuntimeBackend(path, graph, size, options)
+    precision = next((name for name, own in bundle.graphs.items() if own == graph), "") if bundle else ""
+    try:
+        if bundle and precision and options.provider == "tensorrt":
+            from grmp_edge.runtime.tensorrt_build import open_native
+            from grmp_edge.runtime.tensorrt_load import installed_tensorrt
+
+            if (trt := installed_tensorrt()) is not None:
+                return open_native(bundle, precision, trt=trt)
+        digest = bundle.graph_digest(precision) if bundle and precision else graph.sha256
+        return OnnxRuntimeBackend(path, graph, size, options, digest)
+    except BackendError as error:
+        if options.provider == "cpu" or not (options.allow_cpu or options.provider == "auto"):
+            raise
+        backend = OnnxRuntimeBackend(path, graph, size, replace(options, provider="cpu"))
+        backend.fallback = error.message
+        return backend
 
 
 class OnnxRuntimeBackend:
     """A graph run by onnxruntime. Runs from several threads at once are allowed."""
 
     name = "onnxruntime"
+    fallback: str | None = None
 
-    def __init__(self, path: Path, graph: Graph, size: int, options: BackendOptions) -> None:
+    def __init__(
+        self, path: Path, graph: Graph, size: int, options: BackendOptions, digest: str = ""
+    ) -> None:
+        """``digest`` stands for the graph's content; only TensorRT's engine cache needs it."""
         ort = load_onnxruntime(options.provider)
         wanted = _choose(ort, options.provider)
         self._session: Any = None
-        session = _create(ort, path, options, wanted)
+        session = _create(ort, path, options, wanted, digest or graph.sha256)
         used = session.get_providers()[0]
         # onnxruntime only logs it when a provider fails to load, and goes on with the CPU.
         if used != PROVIDERS[wanted] and options.provider != "auto":
             raise BackendError(
                 f"provider {wanted!r} does not work here: onnxruntime would run on {used}",
-                "see what is missing with: grmp-edge doctor; or use --provider cpu",
+                "see what is missing with: grmp-edge doctor; or add --allow-cpu",
             )
+        if used != PROVIDERS[wanted]:
+            self.fallback = f"provider {wanted!r} does not load (see what is missing with: grmp-edge doctor)"
+        session.disable_fallback()  # older versions of onnxruntime do not know enable_fallback
         self.provider = next((name for name, full in PROVIDERS.items() if full == used), used)
         self._input, self._output = graph.input, graph.output
         _check_signature(session, path, graph, size)
@@ -158,12 +193,12 @@ def _choose(ort: Any, provider: str) -> str:
     if PROVIDERS[provider] not in available:
         raise BackendError(
             f"provider {provider!r} is not in the installed onnxruntime {ort.__version__}",
-            "run: pip uninstall onnxruntime; pip install 'grmp-edge[gpu]'",
+            "run: pip uninstall onnxruntime; pip install 'grmp-edge[gpu]'; or add --allow-cpu",
         )
     return provider
 
 
-def _create(ort: Any, path: Path, options: BackendOptions, wanted: str) -> Any:
+def _create(ort: Any, path: Path, options: BackendOptions, wanted: str, digest: str) -> Any:
     settings = ort.SessionOptions()
     # The default already, named because the parity gate's figures were taken with it.
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -179,9 +214,11 @@ def _create(ort: Any, path: Path, options: BackendOptions, wanted: str) -> Any:
     ort.set_default_logger_severity(4)
     # The CPU stays as the last provider, for the odd shape computation a GPU provider leaves to it.
     names = dict.fromkeys([PROVIDERS[wanted], PROVIDERS["cpu"]])
-    providers = [(name, _provider_options(name, path)) for name in names]
+    providers = [(name, _provider_options(name, path, digest)) for name in names]
     try:
-        return ort.InferenceSession(str(path), sess_options=settings, providers=providers)
+        # Without enable_fallback=0 onnxruntime answers a failing GPU, now or in a later run, by printing
+        # to stdout and going on with the CPU.
+        return ort.InferenceSession(str(path), sess_options=settings, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no common base but this
         raise BackendError(
             f"{path}: onnxruntime {ort.__version__} cannot load it: {_first_line(error)}",
@@ -189,7 +226,7 @@ def _create(ort: Any, path: Path, options: BackendOptions, wanted: str) -> Any:
         ) from None
 
 
-def _provider_options(name: str, path: Path) -> dict[str, str]:
+def _provider_options(name: str, path: Path, digest: str) -> dict[str, str]:
     """onnxruntime's options for a provider; all are strings there."""
     if name == PROVIDERS["cuda"]:
         # The default tries every convolution algorithm at every new batch size; there is one convolution.
@@ -199,7 +236,9 @@ def _provider_options(name: str, path: Path) -> dict[str, str]:
         cache = default_cache() / "onnxruntime"
         return {
             "trt_engine_cache_enable": "1",
-            "trt_engine_cache_path": str(cache / "engines"),
+            # A folder for each graph: onnxruntime names an engine after the graph's names and shapes, so
+            # that it would take the engine of one bundle for another with other weights.
+            "trt_engine_cache_path": str(cache / "engines" / digest[:16]),
             "trt_timing_cache_enable": "1",
             "trt_timing_cache_path": str(cache / "timings"),
             # Where the file has half types they must be allowed; its norms are float32 and must stay so.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import BackendError, UsageError
-from grmp_edge.runtime.backends import load_onnxruntime
+from grmp_edge.runtime.backends import BackendOptions, load_onnxruntime, open_backend
 
 __all__ = ["BenchConfig", "Runner", "Timing", "bench_bundle", "compare", "graph_runner", "open_session"]
 
@@ -115,13 +115,20 @@ def bench_bundle(
     config: BenchConfig,
     precisions: Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    provider: str = "cpu",
 ) -> list[Timing]:
-    """Time the graphs of a bundle on this CPU, the first listed being the one to compare with."""
+    """Time the graphs of a bundle, the first listed being the one to compare with.
+
+    Raises:
+        BackendError: the provider does not work here, or a graph does not load.
+    """
     chosen: Iterable[str] = precisions or tuple(bundle.graphs)
-    runners = {}
+    runners: dict[str, Runner] = {}
     for precision in chosen:
         progress(f"loading {precision}")
-        runners[precision] = graph_runner(open_session(bundle.graph(precision), config.threads))
+        options = BackendOptions(provider, config.threads)
+        path, graph = bundle.graph(precision), bundle.graphs[precision]
+        runners[precision] = open_backend(path, graph, bundle.input_size, options, bundle).run
     return compare(runners, bundle.input_size, config, progress)
 
 

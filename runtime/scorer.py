@@ -45,6 +45,7 @@ class Scorer:
         precision: str = "fp32",
         provider: str = "auto",
         threads: int | None = None,
+        allow_cpu: bool = False,
     ) -> Scorer:
         """Check a bundle and make one of its graphs ready to run.
 
@@ -53,19 +54,20 @@ class Scorer:
             precision: ``fp32``, ``fp16`` or ``int8``; the bundle must have it.
             provider: ``auto``, ``cpu``, ``cuda`` or ``tensorrt``; see :class:`BackendOptions`.
             threads: CPU threads for the network; None leaves it to the backend.
+            allow_cpu: run on the CPU if the provider asked for does not work; ``backend.fallback`` then
+                says why.
 
         Raises:
             BundleError: the bundle is missing or damaged, or lacks the precision.
             MissingDependencyError: no backend is installed.
             BackendError: the provider does not work here, or the graph does not load.
         """
-        options = BackendOptions(provider, threads)
+        options = BackendOptions(provider, threads, allow_cpu)
         if not isinstance(bundle, Bundle):
             bundle = Bundle.load(bundle)
         path = bundle.graph(precision)
-        return cls(
-            bundle, open_backend(path, bundle.graphs[precision], bundle.input_size, options), precision
-        )
+        backend = open_backend(path, bundle.graphs[precision], bundle.input_size, options, bundle)
+        return cls(bundle, backend, precision)
 
     def score(self, image: ImageLike, name: str | None = None) -> Score:
         """Score one picture; ``name`` is what the result calls it (default: its path).

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import glob
-import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import GrmpError, SourceError
-from grmp_edge.preprocess import IMAGE_SUFFIXES, read_image
+from grmp_edge.preprocess import IMAGE_SUFFIXES, decode_image, read_image
+from grmp_edge.runtime.fetch import fetch_picture
+from grmp_edge.runtime.listing import natural_key, sort_names, walk
 from grmp_edge.runtime.names import safe_name
-from grmp_edge.runtime.video import VIDEO_SUFFIXES, Sampling, read_video
+from grmp_edge.runtime.stdin import STDIN, RawFormat, read_raw_frames, read_stdin
+from grmp_edge.runtime.video import VIDEO_SUFFIXES, Sampling, read_video_bgr
 
-__all__ = ["Failure", "Picture", "Sampling", "list_sources", "natural_key", "read_sources"]
+__all__ = [
+    "Decoded",
+    "Failure",
+    "Listed",
+    "Picture",
+    "Remote",
+    "Sampling",
+    "Stdin",
+    "decode_listed",
+    "is_known",
+    "list_sources",
+    "natural_key",
+    "read_sources",
+]
 
 
 @dataclass(frozen=True)
@@ -38,14 +54,51 @@ class Failure:
     error: GrmpError  # str(error) is one line that names the source
 
 
+@dataclass(frozen=True)
+class Remote:
+    """A picture on a web server, by its http or https address."""
+
+    url: str
+
+    def __str__(self) -> str:
+        """The address as it may be shown."""
+        return safe_name(self.url)
+
+
+@dataclass(frozen=True)
+class Stdin:
+    """Standard input, named ``-``: raw frames if ``raw`` says which, else one encoded picture."""
+
+    raw: RawFormat | None = None
+
+    def __str__(self) -> str:
+        """What results call it."""
+        return STDIN
+
+
+# What a source turns out to be, before it is opened; str() is its name in results.
+Listed: TypeAlias = Path | Remote | Stdin
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels as the decoder gave them; they hold until the next are asked for."""
+
+    image: npt.NDArray[np.uint8]  # (H, W, 3)
+    bgr: bool  # the order of the channels; turning it is left until the picture is small
+    frame: int | None = None
+    time_s: float | None = None
+
+
 def read_sources(
     sources: Iterable[str | Path], sampling: Sampling | None = None
 ) -> Iterator[Picture | Failure]:
     """Decode everything the sources name, one picture at a time, in order.
 
     A source is a picture or video file, a folder (searched below, files in natural order: 2 before 10;
-    hidden ones left out) or a glob (``**`` goes down). A source or file that cannot be read becomes a
-    :class:`Failure` and the stream goes on.
+    hidden ones left out), a glob (``**`` goes down), ``-`` for a picture from standard input, or the http
+    address of a picture. A source or file that cannot be read becomes a :class:`Failure` and the stream
+    goes on.
 
     Args:
         sources: the names, in the order wanted.
@@ -57,20 +110,48 @@ def read_sources(
             continue
         name = str(found)
         try:
-            if found.suffix.lower() in VIDEO_SUFFIXES:
-                for frame in read_video(found, sampling):
-                    yield Picture(frame.image, name, frame.index, frame.time_s)
-            else:
-                yield Picture(read_image(found), name)
+            for item in decode_listed(found, sampling or Sampling()):
+                image = item.image
+                if item.bgr:
+                    image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+                yield Picture(image, name, item.frame, item.time_s)
         except GrmpError as error:
             yield Failure(name, error)
 
 
-def list_sources(sources: Iterable[str | Path]) -> Iterator[Path | Failure]:
-    """The files that the sources name, a folder listed at a time, without opening them."""
+def decode_listed(found: Listed, sampling: Sampling, after: int = -1) -> Iterator[Decoded]:
+    """Open and decode what :func:`list_sources` found.
+
+    Args:
+        found: the file, address or input.
+        sampling: which frames of a video to take.
+        after: frames of a video up to this index are passed over.
+
+    Raises:
+        GrmpError: it cannot be read; frames before the damage have been yielded.
+    """
+    if isinstance(found, Stdin) and found.raw is not None:
+        for index, image in read_raw_frames(found.raw, sampling.every):
+            yield Decoded(image, found.raw.bgr, index)
+    elif isinstance(found, Stdin):
+        yield Decoded(decode_image(read_stdin(), STDIN), False)
+    elif isinstance(found, Remote):
+        yield Decoded(decode_image(fetch_picture(found.url), str(found)), False)
+    elif found.suffix.lower() in VIDEO_SUFFIXES:
+        for frame in read_video_bgr(found, sampling, after):
+            yield Decoded(frame.image, True, frame.index, frame.time_s)
+    else:
+        yield Decoded(read_image(found), False)
+
+
+def list_sources(sources: Iterable[str | Path], raw: RawFormat | None = None) -> Iterator[Listed | Failure]:
+    """What the sources name, without opening it and without holding the list; ``raw`` is for ``-``."""
     for source in sources:
         try:
-            yield from _expand(str(source))
+            if str(source) == "-":
+                yield Stdin(raw)
+            else:
+                yield from _expand(str(source))
         except GrmpError as error:
             yield Failure(safe_name(str(source)), error)
         except OSError as error:
@@ -78,25 +159,27 @@ def list_sources(sources: Iterable[str | Path]) -> Iterator[Path | Failure]:
             yield Failure(str(source), reason)
 
 
-def _expand(source: str) -> Iterator[Path | Failure]:
+def _expand(source: str) -> Iterator[Listed | Failure]:
     path = Path(source)
-    if "://" in source:
+    if source.startswith(("http://", "https://")):
+        yield Remote(source)
+    elif "://" in source:
         raise SourceError(
             f"{safe_name(source)}: a stream has no end to score up to",
             "use grmp-edge watch; or give files, folders or globs",
         )
-    if path.is_dir():
+    elif path.is_dir():
         yield from _some(_walk(path), f"{path}: no picture or video in this folder")
     elif path.exists() or not glob.has_magic(source):
         yield path  # a missing one is told when it is read, like any other that cannot be
     else:
         # Not Path.glob: the pattern may be absolute, and names beginning with a dot stay out.
-        matches = sorted(glob.glob(source, recursive=True), key=natural_key)  # noqa: PTH207
-        files = [Path(match) for match in matches if _known(match) and not Path(match).is_dir()]
-        yield from _some(iter(files), f"{source}: matches no picture or video")
+        matches = sort_names(glob.iglob(source, recursive=True))  # noqa: PTH207
+        files = (Path(match) for match in matches if is_known(match) and not Path(match).is_dir())
+        yield from _some(files, f"{source}: matches no picture or video")
 
 
-def _some(files: Iterator[Path | Failure], otherwise: str) -> Iterator[Path | Failure]:
+def _some(files: Iterable[Path | Failure], otherwise: str) -> Iterator[Path | Failure]:
     empty = True
     for file in files:
         empty = False
@@ -107,23 +190,13 @@ def _some(files: Iterator[Path | Failure], otherwise: str) -> Iterator[Path | Fa
 
 def _walk(folder: Path) -> Iterator[Path | Failure]:
     unreadable: list[OSError] = []
-    # Links to folders are not followed: one to a parent would never end.
-    for parent, folders, files in os.walk(folder, onerror=unreadable.append):
-        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural_key)
-        for name in sorted(files, key=natural_key):
-            if not name.startswith(".") and _known(name):
-                yield Path(parent, name)
+    yield from map(Path, walk(folder, is_known, unreadable.append))
     for error in unreadable:
         reason = f"{error.filename}: cannot be listed ({error.strerror})"
         yield Failure(str(error.filename), SourceError(reason, "check its permissions"))
 
 
-def _known(name: str) -> bool:
+def is_known(name: str) -> bool:
+    """Whether a file name ends as pictures or videos do."""
     suffix = Path(name).suffix.lower()
     return suffix in IMAGE_SUFFIXES or suffix in VIDEO_SUFFIXES
-
-
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """Sort key under which frame2 comes before frame10."""
-    parts = re.split(r"([0-9]+)", name)
-    return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)]

@@ -1,0 +1,260 @@
+"""Many pictures: decoded on threads while the network runs, results in order, memory bounded."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from grmp_edge.errors import GrmpError, ImageError, UsageError
+from grmp_edge.runtime.scorer import Scorer
+from grmp_edge.runtime.sources import Failure, Listed, Picture, Sampling, decode_listed
+from grmp_edge.score import Score
+
+__all__ = ["BulkConfig", "cores", "score_bulk"]
+
+# How long closing waits for threads. A read may hang for ever and is left behind; a run always ends.
+_STOP_READING_S, _STOP_RUNNING_S = 1.0, 60.0
+# Failures that may wait for a batch to fill, in batches: else a million broken files would be held.
+_FAILURES = 4
+
+
+def cores() -> int:
+    """How many CPU cores this process may use (a container or taskset may allow fewer than there are)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class BulkConfig:
+    """How many pictures are worked on at once."""
+
+    batch: int = 8  # pictures in one run of the network: where CPUs stop gaining
+    # Threads that read, decode and squash. None: one for each core, at most 8 (the network is slower).
+    # They give way by themselves: what they may prepare ahead is bounded.
+    workers: int | None = None
+    # Runs of the network at once. On a CPU, several runs of one thread each share the cores better than
+    # one run with several, which wait for each other at every operator; on a GPU one fills the device.
+    runs: int = 1
+    frames_ahead: int = 16  # prepared frames held of a video, 150 kB each at 224 pixels
+    # A batch that is not full is run when nothing more came for so long: frames from a slow pipe must not
+    # wait for those of the next seconds.
+    max_wait_s: float = 0.25
+
+    def __post_init__(self) -> None:
+        workers = 1 if self.workers is None else self.workers
+        if min(self.batch, self.runs, self.frames_ahead, workers) < 1 or self.max_wait_s <= 0:
+            raise UsageError("batch, workers, runs and frames_ahead must be 1 or more")
+
+
+# None stands for: nothing more for now, what is waiting should not wait longer.
+_Item: TypeAlias = "Listed | Picture | Failure | None"
+_Result: TypeAlias = "Picture | Failure | None"
+
+
+def score_bulk(
+    scorer: Scorer,
+    found: Iterable[Listed | Picture | Failure | None],
+    config: BulkConfig | None = None,
+    sampling: Sampling | None = None,
+    after: Callable[[Listed], int] = lambda _: -1,
+) -> Iterator[Score | Failure]:
+    """Score a stream as :meth:`Scorer.score_many` does, but decode ahead on threads and overlap with it.
+
+    Args:
+        scorer: on a CPU best opened with ``threads=1`` where ``config.runs`` is more than 1.
+        found: what :func:`list_sources` gives, taken a little ahead of the results; a None asks for
+            everything before it to be finished before the next item is asked for.
+        config: how much at once.
+        sampling: which frames of videos to take; default all.
+        after: for a video, the index of the last frame to pass over.
+
+    Yields:
+        In the order of ``found``: a Score for each picture and a Failure for each that cannot be read.
+
+    Raises:
+        BackendError: the network failed.
+    """
+    config = config or BulkConfig()
+    decoder = _Decoder(scorer, sampling or Sampling(), config, after)
+    runners = _Threads(config.runs, "run")
+    pending: deque[tuple[list[Picture | Failure], Future[list[Score]]]] = deque()
+    waiting: list[Picture | Failure] = []
+    try:
+        for item in decoder.results(found):
+            if item is not None:
+                waiting.append(item)
+            full = sum(isinstance(entry, Picture) for entry in waiting) >= config.batch
+            if (waiting and item is None) or full or len(waiting) >= _FAILURES * config.batch:
+                pending.append((waiting, _run(scorer, runners, waiting)))
+                waiting = []
+            # One batch more than there are runs, so that no run ends without the next one ready.
+            while pending and (item is None or len(pending) > config.runs):
+                yield from _finished(*pending.popleft())
+        if waiting:
+            pending.append((waiting, _run(scorer, runners, waiting)))
+        while pending:
+            yield from _finished(*pending.popleft())
+    finally:
+        decoder.close()
+        runners.close(_STOP_RUNNING_S)
+
+
+def _run(scorer: Scorer, runners: _Threads, waiting: list[Picture | Failure]) -> Future[list[Score]]:
+    future: Future[list[Score]] = Future()
+    pictures = [item for item in waiting if isinstance(item, Picture)]
+
+    def work() -> None:
+        try:
+            future.set_result(scorer.score_prepared(pictures, [picture.image for picture in pictures]))
+        except BaseException as error:
+            future.set_exception(error)
+
+    runners.put(work)
+    return future
+
+
+def _finished(waiting: list[Picture | Failure], future: Future[list[Score]]) -> Iterator[Score | Failure]:
+    scores = iter(future.result())
+    for item in waiting:
+        yield next(scores) if isinstance(item, Picture) else item
+
+
+class _Threads:
+    """Threads that run what is put in, first come first served.
+
+    Daemons, unlike those of concurrent.futures: a read from a pipe that nobody writes to must not keep
+    the program from ending at Ctrl-C.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-{index}", daemon=True) for index in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, job: Callable[[], object]) -> None:
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def close(self, wait_s: float) -> None:
+        for _ in self._threads:
+            self._jobs.put(None)
+        until = time.monotonic() + wait_s
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+
+class _End:
+    """Nothing more comes from a source; with what went wrong, if it was no fault of the source."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+
+
+class _Decoder:
+    """Sources in, prepared pictures out, in order, a bounded number of both ahead.
+
+    Each source has a queue of its own that one thread fills. The threads take the sources in order, so
+    the one whose results are due is always being worked on, however long the queues behind it are full.
+    """
+
+    def __init__(
+        self, scorer: Scorer, sampling: Sampling, config: BulkConfig, after: Callable[[Listed], int]
+    ) -> None:
+        self._scorer, self._sampling, self._config, self._after = scorer, sampling, config, after
+        self._threads = _Threads(config.workers or min(8, cores()), "decode")
+        self._queues: deque[queue.Queue[Any]] = deque()
+        self._stopping = threading.Event()
+
+    def results(self, found: Iterable[_Item]) -> Iterator[_Result]:
+        """Prepared pictures (uint8 (size, size, 3) RGB) and failures; None: nothing more for now."""
+        items = iter(found)
+        ahead = self._config.batch * (self._config.runs + 1)
+        more, idle = True, False
+        while True:
+            while more and not idle and len(self._queues) < ahead:
+                try:
+                    item = next(items)
+                except StopIteration:
+                    more = False
+                else:
+                    idle = item is None
+                    if item is not None:
+                        self._open(item)
+            if not self._queues:
+                if not more:
+                    return
+                idle = False
+                yield None
+                continue
+            try:
+                result = self._queues[0].get(timeout=self._config.max_wait_s)
+            except queue.Empty:
+                yield None
+                continue
+            if not isinstance(result, _End):
+                yield result
+                continue
+            self._queues.popleft()
+            if result.error is not None:
+                raise result.error
+
+    def _open(self, item: Listed | Picture | Failure) -> None:
+        # Two at least: a picture and the end, so that no thread waits with a single picture.
+        out: queue.Queue[Any] = queue.Queue(max(2, self._config.frames_ahead))
+        self._queues.append(out)
+        if isinstance(item, Failure):
+            out.put(item)
+            out.put(_End())
+        else:
+            self._threads.put(lambda: self._fill(item, out))
+
+    def _fill(self, item: Listed | Picture, out: queue.Queue[Any]) -> None:
+        end = _End()
+        try:
+            if not self._stopping.is_set():
+                for result in self._prepared(item):
+                    out.put(result)
+                    if self._stopping.is_set():
+                        break
+        except BaseException as error:
+            end = _End(error)
+        out.put(end)
+
+    def _prepared(self, item: Listed | Picture) -> Iterator[Picture | Failure]:
+        name = item.source if isinstance(item, Picture) else str(item)
+        try:
+            if isinstance(item, Picture):
+                yield Picture(self._scorer.prepare(item.image), name, item.frame, item.time_s)
+                return
+            for decoded in decode_listed(item, self._sampling, self._after(item)):
+                pixels = self._scorer.prepare(decoded.image)
+                if decoded.bgr:  # squashing works on each channel alone
+                    pixels = pixels[:, :, ::-1]
+                yield Picture(pixels, name, decoded.frame, decoded.time_s)
+        except GrmpError as error:
+            yield Failure(name, error)
+        except MemoryError:
+            yield Failure(name, ImageError(f"{name}: too large for this machine's memory", "make it smaller"))
+
+    def close(self) -> None:
+        """Stop the threads; what they still hold is dropped."""
+        self._stopping.set()
+        for out in self._queues:  # a thread that waits for room goes on, and sees that it should end
+            while True:
+                try:
+                    out.get_nowait()
+                except queue.Empty:
+                    break
+        self._threads.close(_STOP_READING_S)
