@@ -67,6 +67,11 @@ class Camera:
             thread.join(max(0.0, until - time.monotonic()))
 
     @property
+    def alive(self) -> bool:
+        """Whether a thread of it still runs."""
+        return any(thread.is_alive() for thread in self._threads)
+
+    @property
     def waiting(self) -> int:
         """How many frames wait to be scored (hold ``ready``)."""
         return len(self._frames)
@@ -116,10 +121,14 @@ class Camera:
             return
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         if len(self._threads) < _MAX_HANGING:
-            self._starved = False
             delay = backoff(self.config, self._failures)
+            try:
+                self._launch(delay)
+            except RuntimeError as error:  # no room for another thread now; asked again at the next look
+                self._change(CameraState.ERROR, detail=f"no thread to read with: {error}")
+                return
+            self._starved = False
             self._change(CameraState.RESTARTING, detail="a read hung and was given up", retry_s=delay)
-            self._launch(delay)
         else:
             self._change(CameraState.ERROR, detail=f"{len(self._threads)} reads hang, waiting for one to end")
 
@@ -129,8 +138,8 @@ class Camera:
         thread = threading.Thread(
             target=self._run, args=(self._generation, delay), name=f"camera {self.label}", daemon=True
         )
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
 
     def _mine(self, generation: int) -> bool:
         return generation == self._generation and not self._stop.is_set()
@@ -158,7 +167,10 @@ class Camera:
         self._guard(generation, config.open_timeout_s)
         capture: Capture | None = None
         try:
-            capture = self._opener(config)
+            if self._opener is open_capture:
+                capture = open_capture(config, lambda now: self._calling(generation, now))
+            else:
+                capture = self._opener(config)
             with self._ready:
                 if self._mine(generation):
                     self._stats.connects += 1
@@ -168,6 +180,11 @@ class Camera:
                 self._guard(generation, config.read_timeout_s)
                 capture.close()
             self._guard(generation, None)
+
+    def _calling(self, generation: int, now: bool) -> bool:
+        """Waiting for other cameras to be opened is no hanging, and takes as long as they do."""
+        self._guard(generation, self.config.open_timeout_s if now else None)
+        return self._mine(generation)
 
     def _guard(self, generation: int, seconds: float | None) -> None:
         """Say how long the call that follows may take; None: nothing is being called."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,10 +19,23 @@ from grmp_edge.errors import SourceError
 from grmp_edge.preprocess import opencv_silent
 from grmp_edge.runtime.live_config import CameraConfig
 from grmp_edge.runtime.names import scrub
+from grmp_edge.runtime.rtsp_probe import wait_for_rtsp
+from grmp_edge.runtime.rtsp_relay import RtspRelay
 
 __all__ = ["Capture", "EndOfStream", "PermanentSourceError", "is_live", "open_capture"]
 
 UInt8Array = npt.NDArray[np.uint8]
+
+# Read by OpenCV at each opening; set here, before there are threads, as setting them is not safe later.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+# prefer_tcp is OpenCV's own choice, which any options of ours replace. fpsprobesize: FFmpeg would look at two
+# seconds of the stream to guess a frame rate that nobody asks for, and opening holds up all other openings.
+os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_flags;prefer_tcp|fpsprobesize;0")
+
+# OpenCV opens one FFmpeg stream at a time, whatever the threads (opencv issue 17057). Its own lock cannot be
+# seen from here: whoever waited in it would look as if the camera hung.
+_TURN = threading.Lock()
+_LOOK_S = 0.25  # how often one that waits for its turn looks whether it is still wanted
 
 
 class PermanentSourceError(SourceError):
@@ -60,8 +76,13 @@ def is_live(source: str) -> bool:
     return source.isdigit() or source.startswith(known)
 
 
-def open_capture(config: CameraConfig) -> Capture:
+def open_capture(config: CameraConfig, calling: Callable[[bool], bool] | None = None) -> Capture:
     """Open what ``config.source`` names and wait until it answers.
+
+    Args:
+        config: the camera.
+        calling: told with False when it begins to wait for its turn among other cameras, and with True
+            before the source itself is called; its answer is whether to go on.
 
     Raises:
         PermanentSourceError: it can never work as it is written.
@@ -69,16 +90,28 @@ def open_capture(config: CameraConfig) -> Capture:
     """
     source = config.source
     if source.startswith("file:"):
-        return FileCapture(config)
+        with _turn(config, calling):
+            return FileCapture(config)
     if source.startswith("gst:"):
         _need_gstreamer()
         return OpenCvCapture(config, source[4:], cv2.CAP_GSTREAMER)
     if source.startswith(("rtsp://", "rtsps://")):
-        return OpenCvCapture(config, source, cv2.CAP_FFMPEG)
+        wait_for_rtsp(config)
+        relay = RtspRelay(config) if config.low_delay and source.startswith("rtsp://") else None
+        try:
+            with _turn(config, calling):
+                return OpenCvCapture(config, relay.url if relay else source, cv2.CAP_FFMPEG, relay)
+        except BaseException:
+            if relay is not None:
+                relay.close()
+            raise
     if source.startswith(("http://", "https://")):
         from grmp_edge.runtime.capture_http import open_http
 
-        return open_http(config) or OpenCvCapture(config, source, cv2.CAP_FFMPEG)
+        if (found := open_http(config)) is not None:
+            return found
+        with _turn(config, calling):
+            return OpenCvCapture(config, source, cv2.CAP_FFMPEG)
     if source.isdigit() or re.fullmatch(r"/dev/video[0-9]+", source):
         device = source if source.startswith("/") else f"/dev/video{source}"
         if not Path(device).exists():
@@ -92,11 +125,29 @@ def open_capture(config: CameraConfig) -> Capture:
     )
 
 
+@contextlib.contextmanager
+def _turn(config: CameraConfig, calling: Callable[[bool], bool] | None) -> Iterator[None]:
+    """The right to open a stream by FFmpeg."""
+    calling = calling or (lambda now: True)
+    calling(False)
+    while not _TURN.acquire(timeout=_LOOK_S):
+        if not calling(False):
+            raise SourceError(f"{config.label}: not opened, as it is to end")
+    try:
+        calling(True)
+        yield
+    finally:
+        _TURN.release()
+
+
 class OpenCvCapture:
     """A device, network stream or pipeline read by OpenCV."""
 
-    def __init__(self, config: CameraConfig, target: Any, backend: int) -> None:
-        self._label = config.label
+    def __init__(
+        self, config: CameraConfig, target: Any, backend: int, relay: RtspRelay | None = None
+    ) -> None:
+        """``relay`` is what it is read through; closed with it."""
+        self._label, self._relay = config.label, relay
         self._stamped = backend == cv2.CAP_FFMPEG
         options: list[int] = []
         if backend == cv2.CAP_FFMPEG:
@@ -106,7 +157,6 @@ class OpenCvCapture:
                 # More threads decode ahead: each holds a frame back, and cameras outnumber cores anyway.
                 cv2.CAP_PROP_N_THREADS, 1,
             ]  # fmt: skip
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
         started = time.monotonic()
         with opencv_silent():
             self._capture: cv2.VideoCapture = cv2.VideoCapture(target, backend, options)
@@ -144,6 +194,8 @@ class OpenCvCapture:
 
     def close(self) -> None:
         """Let go of the stream."""
+        if self._relay is not None:  # first: a release that waits for the camera then ends
+            self._relay.close()
         self._capture.release()
 
 

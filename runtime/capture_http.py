@@ -7,7 +7,7 @@ import http.client
 import time
 import urllib.error
 import urllib.request
-from typing import IO, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -74,6 +74,50 @@ def _decode(data: bytes, label: str) -> UInt8Array:
     return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), dtype=np.uint8)
 
 
+class _Body:
+    """The body of an answer, read against a deadline: byte by byte it never times out by itself."""
+
+    def __init__(self, response: Any, label: str, timeout_s: float) -> None:
+        self._response, self._label, self._timeout_s = response, label, timeout_s
+        self._until = 0.0
+        self._rest = b""
+
+    def begin(self) -> None:
+        """What is read from now on may take ``timeout_s`` together, and as much again for the last piece."""
+        self._until = time.monotonic() + self._timeout_s
+
+    def some(self) -> bytes:
+        """What is there, at least one byte; b"" at the end."""
+        if self._rest:
+            data, self._rest = self._rest, b""
+            return data
+        if time.monotonic() > self._until:
+            raise SourceError(f"{self._label}: too slow, nothing whole in {self._timeout_s:.0f} s")
+        return bytes(self._response.read1(1 << 16))
+
+    def line(self, most: int) -> bytes:
+        """Up to the end of a line, or ``most`` bytes of it; b"" at the end."""
+        parts, size = [], 0
+        while size < most and (data := self.some()):
+            end = data.find(b"\n", 0, most - size) + 1 or min(len(data), most - size)
+            self._rest = data[end:]
+            parts.append(data[:end])
+            size += end
+            if data[end - 1 : end] == b"\n":
+                break
+        return b"".join(parts)
+
+    def exactly(self, size: int) -> bytes:
+        """So many bytes; fewer at the end."""
+        parts, got = [], 0
+        while got < size and (data := self.some()):
+            take = min(len(data), size - got)
+            self._rest = data[take:]
+            parts.append(data[:take])
+            got += take
+        return b"".join(parts)
+
+
 class SnapshotCapture:
     """One picture a request, asked for at ``max_fps`` or once a second."""
 
@@ -89,7 +133,9 @@ class SnapshotCapture:
         self._due = time.monotonic() + self._period
         with contextlib.closing(_request(self._config)) as response:
             try:
-                self._data = response.read(_MAX_PICTURE)
+                body = _Body(response, self._config.label, self._config.read_timeout_s)
+                body.begin()
+                self._data = body.exactly(_MAX_PICTURE)
             except (OSError, http.client.HTTPException) as error:
                 raise SourceError(f"{self._config.label}: {scrub(str(error))}", "it is tried again") from None
 
@@ -111,13 +157,14 @@ class MjpegCapture:
     def __init__(self, config: CameraConfig, response: Any) -> None:
         self._label = config.label
         self._response = response
-        self._stream: IO[bytes] = response
+        self._body = _Body(response, config.label, config.read_timeout_s)
         self._boundary = (response.headers.get_param("boundary") or "").strip('"').lstrip("-").encode()
         self._data = b""
         self._at_part = False  # the boundary before the next part has been read already
 
     def grab(self) -> None:
         """Read the next part."""
+        self._body.begin()
         try:
             self._data = self._part()
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -130,7 +177,7 @@ class MjpegCapture:
         began, self._at_part = self._at_part, False
         # Boundary and headers of the part, up to an empty line; blank lines before them do not count.
         while True:
-            line = self._stream.readline(_MAX_LINE)
+            line = self._body.line(_MAX_LINE)
             if not line:
                 raise SourceError(f"{self._label}: the stream ended", "it is opened again")
             line = line.strip()
@@ -143,7 +190,7 @@ class MjpegCapture:
         if length is not None:
             if not 0 < length <= _MAX_PICTURE:
                 raise SourceError(f"{self._label}: a part of {length} bytes", "it is opened again")
-            data = self._stream.read(length)
+            data = self._body.exactly(length)
             if len(data) < length:
                 raise SourceError(f"{self._label}: the stream ended", "it is opened again")
             return data
@@ -154,7 +201,7 @@ class MjpegCapture:
         parts: list[bytes] = []
         size = 0
         while size <= _MAX_PICTURE:
-            line = self._stream.readline(_MAX_LINE)
+            line = self._body.line(_MAX_LINE)
             if not line:
                 raise SourceError(f"{self._label}: the stream ended", "it is opened again")
             if line.startswith(b"--") and self._boundary and self._boundary in line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from grmp_edge.preprocess import opencv_silent
 from grmp_edge.runtime.alert import Alert, AlertTracker
 from grmp_edge.runtime.camera import Camera
 from grmp_edge.runtime.camera_state import CameraEvent, CameraState, CameraStats, LiveFrame
@@ -81,6 +83,7 @@ class Live:
         self._ready = threading.Condition()
         self._changes: deque[CameraEvent] = deque()
         self._stopping = False
+        self.beat_s = time.monotonic()  # when events() last went on; older than seconds: it hangs
         self._turn = 0  # which camera comes first in the next batch
         self._cameras = [
             Camera(camera, self._prepare, self._ready, self._changes.append, opener)
@@ -89,12 +92,14 @@ class Live:
         self._trackers = {camera.label: AlertTracker(camera.config.alert) for camera in self._cameras}
         self._scored = dict.fromkeys(self._trackers, 0)
         self._last: dict[str, Score] = {}
+        self._silence = contextlib.ExitStack()
 
     def _prepare(self, image: UInt8Array) -> UInt8Array:
         # Squashing works on each channel alone, so the order is turned where the picture is small.
         return self.scorer.prepare(image)[:, :, ::-1]
 
     def __enter__(self) -> Live:
+        self._silence.enter_context(opencv_silent())  # what goes wrong is told by events, once
         for camera in self._cameras:
             camera.start()
         return self
@@ -111,6 +116,21 @@ class Live:
         until = time.monotonic() + _STOP_S
         for camera in self._cameras:
             camera.stop(until)
+        self._silence.close()
+
+    @property
+    def hanging(self) -> tuple[str, ...]:
+        """Cameras whose reading thread has not come back, after the end.
+
+        It is a daemon thread, most likely inside OpenCV, and ends at its time limit. A process that ends
+        before by ``sys.exit`` may be aborted by C++ under it (Python 3.13 and older); ``os._exit`` may not.
+        """
+        return tuple(camera.label for camera in self._cameras if camera.alive)
+
+    @property
+    def cameras(self) -> list[CameraConfig]:
+        """The cameras' settings, with the names that tell them apart, in the order they were given."""
+        return [camera.config for camera in self._cameras]
 
     def stop(self) -> None:
         """Make :meth:`events` end; from any thread or a signal handler."""
@@ -123,6 +143,7 @@ class Live:
             BackendError: the network failed.
         """
         while not self._stopping:
+            self.beat_s = time.monotonic()
             changes, frames, over = self._gather()
             for change in changes:
                 if change.state is not CameraState.RUNNING or change.picture != "ok":

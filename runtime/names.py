@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from urllib.parse import urlsplit
 
-__all__ = ["safe_name", "scrub"]
+__all__ = ["safe_name", "scrub", "slug", "split_credentials"]
 
 # Of a query, only what tells one stream of a camera from another is shown; any other value may be a key.
 _SHOWN = frozenset({"camera", "channel", "fps", "height", "id", "profile", "resolution", "stream", "subtype",
@@ -55,6 +56,21 @@ def _clean_pair(pair: str) -> str:
     if not equals:
         return "***"  # a bare token
     return f"{key}={value if key.lower() in _SHOWN else '***'}"
+
+
+def slug(name: str) -> str:
+    """A name as one word of letters, digits, ``_`` and ``-``: in MQTT topics and file names.
+
+    A name that is such a word stays as it is. Any other has the rest replaced and ends in a piece of its own
+    SHA-256, so that two names that differ in punctuation alone stay two, the same in every run.
+
+    >>> slug("gate"), slug("gate.1"), slug("gate 1")
+    ('gate', 'gate_1-4c8a47', 'gate_1-76ffb8')
+    """
+    word = re.sub(r"[^A-Za-z0-9_-]+", "_", name)
+    if word == name and word:
+        return word
+    return f"{word.strip('_') or 'camera'}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def split_credentials(url: str) -> tuple[str, str, str]:

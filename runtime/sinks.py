@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -19,7 +18,17 @@ from grmp_edge.runtime.camera_state import CameraEvent
 from grmp_edge.runtime.live import AlertEvent, LiveEvent, LiveScore
 from grmp_edge.runtime.names import scrub
 
-__all__ = ["Message", "QueuedSink", "Record", "SinkStats", "Writer", "make_sink", "to_record"]
+__all__ = [
+    "EarlierLostError",
+    "Message",
+    "QueuedSink",
+    "Record",
+    "SinkStats",
+    "Writer",
+    "close_all",
+    "make_sink",
+    "to_record",
+]
 
 # One event as plain JSON: "event" is score, alert or camera; "at" is the wall clock in seconds since 1970.
 Record: TypeAlias = dict[str, Any]
@@ -33,8 +42,20 @@ class Message:
     image: npt.NDArray[np.uint8] | None = None  # (H, W, 3) BGR
 
 
+class EarlierLostError(GrmpError):
+    """A writer's failure that takes ``earlier`` messages with it, which it had taken as delivered."""
+
+    def __init__(self, message: str, earlier: int, remedy: str = "") -> None:
+        super().__init__(message, remedy)
+        self.earlier = earlier
+
+
 class Writer(Protocol):
-    """What a sink does with messages, on the sink's own thread."""
+    """What a sink does with messages, on the sink's own thread.
+
+    Two more methods are called where a writer has them: ``idle()``, when no message has come for a tenth of a
+    second, and ``hurry()``, from another thread, when the sink is to close.
+    """
 
     def wants(self, record: Record) -> bool:
         """Whether this record is for it at all (asked on the scoring thread: must be instant)."""
@@ -52,7 +73,7 @@ class SinkStats:
 
     name: str
     written: int
-    failed: int  # the writer raised
+    failed: int  # the writer raised, now or later for what it had taken
     lost: int  # no room in the queue, or still in it at the end
     error: str  # the last failure, in one line without credentials
 
@@ -98,7 +119,10 @@ class QueuedSink:
         self._lock = threading.Lock()
         self._written = self._failed = self._lost = 0
         self._error = ""
+        self._busy = False  # a message has left the queue and is not counted yet
+        self._given_up = False  # what the thread still does is not counted any more
         self._closing = threading.Event()
+        self._until = 0.0  # when closing must be over, monotonic
         self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
         self._thread.start()
 
@@ -119,37 +143,63 @@ class QueuedSink:
         with self._lock:
             return SinkStats(self.name, self._written, self._failed, self._lost, self._error)
 
+    def begin_close(self, timeout_s: float = 5.0) -> None:
+        """Take no longer than ``timeout_s`` from now on; returns at once."""
+        if not self._closing.is_set():
+            self._until = time.monotonic() + timeout_s
+            self._closing.set()
+            getattr(self._writer, "hurry", _nothing)()
+
     def close(self, timeout_s: float = 5.0) -> SinkStats:
-        """Write what is queued, at most for so long; the rest is counted as lost."""
-        self._closing.set()
-        self._thread.join(timeout_s)
+        """Write what is queued, at most for so long; the rest is counted as lost.
+
+        Returns within ``timeout_s``, whatever the writer does: a thread that hangs in it is left behind.
+        """
+        self.begin_close(timeout_s)
+        self._thread.join(max(0.0, self._until - time.monotonic()))
         with self._lock:
-            if self._thread.is_alive():
-                self._lost += self._queue.qsize() + 1
+            if self._thread.is_alive() and not self._given_up:
+                self._given_up = True
+                self._lost += self._queue.qsize() + self._busy
                 self._error = self._error or f"did not finish within {timeout_s:.0f} s"
         return self.stats()
 
     def _run(self) -> None:
-        while True:
+        while not (self._closing.is_set() and time.monotonic() >= self._until):
             try:
                 message = self._queue.get(timeout=0.1)
             except queue.Empty:
                 if self._closing.is_set():
                     break
-                with contextlib.suppress(Exception):  # it will fail again in write, and be told
-                    getattr(self._writer, "idle", _nothing)()
+                self._guarded(getattr(self._writer, "idle", _nothing))
                 continue
-            try:
-                self._writer.write(message)
-            except Exception as error:  # a full disk, a dead server: told by the counters
-                with self._lock:
-                    self._failed += 1
-                    self._error = scrub(str(error) if isinstance(error, GrmpError) else _plain(error))
-            else:
-                with self._lock:
-                    self._written += 1
-        with contextlib.suppress(Exception):
-            self._writer.close()
+            with self._lock:
+                self._busy = True
+            self._guarded(lambda message=message: self._writer.write(message), 1)  # type: ignore[misc]
+        with self._lock:
+            if not self._given_up:
+                self._lost += self._queue.qsize()
+        self._guarded(self._writer.close)
+
+    def _guarded(self, call: Callable[[], None], messages: int = 0) -> None:
+        """Call the writer and count what became of ``messages``: a full disk, a dead server end nothing."""
+        earlier, reason = 0, ""
+        try:
+            call()
+        except EarlierLostError as error:
+            earlier, reason = error.earlier, str(error)
+        except GrmpError as error:
+            reason = str(error)
+        except Exception as error:
+            reason = _plain(error)
+        with self._lock:
+            self._busy = False
+            if self._given_up:
+                return
+            self._failed += earlier + (messages if reason else 0)
+            self._written += (0 if reason else messages) - earlier
+            if reason:
+                self._error = scrub(reason)
 
 
 def _nothing() -> None:
@@ -158,6 +208,13 @@ def _nothing() -> None:
 
 def _plain(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def close_all(sinks: Sequence[QueuedSink], timeout_s: float = 5.0) -> list[SinkStats]:
+    """Close sinks side by side: within ``timeout_s`` for all of them together."""
+    for sink in sinks:  # all are told before one is waited for
+        sink.begin_close(timeout_s)
+    return [sink.close(timeout_s) for sink in sinks]
 
 
 def make_sink(settings: Mapping[str, Any]) -> QueuedSink:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import importlib
 import json
-import re
 import threading
 import time
 import urllib.error
@@ -17,8 +18,8 @@ from urllib.parse import urlsplit
 
 from grmp_edge import __version__
 from grmp_edge.errors import GrmpError, MissingDependencyError, UsageError
-from grmp_edge.runtime.names import safe_name, split_credentials
-from grmp_edge.runtime.sinks import Message, Record
+from grmp_edge.runtime.names import safe_name, slug, split_credentials
+from grmp_edge.runtime.sinks import EarlierLostError, Message, Record
 
 __all__ = ["MqttWriter", "WebhookWriter"]
 
@@ -28,6 +29,7 @@ class MqttWriter:
 
     Topics: ``PREFIX/NODE/status`` (``online`` or, as the last will, ``offline``; retained), and for each
     camera ``PREFIX/NODE/CAMERA/score``, ``.../state`` (retained) and ``.../alert``, all JSON but the first.
+    NODE and CAMERA are names as :func:`~grmp_edge.runtime.names.slug` makes one level of a topic of them.
     With ``discovery``, Home Assistant finds a sensor for each camera by itself.
     """
 
@@ -44,7 +46,7 @@ class MqttWriter:
         Args:
             url: ``mqtt://user:password@host:1883`` or ``mqtts://``.
             node: this machine among others on the broker.
-            prefix: first level of all topics.
+            prefix: first level of all topics, or several.
             discovery: Home Assistant's prefix; empty: no discovery.
             interval_s: scores of a camera no faster than this; a dashboard needs no 15 a second.
         """
@@ -57,10 +59,19 @@ class MqttWriter:
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
             raise UsageError(f"{safe_name(url)}: no MQTT address", "write mqtt://HOST or mqtt://HOST:PORT")
         self._name = safe_name(url)
-        self._node, self._base, self._discovery = _topic(node), f"{_topic(prefix)}/{_topic(node)}", discovery
+        for key, topic in (("prefix", prefix), ("discovery", discovery)):
+            if set(topic) & set("+#\0"):  # refused later, it would end the client's own thread
+                raise UsageError(f"{key} {topic!r} cannot be a topic", "use no + and no #")
+        self._node, self._base, self._discovery = slug(node), f"{prefix}/{slug(node)}", discovery
         self._interval_s = interval_s
         self._last: dict[str, float] = {}
         self._known: dict[str, bytes] = {}  # by camera: its discovery message
+        # Numbers of the alerts that the broker has not confirmed, and of anything that it has. Their lock is
+        # never held while publishing: the client holds its own in its callback.
+        self._waiting: set[int] = set()
+        self._confirmed: set[int] = set()
+        self._numbers = threading.Lock()
+        self._refused = ""  # why the broker let nobody in
         self._lock = threading.Lock()
         self._client: Any = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
         if user:
@@ -69,6 +80,7 @@ class MqttWriter:
             self._client.tls_set()
         self._client.will_set(f"{self._base}/status", b"offline", qos=1, retain=True)
         self._client.on_connect = self._connected
+        self._client.on_publish = self._published
         self._client.reconnect_delay_set(1, 60)
         self._client.max_queued_messages_set(100)  # alerts that wait for the broker
         self._client.connect_async(parts.hostname, parts.port or (8883 if parts.scheme == "mqtts" else 1883))
@@ -87,11 +99,14 @@ class MqttWriter:
     def write(self, message: Message) -> None:
         """Publish one event."""
         record = message.record
-        camera = _topic(record["camera"])
+        camera = slug(record["camera"])
         kind = {"score": "score", "alert": "alert", "camera": "state"}[record["event"]]
         self._discover(record["camera"])
         if kind != "alert" and not self._client.is_connected():
-            raise GrmpError(f"{self._name}: not connected", "check that the broker runs")
+            reason, remedy = self._refused, "check its user and password"
+            if not reason:
+                reason, remedy = "not connected", "check that the broker runs"
+            raise GrmpError(f"{self._name}: {reason}", remedy)
         payload = json.dumps(record).encode("ascii")
         # Alerts wait for a broker that is away; a score of then is of no use later.
         result = self._client.publish(
@@ -99,12 +114,26 @@ class MqttWriter:
         )
         if result.rc not in (0, 4):  # 4: no connection, the alert is queued
             raise GrmpError(f"{self._name}: a message was refused (code {result.rc})")
+        if kind == "alert":
+            self._waiting.add(result.mid)
+            self._unconfirmed()
+
+    def _published(self, client: Any, userdata: Any, number: int, reason: Any, properties: Any) -> None:
+        with self._numbers:
+            self._confirmed.add(number)
+
+    def _unconfirmed(self) -> int:
+        """How many alerts the broker has not confirmed."""
+        with self._numbers:
+            self._waiting -= self._confirmed
+            self._confirmed.clear()
+        return len(self._waiting)
 
     def _discover(self, camera: str) -> None:
         with self._lock:
             if not self._discovery or camera in self._known:
                 return
-            name = _topic(camera)
+            name = slug(camera)
             unique = f"{self._node}_{name}"
             self._known[camera] = json.dumps(
                 {
@@ -129,12 +158,14 @@ class MqttWriter:
             self._announce(camera)
 
     def _announce(self, camera: str) -> None:
-        topic = f"{self._discovery}/sensor/{self._node}/{_topic(camera)}/config"
+        topic = f"{self._discovery}/sensor/{self._node}/{slug(camera)}/config"
         self._client.publish(topic, self._known[camera], qos=1, retain=True)
 
     def _connected(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         if getattr(reason, "is_failure", False):
+            self._refused = f"the broker refused the connection ({reason})"
             return
+        self._refused = ""
         client.publish(f"{self._base}/status", b"online", qos=1, retain=True)
         with self._lock:
             cameras = list(self._known)
@@ -142,16 +173,28 @@ class MqttWriter:
             self._announce(camera)
 
     def close(self) -> None:
-        """Say offline, as a clean disconnect keeps the broker from doing so."""
+        """Say offline, as a clean disconnect keeps the broker from doing so.
+
+        Raises:
+            EarlierLostError: alerts that the broker never confirmed.
+        """
         if self._client.is_connected():
-            self._client.publish(f"{self._base}/status", b"offline", qos=1, retain=True).wait_for_publish(2.0)
+            # After all alerts, and confirmed after them.
+            offline = self._client.publish(f"{self._base}/status", b"offline", qos=1, retain=True)
+            with contextlib.suppress(ValueError, RuntimeError):  # no room for it behind the alerts
+                offline.wait_for_publish(2.0)
+        left = self._unconfirmed()
         self._client.disconnect()
         self._client.loop_stop()
+        if left:
+            raise EarlierLostError(f"{self._name}: closed before the broker took all alerts", left)
 
 
-def _topic(text: str) -> str:
-    """A name as one level of a topic: no separators or wildcards."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_") or "camera"
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would become a GET without the event, and would carry the token to another server."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 class WebhookWriter:
@@ -173,6 +216,7 @@ class WebhookWriter:
             token: sent as ``Authorization: Bearer``.
             timeout_s: of one attempt.
             attempts: with 1, 2, 4 ... seconds between them, so 7 seconds: a restarting receiver is back.
+                When the sink closes, what still waits is tried once, and not at all after one failure.
         """
         if urlsplit(url).scheme not in ("http", "https"):
             raise UsageError(f"{safe_name(url)}: no web address", "write http:// or https://")
@@ -187,6 +231,9 @@ class WebhookWriter:
             self._headers["Authorization"] = f"Basic {both}"
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
+        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._hurry = threading.Event()
+        self._gone = False  # the server did not answer while in a hurry
 
     def wants(self, record: Record) -> bool:
         """The kinds of events asked for."""
@@ -194,24 +241,37 @@ class WebhookWriter:
 
     def write(self, message: Message) -> None:
         """POST one event; again after what may pass: no connection, 429, 5xx."""
+        if self._gone:
+            raise GrmpError(f"{self._name}: no time left to send it")
         # The same key for each attempt: a receiver that got it and answered too late sees it is no second.
         headers = {**self._headers, "Idempotency-Key": str(uuid.uuid4())}
         data = json.dumps(message.record).encode("ascii")
-        for attempt in range(self._attempts):
-            if attempt:
-                time.sleep(2.0 ** (attempt - 1))
-            request = urllib.request.Request(self._url, data, headers, method="POST")
-            try:
-                with urllib.request.urlopen(request, timeout=self._timeout_s):
-                    return
-            except urllib.error.HTTPError as error:
-                error.close()
-                reason = f"the server says {error.code}"
-                if error.code < 500 and error.code != 429:
-                    break
-            except OSError as error:
-                reason = str(getattr(error, "reason", error))
-        raise GrmpError(f"{self._name}: {reason}", f"given up after {attempt + 1} attempts")
+        reason, again = "", True
+        for attempt in range(1, self._attempts + 1):
+            reason, again = self._post(data, headers)
+            if not reason:
+                return
+            if not again or attempt == self._attempts or self._hurry.wait(2.0 ** (attempt - 1)):
+                break
+        self._gone = self._hurry.is_set() and again
+        tried = "1 attempt" if attempt == 1 else f"{attempt} attempts"
+        raise GrmpError(f"{self._name}: {reason}", f"given up after {tried}")
+
+    def _post(self, data: bytes, headers: dict[str, str]) -> tuple[str, bool]:
+        """Why it was not delivered, or "", and whether another attempt may succeed."""
+        request = urllib.request.Request(self._url, data, headers, method="POST")
+        try:
+            with self._opener.open(request, timeout=self._timeout_s):
+                return "", False
+        except urllib.error.HTTPError as error:
+            error.close()
+            return f"the server says {error.code}", error.code >= 500 or error.code == 429
+        except (OSError, http.client.HTTPException) as error:
+            return str(getattr(error, "reason", error)) or type(error).__name__, True
+
+    def hurry(self) -> None:
+        """Wait for no further attempt."""
+        self._hurry.set()
 
     def close(self) -> None:
         """Nothing is open."""

@@ -7,7 +7,8 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,12 @@ def scores(events: list[LiveEvent], camera: str | None = None) -> list[LiveScore
 
 
 @contextlib.contextmanager
-def rtsp_server(port: int, *arguments: int) -> Iterator[subprocess.Popen[str]]:
-    """A real server at rtsp://127.0.0.1:port/live; arguments: width, height, frames a second."""
+def rtsp_server(
+    port: int, *arguments: int | str, prefix: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """A real server at rtsp://127.0.0.1:port/live; arguments: those of rtsp_server.py after the port."""
     script = Path(__file__).with_name("rtsp_server.py")
-    command = ["/usr/bin/python3", str(script), str(port), *map(str, arguments)]
+    command = [*prefix, "/usr/bin/python3", str(script), str(port), *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None
     try:
@@ -88,6 +91,7 @@ class Proxy:
         self.flow.set()
         self.damage = False
         self._target = target
+        self._clients: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
@@ -96,9 +100,15 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._target))
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:  # the server is away: so is what stands before it
+                    client.close()
+                    continue
+                self._clients.add(client)
                 for pair, slow in (((client, server), False), ((server, client), True)):
                     threading.Thread(target=self._pass, args=(*pair, slow), daemon=True).start()
+                del client, server, pair  # or the last pair would stay open for as long as this waits
 
     def _pass(self, source: socket.socket, target: socket.socket, slow: bool) -> None:
         rng = np.random.default_rng(0)
@@ -115,8 +125,17 @@ class Proxy:
         for side in (source, target):
             with contextlib.suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
+        source.close()  # each direction closes the side it reads
+
+    def cut(self) -> None:
+        """End all connections."""
+        for client in tuple(self._clients):
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which close() alone does not
         self._listener.close()
         self.flow.set()
 

@@ -1,12 +1,15 @@
 """A real RTSP server for the tests: H.264 whose picture carries the monotonic time it was made at.
 
 Run by the system's Python (it needs GStreamer's bindings, and nothing else):
-    python3 rtsp_server.py PORT [WIDTH] [HEIGHT] [FPS]
+    python3 rtsp_server.py PORT [WIDTH] [HEIGHT] [FPS] [B_FRAMES] [ADDRESS]
 Prints "ready" when it listens. The lowest 32 rows are 48 columns of blocks, the bits of time.monotonic() in
-milliseconds, highest first; above them is a random texture that moves.
+milliseconds, highest first; the 32 above are the frame's number, counted for each viewer; above them is a
+random texture that moves. SIGUSR1 changes the size to half as
+wide and back, within the running stream.
 """
 
 import os
+import signal
 import sys
 import time
 
@@ -20,42 +23,54 @@ BITS = 48
 ROWS = 32
 
 
+def drawn(value, width):
+    """One row with a number in it."""
+    block = width // BITS
+    bits = b"".join((b"\xeb" if value >> (BITS - 1 - bit) & 1 else b"\x10") * block for bit in range(BITS))
+    return bits + b"\x10" * (width - len(bits))
+
+
 def picture(width, height, texture, count):
     """One I420 frame as bytes."""
-    stamp = round(time.monotonic() * 1000)
-    block = width // BITS
-    bits = b"".join((b"\xeb" if stamp >> (BITS - 1 - bit) & 1 else b"\x10") * block for bit in range(BITS))
-    bits += b"\x10" * (width - len(bits))
     start = count * 8 % 4096
-    luma = texture[start : start + width * (height - ROWS)] + bits * ROWS
+    luma = texture[start : start + width * (height - 2 * ROWS)]
+    luma += drawn(count, width) * ROWS + drawn(round(time.monotonic() * 1000), width) * ROWS
     return luma + b"\x80" * (width * height // 2)
 
 
 class Factory(GstRtspServer.RTSPMediaFactory):
     """Makes the pipeline of each viewer."""
 
-    def __init__(self, width, height, fps):
+    def __init__(self, width, height, fps, b_frames):
         super().__init__()
-        self.width, self.height, self.fps = width, height, fps
+        self.width, self.height, self.fps, self.b_frames = width, height, fps, b_frames
         cell = os.urandom(4096 // 16)
         line = b"".join(bytes([40 + value * 160 // 255]) * 16 for value in cell)
         self.texture = line * (width * height // len(line) + 3)
 
+    def caps(self):
+        """What the pictures are now."""
+        return f"video/x-raw,format=I420,width={self.width},height={self.height},framerate={self.fps}/1"
+
     def do_create_element(self, url):
         """The pipeline of one viewer."""
+        speed = f"bframes={self.b_frames} rc-lookahead=0 sync-lookahead=0" if self.b_frames else ""
         return Gst.parse_launch(
-            f"( appsrc name=source is-live=true do-timestamp=true format=time caps=video/x-raw,format=I420,"
-            f"width={self.width},height={self.height},framerate={self.fps}/1 "
-            f"! x264enc tune=zerolatency speed-preset=ultrafast key-int-max={self.fps} bitrate=2000 "
+            f"( appsrc name=source is-live=true do-timestamp=true format=time caps={self.caps()} "
+            f"! x264enc {speed or 'tune=zerolatency'} speed-preset=ultrafast "
+            f"key-int-max={self.fps} bitrate=2000 "
             "! rtph264pay name=pay0 pt=96 config-interval=1 )"
         )
 
     def do_configure(self, media):
         """Feed the viewer's pipeline by the clock."""
         source = media.get_element().get_child_by_name("source")
-        count = [0]
+        count, size = [0], [(self.width, self.height)]
 
         def push():
+            if size[0] != (self.width, self.height):
+                size[0] = (self.width, self.height)
+                source.set_property("caps", Gst.Caps.from_string(self.caps()))
             data = picture(self.width, self.height, self.texture, count[0])
             count[0] += 1
             return source.emit("push-buffer", Gst.Buffer.new_wrapped(data)) == Gst.FlowReturn.OK
@@ -65,16 +80,24 @@ class Factory(GstRtspServer.RTSPMediaFactory):
 
 
 def main():
-    """Serve rtsp://127.0.0.1:PORT/live until killed."""
+    """Serve rtsp://ADDRESS:PORT/live until killed."""
     port, *rest = sys.argv[1:]
-    width, height, fps = (*map(int, rest), *(384, 288, 15)[len(rest) :])
+    address = rest.pop() if len(rest) == 5 else "127.0.0.1"
+    width, height, fps, b_frames = (*map(int, rest), *(384, 288, 15, 0)[len(rest) :])
     Gst.init(None)
     server = GstRtspServer.RTSPServer()
-    server.set_address("127.0.0.1")
+    server.set_address(address)
     server.set_service(port)
-    server.get_mount_points().add_factory("/live", Factory(width, height, fps))
+    factory = Factory(width, height, fps, b_frames)
+    server.get_mount_points().add_factory("/live", factory)
     if server.attach(None) == 0:
         sys.exit(f"cannot listen on {port}")
+
+    def resize():
+        factory.width = width if factory.width != width else width // 2
+        return True
+
+    GLib.unix_signal_add(GLib.PRIORITY_HIGH, signal.SIGUSR1, resize)
     print("ready", flush=True)
     GLib.MainLoop().run()
 

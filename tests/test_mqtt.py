@@ -132,3 +132,47 @@ def test_a_broker_that_comes_late_and_goes(tmp_path: Path) -> None:
         assert [json.loads(line)["frame"] for line in ears.of("grmp-edge/grmp-edge/gate/score")] == [3]
         ears.close()
     sink.close()
+
+
+def test_cameras_of_nearly_one_name_have_topics_of_their_own(tmp_path: Path) -> None:
+    port = free_port()
+    names = ["gate 1", "gate.1", "gate/1", "gate_1"]
+    with broker(port, tmp_path):
+        ears = Listener(port)
+        sink = make_sink({"kind": "mqtt", "url": f"mqtt://me:SECRET@127.0.0.1:{port}", "interval_s": 0.0})
+        until(lambda: ears.of("grmp-edge/grmp-edge/status") == [b"online"])
+        put(sink, *(score_event(index, name) for index, name in enumerate(names)))
+        until(lambda: len([topic for topic, _, _ in ears.heard if topic.endswith("/score")]) == 4)
+        until(lambda: len([topic for topic, _, _ in ears.heard if topic.endswith("/config")]) == 4)
+        sink.close()
+        ears.close()
+    heard = {topic: payload for topic, _, payload in ears.heard}
+    assert len([topic for topic in heard if topic.endswith("/score")]) == 4
+    configs = [json.loads(payload) for topic, payload in heard.items() if topic.endswith("/config")]
+    assert len({config["unique_id"] for config in configs}) == 4
+    for config in configs:  # each sensor hears its own camera
+        assert f"{json.loads(heard[config['state_topic']])['camera']} quality" == config["name"]
+    assert "grmp-edge/grmp-edge/gate_1/score" in heard  # a plain name is its own topic
+
+
+def test_alerts_that_the_broker_never_took_are_counted(tmp_path: Path) -> None:
+    sink = make_sink({"kind": "mqtt", "url": f"mqtt://127.0.0.1:{free_port()}"})
+    put(sink, alert_event(1), alert_event(2))
+    until(lambda: sink.stats().written == 2)  # they wait for the broker
+    stats = sink.close()
+    assert (stats.written, stats.failed) == (0, 2)
+    assert "before the broker took all alerts" in stats.error
+
+
+def test_a_wrong_password_is_told(tmp_path: Path) -> None:
+    port = free_port()
+    with broker(port, tmp_path):
+        sink = make_sink({"kind": "mqtt", "url": f"mqtt://me:WRONG@127.0.0.1:{port}", "interval_s": 0.0})
+
+        def refused() -> bool:
+            put(sink, score_event(1))
+            return "refused" in sink.stats().error
+
+        until(refused)
+        assert "password" in sink.stats().error and "WRONG" not in sink.stats().error
+        sink.close()

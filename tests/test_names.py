@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from grmp_edge.runtime.names import safe_name, scrub, split_credentials
+from grmp_edge.runtime.names import safe_name, scrub, slug, split_credentials
 
 
 @pytest.mark.parametrize(
@@ -37,3 +39,24 @@ def test_shown(source: str, shown: str) -> None:
 def test_split() -> None:
     assert split_credentials("http://u:p%40ss@h:80/x?y=1") == ("http://h:80/x?y=1", "u", "p@ss")
     assert split_credentials("mqtt://h") == ("mqtt://h", "", "")
+
+
+def test_a_slug_is_one_word_and_stays_apart() -> None:
+    assert (slug("gate"), slug("Gate_2-b")) == ("gate", "Gate_2-b")
+    # Worked out with sha256sum: what a dashboard has learnt must hold in the next version too.
+    assert (slug("gate 1"), slug("gate.1")) == ("gate_1-76ffb8", "gate_1-4c8a47")
+    names = [
+        "gate 1",
+        "gate.1",
+        "gate/1",
+        "gate #1",
+        "gate_1",
+        "",
+        "#",
+        "+",
+        "Tor",
+        "rtsp://h/a",
+        "rtsp://h:a",
+    ]
+    assert len({slug(name) for name in names}) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", slug(name)) for name in names)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import dataclasses
 import json
+import os
+import shutil
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +28,7 @@ from grmp_edge.errors import GrmpError, UsageError
 from grmp_edge.runtime.alert import Alert
 from grmp_edge.runtime.camera_state import CameraEvent, CameraState
 from grmp_edge.runtime.live import AlertEvent, LiveScore
-from grmp_edge.runtime.sinks import Message, QueuedSink, Record, make_sink, to_record
+from grmp_edge.runtime.sinks import Message, QueuedSink, Record, close_all, make_sink, to_record
 from grmp_edge.score import Score
 
 
@@ -211,6 +218,7 @@ def test_webhook_tries_again_what_may_pass() -> None:
     url = f"http://me:SECRET@127.0.0.1:{server.server_port}/hook"
     sink = make_sink({"kind": "webhook", "url": url, "events": ["alert", "camera"]})
     put(sink, score_event(1), alert_event(2), alert_event(3), LOST)
+    until(lambda: len(Hook.got) == 4)
     stats = sink.close()
     server.shutdown()
     server.server_close()
@@ -230,13 +238,199 @@ def test_a_dead_webhook_is_told() -> None:
     assert "refused" in stats.error
 
 
+def test_a_dead_webhook_with_a_backlog_closes_in_time() -> None:
+    """The pause before the fourth attempt alone is longer than what closing may take here."""
+    sink = make_sink({"kind": "webhook", "url": f"http://127.0.0.1:{free_port()}/"})
+    put(sink, *(alert_event(index) for index in range(200)))
+    until(lambda: sink._queue.qsize() == 199)
+    start = time.monotonic()
+    stats = sink.close(timeout_s=30.0)
+    assert time.monotonic() - start < 15.0  # of 30 allowed; without a cut, 7 s for each
+    assert (stats.written, stats.failed, stats.lost) == (0, 200, 0)
+    assert not sink._thread.is_alive()
+
+
+def test_a_webhook_that_hangs_does_not_hold_up_the_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        sinks = [make_sink({"kind": "webhook", "url": url, "timeout_s": 60.0}) for _ in range(3)]
+        for sink in sinks:
+            put(sink, alert_event(1), alert_event(2))
+            until(lambda sink=sink: sink._busy)  # type: ignore[misc]
+        start = time.monotonic()
+        told = close_all(sinks, timeout_s=0.5)
+        assert time.monotonic() - start < 10.0  # all three together; the answer would take 60 s
+        assert [(stats.written, stats.failed, stats.lost) for stats in told] == [(0, 0, 2)] * 3
+        assert sinks[0].close() == told[0]  # asked again, nothing is counted twice
+
+
+def test_a_webhook_follows_no_redirect() -> None:
+    """urllib would repeat it as a GET, token and all, wherever the server points."""
+    seen: list[str] = []
+
+    class Redirect(BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(302)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            seen.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Redirect)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/"
+    sink = make_sink({"kind": "webhook", "url": url, "token": "SECRET", "attempts": 1})
+    put(sink, alert_event(1))
+    stats = sink.close()
+    server.shutdown()
+    server.server_close()
+    assert seen == []
+    assert (stats.written, stats.failed) == (0, 1)
+    assert "says 302" in stats.error
+
+
+# Stands for a disk: files of this process may grow to 20 KB, then to as much as they like.
+FULL = """
+import json, resource, signal, sys
+from grmp_edge.runtime.sinks import QueuedSink, make_sink
+from grmp_edge.runtime.watch_view import LineWriter
+from test_sinks import put, score_event
+from helpers_live import until
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+kind, path = sys.argv[1:]
+if kind == "stdout":
+    stream = open(path, "ab", buffering=0)
+    sink = QueuedSink(kind, LineWriter(json.dumps, sys.exit, stream.fileno()), 10_000)
+else:
+    sink = make_sink({"kind": kind, "path": path, "room": 10_000})
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+def settled():  # nothing waits: neither in the queue nor, in a database, for its commit
+    stats = sink.stats()
+    return stats.written + stats.failed == count and not getattr(sink._writer, "_pending", 0)
+count = 0
+for index in range(600):  # more than 20 KB of each kind
+    count += 1
+    put(sink, score_event(index))
+until(settled)
+full = sink.stats()
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+for index in range(1000, 1020):
+    count += 1
+    put(sink, score_event(index))
+until(settled)
+sink.close()
+last = sink.stats()
+print(json.dumps([full.written, full.failed, last.written, last.failed, last.lost]))
+"""
+
+
+def _frames_in(kind: str, path: Path) -> list[int]:
+    """The frame numbers that a sink has stored; fails on anything that is not whole."""
+    if kind == "jsonl":
+        return [json.loads(line)["frame"] for line in path.read_text().splitlines()]
+    if kind == "csv":
+        with path.open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        assert all(row["event"] == "score" and row["model"] == "id" for row in rows)
+        return [int(row["frame"]) for row in rows]
+    with contextlib.closing(sqlite3.connect(path)) as base:
+        assert base.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return [row[0] for row in base.execute("SELECT frame FROM events ORDER BY rowid")]
+
+
+def _fill(kind: str, path: Path) -> list[int]:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, kind, path], capture_output=True, text=True, timeout=100,
+        cwd=Path(__file__).parent, check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    return [int(number) for number in json.loads(done.stdout)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "sqlite"])
+def test_a_disk_that_fills_up_and_has_room_again(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    full_written, full_failed, written, failed, lost = _fill(kind, path)
+    assert full_failed > 0 and full_written + full_failed == 600
+    assert (written - full_written, failed, lost) == (20, full_failed, 0)  # every one after there was room
+    frames = _frames_in(kind, path)
+    assert len(frames) == written  # what is counted as written is there, and nothing else
+    assert frames[-20:] == list(range(1000, 1020))
+    assert frames == sorted(set(frames))
+
+
+def test_stdout_on_a_disk_that_fills_up(tmp_path: Path) -> None:
+    """`watch --json > file`: what is there cannot be taken back, but the next line begins on its own."""
+    path = tmp_path / "out"
+    full_written, _, written, _, _ = _fill("stdout", path)
+    assert written - full_written == 20
+    lines = path.read_text().splitlines()
+    assert [json.loads(line)["frame"] for line in lines[-20:]] == list(range(1000, 1020))
+    assert len(lines) == written + 1  # the one that was cut
+
+
+def test_files_that_are_moved_away_are_begun_anew(tmp_path: Path) -> None:
+    """As logrotate does, and who empties a folder by hand."""
+    for kind, header in (("jsonl", 0), ("csv", 1)):
+        path = tmp_path / kind / "a"
+        sink = make_sink({"kind": kind, "path": path})
+        put(sink, score_event(1))
+        until(lambda sink=sink: sink.stats().written == 1)  # type: ignore[misc]
+        path.rename(path.with_name("old"))
+        put(sink, score_event(2))
+        until(lambda sink=sink: sink.stats().written == 2)  # type: ignore[misc]
+        shutil.rmtree(path.parent)
+        put(sink, score_event(3))
+        stats = sink.close()
+        assert (stats.written, stats.failed) == (3, 0)
+        assert len(path.read_text().splitlines()) == header + 1
+        assert '"frame": 3' in path.read_text() or ",3,id," in path.read_text()
+
+
+def test_saved_frames_when_the_clock_has_been_set_back(tmp_path: Path) -> None:
+    for index in range(3):  # of a run whose clock was ahead
+        (tmp_path / f"alert-20990101T00000{index}-1-gate-low.jpg").write_bytes(b"old")
+    sink = make_sink({"kind": "frames", "path": tmp_path, "keep": 3})
+    put(sink, alert_event(1), alert_event(2))
+    sink.close()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 3
+    assert sum("2099" in name for name in names) == 1  # the new ones stay, the oldest go
+
+
+def test_frames_of_two_cameras_of_nearly_one_name_are_two(tmp_path: Path) -> None:
+    sink = make_sink({"kind": "frames", "path": tmp_path})
+    for name in ("gate 1", "gate.1"):
+        event = dataclasses.replace(alert_event(1), camera=name)
+        sink.put(event, to_record(event) | {"at": 1e9})
+    assert sink.close().written == 2
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_ages_do_not_follow_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = time.time
+    event = score_event(1)
+    for step in (-86400.0, 0.0, 86400.0 * 365):
+        monkeypatch.setattr(time, "time", lambda step=step: true() + step)
+        record = to_record(event)
+        assert record["age_ms"] == 12.5
+        assert abs(record["at"] - (true() + step - 2.0)) < 2.0  # by the clock as it is set now
+
+
 def test_wrong_settings(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for wrong in (
         {"kind": "smoke"}, {}, {"kind": "jsonl"}, {"kind": "jsonl", "path": "x", "colour": "red"},
         {"kind": "csv", "path": tmp_path / "file" / "a.csv"}, {"kind": "jsonl", "path": tmp_path},
         {"kind": "webhook", "url": "ftp://x"}, {"kind": "webhook", "url": "http://x", "events": ["all"]},
-        {"kind": "mqtt", "url": "http://x"},
+        {"kind": "mqtt", "url": "http://x"}, {"kind": "mqtt", "url": "mqtt://x", "discovery": "home/#"},
     ):  # fmt: skip
         with pytest.raises(UsageError):
             make_sink(wrong)

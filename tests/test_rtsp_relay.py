@@ -1,0 +1,112 @@
+"""The relay before FFmpeg: what it passes on, bit by bit, and that frames come earlier by it."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from helpers_live import free_port, made_at, rtsp_server, scores, take
+
+from grmp_edge.bundle import Bundle
+from grmp_edge.errors import SourceError
+from grmp_edge.runtime.camera_state import CameraState
+from grmp_edge.runtime.live import Live
+from grmp_edge.runtime.live_config import CameraConfig
+from grmp_edge.runtime.rtsp_relay import RtspRelay, _Numbers, with_delimiters
+from grmp_edge.runtime.scorer import Scorer
+
+SDP = b"v=0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 %b/90000\r\nm=audio 0 RTP/AVP 0\r\n"
+DESCRIBE = b"RTSP/1.0 200 OK\r\nCSeq: 3\r\nContent-Length: %d\r\n\r\n%b"
+
+
+def rtp(
+    number: int, stamp: int, payload: bytes, marker: bool = False, kind: int = 96, channel: int = 0
+) -> bytes:
+    """An interleaved RTP packet, written down from RFC 3550 5.1 and RFC 2326 10.12."""
+    head = bytes([0x80, kind | (0x80 if marker else 0)]) + number.to_bytes(2, "big")
+    packet = head + stamp.to_bytes(4, "big") + b"SSRC" + payload
+    return b"$" + bytes([channel]) + len(packet).to_bytes(2, "big") + packet
+
+
+def greeting(name: bytes = b"H264") -> bytes:
+    body = SDP % name
+    return DESCRIBE % (len(body), body)
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [(b"H264", b"\x09\xf0"), (b"h265", b"\x46\x01\x50")])
+def test_a_delimiter_behind_each_frame_and_no_gap_in_the_numbers(name: bytes, delimiter: bytes) -> None:
+    sound, rtcp = rtp(7, 1, b"s" * 160, True, 0, 2), b"$\x01\x00\x04\x80\xc8\x00\x00"
+    sent = [
+        greeting(name),
+        rtp(65533, 4294963000, b"a" * 900), rtp(65534, 4294963000, b"b" * 30, marker=True),
+        sound, rtcp,
+        rtp(65535, 4294966000, b"c", marker=True),
+        rtp(0, 1704, b"d" * 900), rtp(1, 1704, b"e", marker=True),
+    ]  # fmt: skip
+    expected = [
+        greeting(name),
+        rtp(65533, 4294963000, b"a" * 900), rtp(65534, 4294963000, b"b" * 30, marker=True),
+        rtp(65535, 4294963000, delimiter),  # how far it is to the next is not known yet
+        sound, rtcp,
+        rtp(0, 4294966000, b"c", marker=True), rtp(1, 1704, delimiter),  # 3000 on, past the end of 32 bits
+        rtp(2, 1704, b"d" * 900), rtp(3, 1704, b"e", marker=True), rtp(4, 4704, delimiter),
+    ]  # fmt: skip
+    stream = b"".join(sent)
+    for size in (len(stream), 1000, 7, 1):  # cut by the network anywhere
+        state, data, out = _Numbers(), bytearray(), b""
+        for start in range(0, len(stream), size):
+            data += stream[start : start + size]
+            out += with_delimiters(data, state)
+        assert out == b"".join(expected)
+        assert not data
+
+
+def test_other_codecs_pass_as_they_are() -> None:
+    stream = greeting(b"JPEG") + rtp(1, 1, b"a", marker=True)
+    assert with_delimiters(bytearray(stream), _Numbers()) == stream
+
+
+def test_what_is_no_rtsp_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not speak RTSP"):
+        with_delimiters(bytearray(b"x" * 100_000), _Numbers())
+    with pytest.raises(ValueError, match="without an end"):
+        with_delimiters(bytearray(b"RTSP/1.0 200 OK\r\nContent-Length: 999999999\r\n\r\n"), _Numbers())
+
+
+def test_the_address_keeps_its_user_and_path() -> None:
+    relay = RtspRelay(CameraConfig("rtsp://me:p%40ss@10.255.255.1:8554/live?channel=2"))
+    try:
+        assert relay.url.startswith("rtsp://me:p%40ss@127.0.0.1:")
+        assert relay.url.endswith("/live?channel=2")
+    finally:
+        relay.close()
+    assert not relay._threads[0].is_alive()
+    with pytest.raises(SourceError, match="escape its user"):
+        RtspRelay(CameraConfig("rtsp://me:a/b:c@host/live", "gate"))
+
+
+@pytest.mark.system
+def test_a_frame_does_not_wait_for_the_next(tiny_bundle: Bundle) -> None:
+    """At two frames a second the wait is 500 ms, which no load on the machine can hide."""
+    ages = {}
+    port = free_port()
+    with rtsp_server(port, 384, 288, 2), Scorer.open(tiny_bundle, threads=1) as scorer:
+        for low_delay in (False, True):
+            camera = CameraConfig(f"rtsp://u:p@127.0.0.1:{port}/live", "gate", low_delay=low_delay)
+            found: list[float] = []
+            with Live(scorer, [camera]) as live:
+
+                def enough(seen: list[object], found: list[float] = found) -> bool:
+                    if len(scores(seen)) > len(found):  # type: ignore[arg-type]
+                        found.append(time.monotonic() - made_at(scores(seen)[-1].image))  # type: ignore[arg-type]
+                    return len(found) >= 8
+
+                events = take(live, enough, 60.0)  # type: ignore[arg-type]
+                assert live.status()[0].stats.state is CameraState.RUNNING
+                assert live.status()[0].stats.damaged == 0
+            ages[low_delay] = float(np.median(found[3:]))
+            numbers = [event.score.frame for event in scores(events)]
+            assert numbers == sorted(set(numbers))  # type: ignore[type-var]
+    assert ages[False] >= 0.5
+    assert ages[True] < 0.4
