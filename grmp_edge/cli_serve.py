@@ -1,20 +1,40 @@
-"""The command ``serve``: scores over HTTP."""
+"""The command serve: scores over HTTP, of pictures sent to it and of cameras; and the page beside a watch."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
-from collections.abc import Iterator
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grmp_edge.cli_options import Precision, PrecisionOption, Provider, ProviderOption, Threads
-from grmp_edge.errors import MissingDependencyError
+from grmp_edge.cli_options import (
+    AllowCpu,
+    Precision,
+    PrecisionOption,
+    Provider,
+    ProviderOption,
+    Threads,
+    open_scorer,
+)
+from grmp_edge.cli_watch import close_sinks, plan_streams
+from grmp_edge.errors import MissingDependencyError, UsageError
 
-__all__ = ["register"]
+if TYPE_CHECKING:
+    import socket
+
+    from grmp_edge.runtime import Scorer
+    from grmp_edge.runtime.live import Live
+    from grmp_edge.runtime.serve import ServeConfig
+    from grmp_edge.runtime.sinks import QueuedSink
+    from grmp_edge.runtime.streams import Streams
+
+__all__ = ["register", "serve_beside"]
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +44,13 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by grmp-edge export.")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SOURCE", help="Cameras to score as well, named as for grmp-edge watch."),
+    ] = None,
+    streams: Annotated[
+        Path | None, typer.Option("--streams", help="A streams.toml with cameras, their settings and sinks.")
+    ] = None,
     host: Annotated[
         str, typer.Option("--host", help="Where to listen; wider than this machine needs GRMP_EDGE_TOKEN.")
     ] = "127.0.0.1",
@@ -37,49 +64,126 @@ def serve(
     ] = 8,
     precision: PrecisionOption = Precision.fp32,
     provider: ProviderOption = Provider.auto,
+    allow_cpu: AllowCpu = False,
     threads: Threads = None,
 ) -> None:
-    """Score pictures over HTTP until Ctrl-C: POST one to /score."""
-    from grmp_edge.runtime import Scorer
-
-    try:
-        import uvicorn
-
+    """Score pictures over HTTP until Ctrl-C: POST one to /score. With cameras, also a live page of them."""
+    with _needs_serve():
+        from grmp_edge.runtime.dashboard_server import Server, address
         from grmp_edge.runtime.serve import ServeConfig, listen, make_app
-    except ModuleNotFoundError as error:
-        if error.name in ("fastapi", "uvicorn", "starlette", "anyio"):
-            raise MissingDependencyError(error.name, "serve", "serving") from None
-        raise
-
-    class Server(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            """Ctrl-C and SIGTERM are how it is meant to end; uvicorn would raise them again afterwards."""
-            numbers = (signal.SIGINT, signal.SIGTERM)
-            before = {number: signal.signal(number, self.handle_exit) for number in numbers}
-            try:
-                yield
-            finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+        from grmp_edge.runtime.systemd import supervised
 
     config = ServeConfig(
         host=host,
         port=port,
-        token=os.environ.get("GRMP_EDGE_TOKEN", ""),  # not an option: others see those in the process list
+        token=_token(),
         max_body=max_mb << 20,
         max_pixels=max_megapixels * 1_000_000,
         concurrency=concurrency,
     )
-    with Scorer.open(bundle, precision.value, provider.value, threads) as scorer, listen(config) as door:
-        settings = uvicorn.Config(
-            make_app(scorer, config),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=5,
-        )
-        shown = f"[{host}]" if ":" in host else host
-        at = f"http://{shown}:{door.getsockname()[1]}"
-        typer.echo(f"serving {bundle} at {at}; next: curl --data-binary @photo.jpg {at}/score", err=True)
-        Server(settings).run(sockets=[door])
+    plan = plan_streams(sources or [], streams, {}, {}, None) if sources or streams else None
+    with contextlib.ExitStack() as stack:
+        scorer = stack.enter_context(open_scorer(bundle, precision, provider, threads, allow_cpu))
+        door = stack.enter_context(listen(config))
+        at = address(host, door)
+        if plan is None:
+            typer.echo(f"serving {bundle} at {at}; next: curl --data-binary @photo.jpg {at}/score", err=True)
+            with supervised(time.monotonic):
+                Server(*make_app(scorer, config)).run(sockets=[door])
+            return
+        count = f"{len(plan.cameras)} camera" + "s" * (len(plan.cameras) != 1)
+        typer.echo(f"serving {bundle} and {count} at {at}; next: open {at}/ in a browser", err=True)
+        live, errors = _serve_cameras(stack, scorer, plan, config, door)
+    if live.hanging:
+        # Python must not end under a thread inside OpenCV, as in grmp-edge watch.
+        for error in errors:
+            typer.echo(f"error: {error}", err=True)
+        sys.stderr.flush()
+        os._exit(1 if errors else 0)
+    if errors:
+        raise errors[0]
+
+
+def _serve_cameras(
+    stack: contextlib.ExitStack, scorer: Scorer, plan: Streams, config: ServeConfig, door: socket.socket
+) -> tuple[Live, list[BaseException]]:
+    """Serve and watch until it is told to end; the sinks are closed with the stack."""
+    from grmp_edge.runtime.dashboard import Dashboard
+    from grmp_edge.runtime.dashboard_server import Server, cameras_in_background
+    from grmp_edge.runtime.live import Live
+    from grmp_edge.runtime.serve import make_app
+    from grmp_edge.runtime.sinks import make_sink
+    from grmp_edge.runtime.systemd import supervised
+
+    sinks: list[QueuedSink] = []
+    stack.callback(close_sinks, sinks)
+    for sink in plan.sinks:
+        sinks.append(make_sink(sink))
+    live = Live(scorer, plan.cameras, plan.live)
+    dashboard = Dashboard(live, sinks)
+    sinks.append(dashboard.sink)
+    server = Server(*make_app(scorer, config, dashboard))
+    errors: list[BaseException] = []
+    ended = threading.Event()
+
+    def over() -> None:
+        ended.set()
+        for status in live.status():
+            if status.stats.state.value == "error":
+                typer.echo(f"error: {status.stats.detail}", err=True)
+        typer.echo("no camera gives frames any more; pictures sent are still scored", err=True)
+
+    with (
+        supervised(lambda: time.monotonic() if ended.is_set() else live.beat_s),
+        cameras_in_background(live, sinks, server, errors, over),
+    ):
+        server.run(sockets=[door])
+    return live, errors
+
+
+@contextlib.contextmanager
+def serve_beside(live: Live, sinks: Sequence[QueuedSink], where: str) -> Iterator[QueuedSink]:
+    """Serve the page of a watch while the block runs; gives the sink that it learns from.
+
+    Raises:
+        UsageError: ``where`` is no address, is taken, or can be reached from elsewhere and there is no token.
+        MissingDependencyError: the extra ``serve`` is not installed.
+    """
+    with _needs_serve():
+        from grmp_edge.runtime.dashboard import Dashboard
+        from grmp_edge.runtime.dashboard_routes import make_watch_app
+        from grmp_edge.runtime.dashboard_server import Server, address, in_background
+        from grmp_edge.runtime.serve import ServeConfig, listen
+
+    host, port = _where(where)
+    config = ServeConfig(host=host, port=port, token=_token())
+    with listen(config) as door:
+        dashboard = Dashboard(live, sinks)
+        server = Server(*make_watch_app(dashboard, config))
+        typer.echo(f"live page at {address(host, door)}/", err=True)
+        with in_background(server, door):
+            yield dashboard.sink
+
+
+def _token() -> str:
+    # Not an option: others see those in the process list.
+    return os.environ.get("GRMP_EDGE_TOKEN", "")
+
+
+def _where(text: str) -> tuple[str, int]:
+    """HOST:PORT, [IPV6]:PORT, or a PORT of this machine alone."""
+    host, _, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    if not port.isascii() or not port.isdigit() or (":" in bare and not host.startswith("[")):
+        raise UsageError(f"--http {text}: no address", "write 8080, 127.0.0.1:8080 or [::1]:8080")
+    return bare or "127.0.0.1", int(port)
+
+
+@contextlib.contextmanager
+def _needs_serve() -> Iterator[Any]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name in ("fastapi", "uvicorn", "starlette", "anyio"):
+            raise MissingDependencyError(error.name, "serve", "serving") from None
+        raise

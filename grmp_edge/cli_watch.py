@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grmp_edge.cli_options import Precision, PrecisionOption, Provider, ProviderOption, Threads
+from grmp_edge.cli_options import (
+    AllowCpu,
+    Precision,
+    PrecisionOption,
+    Provider,
+    ProviderOption,
+    Threads,
+    open_scorer,
+)
 from grmp_edge.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +30,7 @@ if TYPE_CHECKING:
     from grmp_edge.runtime.streams import Streams
     from grmp_edge.runtime.watch_view import Trends
 
-__all__ = ["register"]
+__all__ = ["close_sinks", "plan_streams", "register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -68,42 +77,57 @@ def watch(
         str | None, typer.Option("--mqtt", help="Publish to this broker: mqtt://user:password@host.")
     ] = None,
     webhook: Annotated[str | None, typer.Option("--webhook", help="POST alerts to this address.")] = None,
+    http: Annotated[
+        str | None,
+        typer.Option("--http", metavar="[HOST:]PORT", help="Serve a live page, JSON and /metrics there too."),
+    ] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Frames in one run; default 8.")] = None,
     loop: Annotated[bool, typer.Option("--loop/--no-loop", help="Play a file: again at its end.")] = True,
     precision: PrecisionOption = Precision.fp32,
     provider: ProviderOption = Provider.auto,
+    allow_cpu: AllowCpu = False,
     threads: Threads = None,
 ) -> None:
     """Score live cameras until Ctrl-C, and tell when one goes bad."""
-    from grmp_edge.runtime import Scorer
     from grmp_edge.runtime.live import Live
+    from grmp_edge.runtime.memory import limit_arenas
     from grmp_edge.runtime.sinks import make_sink
+    from grmp_edge.runtime.systemd import supervised
 
+    limit_arenas()
     settings = {"policy": policy, "max_fps": max_fps, "max_age_s": max_age, "loop": loop}
     alert = {"below": below, "drop": drop, "for_s": alert_for}
-    plan = _plan(sources or [], streams, settings, alert, batch)
+    plan = plan_streams(sources or [], streams, settings, alert, batch)
     places = {"jsonl": jsonl, "csv": csv, "sqlite": sqlite, "frames": frames}
     wanted = [*plan.sinks, *({"kind": kind, "path": path} for kind, path in places.items() if path)]
     wanted += [{"kind": kind, "url": url} for kind, url in (("mqtt", mqtt), ("webhook", webhook)) if url]
     with contextlib.ExitStack() as stack:
-        scorer = stack.enter_context(Scorer.open(bundle, precision.value, provider.value, threads))
+        scorer = stack.enter_context(open_scorer(bundle, precision, provider, threads, allow_cpu))
         sinks: list[QueuedSink] = []
-        stack.callback(_close, sinks)
+        stack.callback(close_sinks, sinks)
         for sink in wanted:
             sinks.append(make_sink(sink))
         live = Live(scorer, plan.cameras, plan.live)
-        with _until_signal(live):
+        if http is not None:
+            from grmp_edge.cli_serve import serve_beside
+
+            sinks.append(stack.enter_context(serve_beside(live, sinks, http)))
+        with _until_signal(live), supervised(lambda: live.beat_s):
             broken = _show(live, sinks, as_json)
         dead = [status for status in live.status() if status.stats.state.value == "error"]
         for status in dead:
             typer.echo(f"error: {status.stats.detail}", err=True)
-    if broken:
-        raise typer.Exit(141)  # as shells report a process ended by SIGPIPE
-    if len(dead) == len(plan.cameras):
-        raise typer.Exit(1)
+    # 141: as shells report a process ended by SIGPIPE.
+    code = 141 if broken else 1 if len(dead) == len(plan.cameras) else 0
+    if live.hanging:
+        # Everything is closed. Python must not end under a thread inside OpenCV: C++ would abort the process.
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        raise typer.Exit(code)
 
 
-def _plan(
+def plan_streams(
     sources: list[str],
     streams: Path | None,
     settings: dict[str, Any],
@@ -199,9 +223,11 @@ def _until_signal(live: Live) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _close(sinks: list[QueuedSink]) -> None:
-    for sink in sinks:
-        stats = sink.close()
+def close_sinks(sinks: list[QueuedSink]) -> None:
+    """Close them all and tell of what they lost."""
+    from grmp_edge.runtime.sinks import close_all
+
+    for stats in close_all(sinks):
         if stats.failed or stats.lost:
             why = f" ({stats.error})" if stats.error else ""
             typer.echo(

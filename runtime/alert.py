@@ -100,7 +100,8 @@ class AlertTracker:
         """The camera's usual score, or None while it is not known yet."""
         if self._seen_s < self.rule.warmup_s:
             return None
-        values = [mean for _, mean in self._means] or self._bucket
+        # Copied in one step: a status may be asked for on another thread.
+        values = [mean for _, mean in list(self._means)] or list(self._bucket)
         return statistics.median(values) if values else None
 
     def interrupted(self) -> None:

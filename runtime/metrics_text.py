@@ -26,10 +26,15 @@ class Metrics:
         self._help: dict[str, tuple[str, str]] = {}  # by name: type and help
         self._values: dict[str, dict[_Labels, float]] = {}
         self._buckets: dict[str, dict[_Labels, list[int]]] = {}
+        self._room: dict[str, int | None] = {}
 
-    def declare(self, name: str, kind: str, text: str) -> None:
-        """Say what a metric is: ``counter`` (named ``*_total``), ``gauge``, or ``histogram`` of seconds."""
+    def declare(self, name: str, kind: str, text: str, series: int | None = _MAX_LABELS) -> None:
+        """Say what a metric is: ``counter`` (named ``*_total``), ``gauge``, or ``histogram`` of seconds.
+
+        Label values beyond ``series`` combinations become "other"; None where strangers do not choose them.
+        """
         self._help[name] = (kind, text)
+        self._room[name] = series
         self._values[name] = {}
         self._buckets[name] = {}
 
@@ -40,7 +45,7 @@ class Metrics:
             self._values[name][key] = self._values[name].get(key, 0.0) + amount
 
     def set(self, name: str, value: float, **labels: str) -> None:
-        """Set a gauge."""
+        """Set a gauge, or a counter that is counted elsewhere."""
         with self._lock:
             self._values[name][self._key(name, labels)] = value
 
@@ -54,8 +59,8 @@ class Metrics:
 
     def _key(self, name: str, labels: Mapping[str, str]) -> _Labels:
         key = tuple(sorted(labels.items()))
-        known = self._values[name]
-        if key not in known and len(known) >= _MAX_LABELS:
+        known, room = self._values[name], self._room[name]
+        if room is not None and key not in known and len(known) >= room:
             return tuple((label, "other") for label, _ in key)
         return key
 

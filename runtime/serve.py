@@ -17,9 +17,12 @@ from starlette.datastructures import UploadFile
 from grmp_edge import __version__
 from grmp_edge.errors import GrmpError, ImageError, UsageError
 from grmp_edge.preprocess import decode_image
+from grmp_edge.runtime.dashboard import Dashboard
+from grmp_edge.runtime.dashboard_routes import EVENTS, add_dashboard, add_health
 from grmp_edge.runtime.image_size import image_size
 from grmp_edge.runtime.metrics_text import CONTENT_TYPE, Metrics
 from grmp_edge.runtime.scorer import Scorer
+from grmp_edge.runtime.serve_events import Followers
 from grmp_edge.runtime.serve_guard import Guard, ServeConfig
 from grmp_edge.score import Score
 
@@ -27,16 +30,22 @@ __all__ = ["MODEL", "ServeConfig", "listen", "make_app"]
 
 MODEL = "grmp-edge"  # the model's name in the KServe protocol
 
+SILENT_MS = 30_000  # longer than a phone takes from one network to another
 
-def make_app(scorer: Scorer, config: ServeConfig) -> Any:
-    """The ASGI application; the scorer stays the caller's to close.
+
+def make_app(
+    scorer: Scorer, config: ServeConfig, dashboard: Dashboard | None = None
+) -> tuple[Any, Followers]:
+    """The ASGI application and those who follow it; the scorer stays the caller's to close.
 
     Routes: ``POST /score`` (an encoded picture as the body), ``POST /batch`` (multipart files),
     ``GET /metrics``, and KServe v2's ``/v2``, ``/v2/health/live``, ``/v2/health/ready``,
-    ``/v2/models/grmp-edge`` and ``/v2/models/grmp-edge/ready``.
+    ``/v2/models/grmp-edge`` and ``/v2/models/grmp-edge/ready``; ``/healthz`` and ``/readyz``.
     ``?camera=NAME`` names what is scored, in the answer and in the metrics' camera label.
+    With a dashboard its routes too (:func:`~grmp_edge.runtime.dashboard_routes.add_dashboard`).
     """
-    metrics = _metrics(scorer)
+    metrics = Metrics() if dashboard is None else dashboard.metrics
+    _declare(metrics, scorer)
     limiter = anyio.CapacityLimiter(config.workers)
 
     app = FastAPI(title="grmp-edge", version=__version__, docs_url=None, redoc_url=None)
@@ -90,17 +99,21 @@ def make_app(scorer: Scorer, config: ServeConfig) -> Any:
 
     @app.get("/metrics")
     async def shown() -> Response:
-        return PlainTextResponse(metrics.text(), media_type=CONTENT_TYPE)
+        text = await anyio.to_thread.run_sync(metrics.text if dashboard is None else dashboard.scrape)
+        return PlainTextResponse(text, media_type=CONTENT_TYPE)
 
     _add_kserve(app, scorer)
+    add_health(app, (lambda: True) if dashboard is None else dashboard.ready)
+    followers = Followers() if dashboard is None else add_dashboard(app, dashboard, config)
 
     def answered(path: str, status: int, seconds: float) -> None:
         known = path if path in routes else "other"
-        metrics.observe("grmp_edge_request_seconds", seconds, path=known)
+        if known != EVENTS:  # that takes as long as somebody looks
+            metrics.observe("grmp_edge_request_seconds", seconds, path=known)
         metrics.add("grmp_edge_requests_total", path=known, status=str(status))
 
     routes = {getattr(route, "path", "") for route in app.routes}
-    return Guard(app, config, answered)
+    return Guard(app, config, answered), followers
 
 
 def _add_kserve(app: FastAPI, scorer: Scorer) -> None:
@@ -136,8 +149,7 @@ def _add_kserve(app: FastAPI, scorer: Scorer) -> None:
         }
 
 
-def _metrics(scorer: Scorer) -> Metrics:
-    metrics = Metrics()
+def _declare(metrics: Metrics, scorer: Scorer) -> None:
     for name, kind, text in (
         ("grmp_edge_scores_total", "counter", "Pictures scored."),
         ("grmp_edge_unreadable_total", "counter", "Pictures that could not be decoded or were too large."),
@@ -151,7 +163,6 @@ def _metrics(scorer: Scorer) -> Metrics:
     metrics.set(
         "grmp_edge_info", 1.0, version=__version__, model=scorer.bundle.id, provider=scorer.backend.provider
     )
-    return metrics
 
 
 class _TooLargeError(ImageError):
@@ -197,9 +208,14 @@ def listen(config: ServeConfig) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        return socket.create_server((config.host, config.port), family=family, backlog=128)
+        door = socket.create_server((config.host, config.port), family=family, backlog=128)
     except OSError as error:
         raise UsageError(
             f"cannot listen on {config.host}:{config.port} ({error.strerror or error})",
-            "choose another --port",
+            "choose another port",
         ) from None
+    # A phone that left the network says no word, and a reader may stop reading. Connections inherit this: one
+    # is given up when what was sent is not taken for so long, not after a quarter of an hour or never.
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        door.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_MS)
+    return door

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import ipaddress
 import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -14,8 +15,17 @@ from typing import Any, TypeAlias
 from starlette.exceptions import HTTPException
 
 from grmp_edge.errors import UsageError
+from grmp_edge.runtime.dashboard_session import session_valid
 
-__all__ = ["Guard", "ServeConfig", "is_loopback"]
+__all__ = ["LOGIN", "LOGOUT", "Guard", "ServeConfig", "is_loopback"]
+
+LOGIN, LOGOUT = "/v1/login", "/v1/logout"
+# Asked for without a token: probes carry none, and the page has to be there to ask for it.
+_OPEN = frozenset({"/", "/healthz", "/readyz", LOGIN, LOGOUT})
+_OPEN_BELOW = ("/v2/health/", "/static/")
+_LOGIN_BODY = 4096  # bytes; strangers may send it
+_LOGIN_TIMEOUT_S = 5.0
+_LOGINS = 4  # at once, apart from the places of those who have a token
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -43,7 +53,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.token:
             raise UsageError(
-                f"--host {self.host} can be reached from other machines, and there is no token",
+                f"{self.host} can be reached from other machines, and there is no token",
                 "set GRMP_EDGE_TOKEN to a long random text, or serve on 127.0.0.1",
             )
         if not 0 <= self.port < 65536:
@@ -53,8 +63,11 @@ class ServeConfig:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine alone."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    """Whether a host is this machine alone: ``localhost`` or an address, and no name that looks like one."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class _Refused(HTTPException):  # Starlette's own, so that it becomes an answer also below the routes
@@ -67,7 +80,7 @@ class Guard:
     def __init__(self, app: App, config: ServeConfig, answered: Callable[[str, int, float], None]) -> None:
         """``answered(path, status, seconds)`` is told of each request."""
         self._app, self._config, self._answered = app, config, answered
-        self._busy = 0
+        self._busy = {"work": 0, "login": 0}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it."""
@@ -81,31 +94,37 @@ class Guard:
             status = message.get("status", status)
             await send(message)
 
+        login = scope["path"] in (LOGIN, LOGOUT)
+        kind, places = ("login", _LOGINS) if login else ("work", self._config.concurrency)
+        max_body = _LOGIN_BODY if login else self._config.max_body
+        timeout_s = _LOGIN_TIMEOUT_S if login else self._config.body_timeout_s
         taken = False
         try:
             headers = {key.lower(): value for key, value in scope["headers"]}
-            self._check(scope, headers)
+            self._check(scope, headers, max_body)
             if scope["method"] == "POST":
-                if self._busy >= self._config.concurrency:
+                if self._busy[kind] >= places:
                     raise _Refused(429, "too many requests at once; try again")
-                self._busy += 1
+                self._busy[kind] += 1
                 taken = True
-            await self._app(scope, self._limited(receive), watched)
+            await self._app(scope, self._limited(receive, max_body, timeout_s), watched)
         except _Refused as refused:
             if not status:
                 if refused.status_code != 408:
                     await _drain(receive, self._config.max_body)
                 await _answer(watched, refused.status_code, refused.detail)
         finally:
-            self._busy -= taken
+            self._busy[kind] -= taken
             self._answered(scope["path"], status or 500, time.perf_counter() - start)
 
-    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        config = self._config
-        if config.token:
-            given = headers.get(b"authorization", b"")
-            right = hmac.compare_digest(given, b"Bearer " + config.token.encode())
-            if not right and not scope["path"].startswith("/v2/health/"):  # probes carry no token
+    def _check(self, scope: Scope, headers: dict[bytes, bytes], max_body: int) -> None:
+        # Browsers say so when the page of another site asks. It could not read the answer, but would have
+        # pictures decoded and places taken here; only a link that leads here is fine.
+        other = headers.get(b"sec-fetch-site") == b"cross-site"
+        if other and headers.get(b"sec-fetch-mode") != b"navigate":
+            raise _Refused(403, "not for pages of other sites")
+        if self._config.token:
+            if not self._allowed(scope, headers):
                 raise _Refused(401, "a token is needed: Authorization: Bearer TOKEN")
         else:
             # A web page that made its name point here (DNS rebinding) still sends that name.
@@ -116,27 +135,38 @@ class Guard:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
             raise _Refused(400, "Content-Length is no number")
-        if int(length) > config.max_body:
-            raise _Refused(413, f"the body is longer than {config.max_body} bytes")
+        if int(length) > max_body:
+            raise _Refused(413, f"the body is longer than {max_body} bytes")
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _allowed(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
+        token, path = self._config.token, scope["path"]
+        given = headers.get(b"authorization", b"")
+        if hmac.compare_digest(given, b"Bearer " + token.encode()):
+            return True
+        if path in _OPEN or path.startswith(_OPEN_BELOW):
+            return True
+        # A session reads only: whatever page it is that makes a browser POST, the cookie is not enough.
+        cookies = headers.get(b"cookie", b"").decode("latin-1")
+        return scope["method"] == "GET" and session_valid(token, cookies)
+
+    def _limited(self, receive: Receive, max_body: int, timeout_s: float) -> Receive:
         size = 0
         end: float | None = None
 
         async def limited() -> MutableMapping[str, Any]:
             nonlocal size, end
             now = asyncio.get_running_loop().time()
-            end = now + self._config.body_timeout_s if end is None else end
+            end = now + timeout_s if end is None else end
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, end - now))
             except asyncio.TimeoutError:
                 raise _Refused(408, "the body took too long") from None
             if message["type"] == "http.request":
                 size += len(message.get("body", b""))
-                if size > self._config.max_body:
+                if size > max_body:
                     if message.get("more_body", False):
-                        await _drain(receive, self._config.max_body)
-                    raise _Refused(413, f"the body is longer than {self._config.max_body} bytes")
+                        await _drain(receive, max_body)
+                    raise _Refused(413, f"the body is longer than {max_body} bytes")
                 if not message.get("more_body", False):
                     end = float("inf")  # what comes after the body is the end of the connection
             return message

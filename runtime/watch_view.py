@@ -37,6 +37,7 @@ class LineWriter:
         self._line, self._gone, self._descriptor = line, gone, descriptor
         self._interval_s = interval_s
         self._last: dict[str, float] = {}
+        self._cut = False  # only a part of the last line could be written
 
     def wants(self, record: Record) -> bool:
         """Changes and alerts all, scores as often as asked."""
@@ -54,9 +55,12 @@ class LineWriter:
         if text is None:
             return
         data = (text + "\n").encode("utf-8", "backslashreplace")
+        if self._cut:  # by a full disk: only that line is lost, and not this one
+            data = b"\n" + data
         try:
             while data:
                 data = data[os.write(self._descriptor, data) :]
+                self._cut = bool(data)
         except BrokenPipeError:
             self._gone()
             raise

@@ -201,8 +201,17 @@ def test_a_token_is_needed_when_bound_wider(tiny_bundle: Bundle) -> None:
 
 def test_a_page_that_pretends_to_be_localhost(tiny_bundle: Bundle) -> None:
     with server(tiny_bundle) as (at, _), httpx.Client(base_url=at, trust_env=False) as client:
-        assert client.get("/metrics", headers={"Host": "evil.example:80"}).status_code == 421
-        assert client.get("/metrics", headers={"Host": "localhost"}).status_code == 200
+        for host in ("evil.example:80", "127.0.0.1.evil.example", "127.evil.example:80", "[::2]", ""):
+            assert client.get("/metrics", headers={"Host": host}).status_code == 421
+        for host in ("localhost", "127.0.0.1:80", "[::1]:80", "LOCALHOST:8080"):
+            assert client.get("/metrics", headers={"Host": host}).status_code == 200
+        # What a browser says of an <img> or fetch() on another site; a link to here is fine.
+        other = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+        assert client.get("/metrics", headers=other).status_code == 403
+        assert client.post("/score", content=b"x", headers=other).status_code == 403
+        assert client.get("/metrics", headers={**other, "Sec-Fetch-Mode": "navigate"}).status_code == 200
+        assert client.get("/").status_code == 404  # no cameras, no page
+        assert client.get("/readyz").json() == {"ready": True}
 
 
 def test_a_port_that_is_taken(tiny_bundle: Bundle) -> None:

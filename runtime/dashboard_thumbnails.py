@@ -1,0 +1,121 @@
+"""Small pictures of what the cameras see: only the latest, and JPEGs only for who asks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Thumbnail", "ThumbnailConfig", "Thumbnails"]
+
+UInt8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ThumbnailConfig:
+    """How large, and how often."""
+
+    width: int = 480  # sharp on a phone's dense screen; some 25 KB
+    height: int = 360  # a picture is made to fit into both
+    quality: int = 75  # JPEG's; its artefacts stay below those that the score is about
+    period_s: float = 1.0  # while somebody looks: enough to see that it moves
+    idle_s: float = 5.0  # while nobody does: so that the first look has something, even of a still camera
+    linger_s: float = 5.0  # how long a look counts; a page asks every second
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """One encoded picture."""
+
+    number: int  # grows with each new picture of the camera
+    captured_s: float  # time.monotonic() of its capture
+    jpeg: bytes
+
+
+class _Slot:
+    """What is held of one camera."""
+
+    def __init__(self) -> None:
+        self.due = 0.0
+        self.offered: tuple[UInt8Array, float] | None = None  # a whole frame, on its way to be made small
+        self.lock = threading.Lock()  # of what follows; never taken by the scoring thread
+        self.number = 0
+        self.captured_s = 0.0
+        self.small: UInt8Array | None = None
+        self.jpeg: bytes | None = None
+
+
+class Thumbnails:
+    """The latest thumbnail of each camera.
+
+    A frame goes three ways: :meth:`offer` on the scoring thread keeps a reference, when one is due;
+    :meth:`shrink` on the dashboard's thread makes it small and lets the frame go; :meth:`get` on a server's
+    thread encodes it, once for all who ask. A newer frame takes the place of an older one at every stage.
+    """
+
+    def __init__(self, cameras: Iterable[str], config: ThumbnailConfig | None = None) -> None:
+        self.config = config or ThumbnailConfig()
+        self._slots = {camera: _Slot() for camera in cameras}
+        self._watched_until = 0.0
+        self.encoded = 0  # JPEGs made since the start
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody looks, or did a moment ago."""
+        return time.monotonic() < self._watched_until
+
+    def watch(self) -> None:
+        """Somebody looks."""
+        began = not self.watched
+        self._watched_until = time.monotonic() + self.config.linger_s
+        if began:
+            for slot in self._slots.values():
+                slot.due = 0.0
+
+    def offer(self, camera: str, image: UInt8Array, captured_s: float) -> None:
+        """Here is a frame, uint8 (H, W, 3) BGR that nobody writes to any more. Returns at once."""
+        slot = self._slots[camera]
+        now = time.monotonic()
+        if now < slot.due:
+            return
+        slot.due = now + (self.config.period_s if self.watched else self.config.idle_s)
+        slot.offered = (image, captured_s)  # in one piece, as CPython assigns an attribute
+
+    def shrink(self, camera: str) -> None:
+        """Take over the frame that was offered, if one was."""
+        slot = self._slots[camera]
+        offered, slot.offered = slot.offered, None
+        if offered is None:
+            return
+        image, captured_s = offered
+        height, width = image.shape[:2]
+        scale = min(1.0, self.config.width / width, self.config.height / height)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        with slot.lock:
+            slot.number += 1
+            slot.captured_s, slot.small, slot.jpeg = captured_s, small, None
+
+    def latest(self, camera: str) -> tuple[int, float] | None:
+        """Number and time of capture (monotonic seconds) of the latest picture, without encoding it."""
+        slot = self._slots[camera]
+        with slot.lock:
+            return (slot.number, slot.captured_s) if slot.number else None
+
+    def get(self, camera: str) -> Thumbnail | None:
+        """The latest picture, or None when there has not been one."""
+        self.watch()
+        slot = self._slots[camera]
+        with slot.lock:
+            if slot.small is not None:
+                ok, data = cv2.imencode(".jpg", slot.small, [cv2.IMWRITE_JPEG_QUALITY, self.config.quality])
+                if ok:
+                    slot.jpeg = data.tobytes()
+                    self.encoded += 1
+                slot.small = None
+            return None if slot.jpeg is None else Thumbnail(slot.number, slot.captured_s, slot.jpeg)

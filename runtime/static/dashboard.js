@@ -1,0 +1,319 @@
+// The live page. All that comes from a camera (its name, its errors) is set as text and never as markup.
+
+import { Chart, clock } from "./chart.js";
+import { badge, count, duration, eventWords, without } from "./words.js";
+
+const SILENT_MS = 10000; // a message comes each second; after so long without one the connection is dead
+const RETRY_MS = 5000;
+const KEPT = { 1: 3600, 60: 1440 }; // points of each step, as many as the server has
+const EVENTS = 100;
+
+const find = (id) => document.getElementById(id);
+const cards = new Map(); // by id of the camera
+let source = null;
+let retry = 0;
+let heard = 0; // when the last message came
+let run = null; // of the server's process and clock
+let told = 0; // number of the last event
+let span = 300;
+let serverNow = Date.now() / 1000;
+
+// One camera
+
+class Card {
+  constructor(id) {
+    this.id = id;
+    this.points = { 1: [], 60: [] };
+    this.node = find("camera").content.firstElementChild.cloneNode(true);
+    this.at = (selector) => this.node.querySelector(selector);
+    this.picture = this.at(".picture");
+    this.number = 0; // of the picture shown
+    this.loading = false;
+    this.chart = new Chart(this.at("svg"), this.at(".readout"));
+    this.picture.addEventListener("load", () => {
+      this.loading = false;
+      this.picture.hidden = false;
+      this.at(".blank").hidden = true;
+    });
+    this.picture.addEventListener("error", () => { this.loading = false; });
+  }
+
+  show(camera) {
+    this.camera = camera;
+    const [level, words] = badge(camera);
+    const { node, at } = this;
+    node.dataset.level = level;
+    node.dataset.camera = camera.id;
+    node.toggleAttribute("data-old", camera.state !== "running" || camera.picture !== "ok");
+    at(".name").textContent = camera.name;
+    at(".name").title = camera.name;
+    at(".badge").textContent = words;
+    at(".detail").textContent = without(camera.name, camera.detail);
+    at(".detail").hidden = !camera.detail;
+    at(".score strong").textContent = camera.score === null ? "–" : camera.score.toFixed(3);
+    at(".score small").textContent = camera.mos === null ? "" : `MOS ${camera.mos.toFixed(2)}`;
+    at(".limits").textContent = camera.baseline === null ? "" : `usually ${camera.baseline.toFixed(2)}`;
+    const dropped = camera.dropped.replaced + camera.dropped.stale + camera.dropped.expired;
+    const values = {
+      fps: camera.fps.toFixed(1), age: duration(camera.age_s), scored: count(camera.scored),
+      dropped: count(dropped), reconnects: count(camera.reconnects),
+    };
+    for (const field of node.querySelectorAll("dd")) field.textContent = values[field.dataset.key];
+    this.showPicture(camera);
+  }
+
+  showPicture(camera) {
+    const { thumbnail, size } = camera;
+    this.picture.alt = `Latest picture of ${camera.name}`;
+    if (!thumbnail) return;
+    const parts = [`${duration(Math.max(0, serverNow - thumbnail.at))} ago`];
+    if (size) parts.push(`${size[0]} × ${size[1]}`);
+    this.at("figcaption").textContent = parts.join(" · ");
+    if (thumbnail.number === this.number || this.loading) return; // one on its way is enough
+    this.number = thumbnail.number;
+    this.loading = true;
+    this.picture.src = `v1/cameras/${encodeURIComponent(this.id)}/thumbnail.jpg?number=${thumbnail.number}`;
+  }
+
+  draw() {
+    const step = span > KEPT[1] ? 60 : 1;
+    this.chart.draw(this.points[step], step, serverNow, span, this.camera.limits);
+  }
+
+  add(step, fresh) {
+    const known = this.points[step];
+    const last = known.length ? known[known.length - 1][0] : -Infinity;
+    if (fresh.length && fresh[0][0] > last + 0.001) known.push(...fresh);
+    else if (fresh.length) {
+      const all = new Map([...known, ...fresh].map((point) => [Math.round(point[0] * 1000), point]));
+      this.points[step] = [...all.entries()].sort((a, b) => a[0] - b[0]).map(([, point]) => point);
+    }
+    this.points[step] = this.points[step].slice(-KEPT[step]);
+  }
+
+  async load(step) {
+    const known = this.points[step];
+    const since = known.length ? known[known.length - 1][0] : 0;
+    const of = run;
+    const answer = await fetch(`v1/cameras/${encodeURIComponent(this.id)}/history?since=${since}&step=${step}`);
+    if (!answer.ok) return;
+    const found = await answer.json();
+    if (found.run !== of || run !== of) return; // the server or its clock began anew meanwhile
+    this.add(step, found.points);
+    this.draw();
+  }
+}
+
+// What happened
+
+function showEvents(events) {
+  const list = find("events");
+  list.setAttribute("aria-live", told ? "polite" : "off"); // what was before the page is not read out
+  for (const event of events) {
+    if (event.number <= told) continue;
+    told = event.number;
+    const node = find("event").content.firstElementChild.cloneNode(true);
+    const [level, words] = eventWords(event);
+    node.dataset.level = level;
+    node.querySelector("time").textContent = clock(event.at, true);
+    node.querySelector("time").dateTime = new Date(event.at * 1000).toISOString();
+    node.querySelector("strong").textContent = event.camera;
+    node.querySelector("p").textContent = words;
+    list.prepend(node);
+  }
+  while (list.children.length > EVENTS) list.lastElementChild.remove();
+  find("no-events").hidden = list.children.length > 0;
+}
+
+// The page
+
+function showSummary(cameras) {
+  const running = cameras.filter((camera) => camera.state === "running").length;
+  const bad = cameras.filter((camera) => badge(camera)[0] === "bad").length;
+  const off = cameras.length - running;
+  const parts = [`${running} of ${cameras.length} running`];
+  const node = find("summary");
+  node.textContent = parts.join(", ") + (off || bad ? " · " : "");
+  const words = [];
+  if (bad) words.push(`${bad} need${bad === 1 ? "s" : ""} a look`);
+  else if (off) words.push(`${off} not running`);
+  if (words.length) {
+    const mark = document.createElement("b");
+    mark.textContent = words.join(", ");
+    node.append(mark);
+  }
+  document.title = `${bad ? `(${bad}) ` : ""}Cameras · grmp-edge`;
+}
+
+function apply(update) {
+  serverNow = update.at;
+  const began = update.run !== run;
+  if (began) {
+    run = update.run;
+    told = 0;
+    find("events").replaceChildren();
+    for (const card of cards.values()) {
+      card.points = { 1: [], 60: [] };
+      card.number = 0;
+    }
+  }
+  const known = new Set(update.cameras.map((camera) => camera.id));
+  for (const [id, card] of cards) {
+    if (!known.has(id)) {
+      card.node.remove();
+      cards.delete(id);
+    }
+  }
+  for (const camera of update.cameras) {
+    let card = cards.get(camera.id);
+    if (!card) {
+      card = new Card(camera.id);
+      cards.set(camera.id, card);
+      find("cameras").append(card.node);
+    }
+    card.show(camera);
+    const fresh = update.points[camera.id];
+    if (fresh && !catchingUp) card.add(1, fresh);
+  }
+  if (catchingUp || began) catchUp();
+  for (const card of cards.values()) card.draw();
+  showEvents(update.events ?? []);
+  showSummary(update.cameras);
+  find("logout").hidden = !update.login;
+  find("foot").textContent = `grmp-edge ${update.version} · model ${update.model}`;
+}
+
+// After a connection began, what was missed is asked for before new points are added to it.
+let catchingUp = false;
+
+function catchUp() {
+  catchingUp = false;
+  for (const card of cards.values()) {
+    card.load(1).catch(() => {});
+    if (span > KEPT[1]) card.load(60).catch(() => {});
+  }
+}
+
+setInterval(() => {
+  if (!source || span <= KEPT[1]) return;
+  for (const card of cards.values()) card.load(60).catch(() => {});
+}, 60000);
+
+// The connection
+
+function say(state, words) {
+  const node = find("link");
+  node.dataset.state = state;
+  document.body.dataset.link = state; // what is shown is old then, and looks it
+  if (node.textContent !== words) node.textContent = words;
+}
+
+function disconnect() {
+  clearTimeout(retry);
+  source?.close();
+  source = null;
+}
+
+function connect() {
+  disconnect();
+  heard = Date.now();
+  catchingUp = true;
+  source = new EventSource("v1/events");
+  source.onmessage = (message) => {
+    heard = Date.now();
+    say("live", "live");
+    find("login").hidden = true;
+    find("main").hidden = false;
+    apply(JSON.parse(message.data));
+  };
+  source.onerror = () => {
+    say("lost", "connection lost, trying again");
+    catchingUp = true;
+    // Refused instead of broken: the browser does not try again by itself.
+    if (source?.readyState === EventSource.CLOSED) {
+      disconnect();
+      askWhy();
+    }
+  };
+}
+
+async function askWhy() {
+  try {
+    const answer = await fetch("v1/cameras");
+    if (answer.status === 401) {
+      showLogin();
+      return;
+    }
+    if (answer.ok) say("lost", "too many pages follow, trying again");
+  } catch {
+    // The server is not there; it is asked again below.
+  }
+  retry = setTimeout(connect, RETRY_MS);
+}
+
+setInterval(() => {
+  if (source && Date.now() - heard > SILENT_MS) {
+    say("lost", "connection lost, trying again");
+    connect();
+  }
+}, 2000);
+
+// A page that nobody sees costs nothing.
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) {
+    disconnect();
+    say("wait", "paused");
+  } else if (find("login").hidden) {
+    connect();
+  }
+});
+
+// The login
+
+function showLogin() {
+  disconnect();
+  say("wait", "token needed");
+  find("main").hidden = true;
+  find("logout").hidden = true;
+  find("summary").textContent = "";
+  find("login").hidden = false;
+  find("token").focus();
+}
+
+find("login").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  find("wrong").textContent = "";
+  try {
+    const answer = await fetch("v1/login", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ token: find("token").value }),
+    });
+    if (answer.ok) {
+      find("token").value = "";
+      find("login").hidden = true;
+      say("wait", "connecting");
+      connect();
+      return;
+    }
+    find("wrong").textContent = answer.status === 401 ? "That is not the token." : `The server says ${answer.status}.`;
+  } catch {
+    find("wrong").textContent = "The server does not answer.";
+  }
+  find("token").select();
+});
+
+find("logout").addEventListener("click", async () => {
+  await fetch("v1/logout", { method: "POST" }).catch(() => {});
+  showLogin();
+});
+
+find("range").addEventListener("change", (event) => {
+  span = Number(event.target.value);
+  for (const card of cards.values()) {
+    card.draw();
+    if (span > KEPT[1]) card.load(60).catch(() => {});
+  }
+});
+
+connect();

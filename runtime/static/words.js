@@ -1,0 +1,50 @@
+// Numbers, states and events as words.
+
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  if (seconds < 0.995) return `${Math.max(0, Math.round(seconds * 1000))} ms`;
+  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  if (seconds < 120) return `${Math.round(seconds)} s`;
+  if (seconds < 7200) return `${Math.round(seconds / 60)} min`;
+  return `${Math.round(seconds / 3600)} h`;
+}
+
+export function count(value) {
+  if (value < 100000) return value.toLocaleString("en");
+  return new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 }).format(value);
+}
+
+// An error begins with the camera's name, which stands above it already.
+export function without(name, detail) {
+  return detail.startsWith(`${name}: `) ? detail.slice(name.length + 2) : detail;
+}
+
+const STATES = { not_started: "starting", running: "running", restarting: "reconnecting", error: "error", stopped: "stopped" };
+const PICTURES = { frozen: "frozen picture", black: "black picture", no_signal: "no signal" };
+const ALERTS = { low: "low score", drop: "score dropped" };
+
+export function badge(camera) {
+  if (camera.state !== "running") {
+    const level = { error: "bad", restarting: "warn" }[camera.state] ?? "dim";
+    return [level, `${level === "dim" ? "○" : "▲"} ${STATES[camera.state] ?? camera.state}`];
+  }
+  if (camera.alerts.length) return ["bad", `▲ ${camera.alerts.map((kind) => ALERTS[kind] ?? kind).join(", ")}`];
+  if (camera.picture !== "ok") return ["bad", `▲ ${PICTURES[camera.picture] ?? camera.picture}`];
+  return ["good", "● running"];
+}
+
+export function eventWords(event) {
+  if (event.event === "alert") {
+    const what = event.kind === "low" ? "score" : "score dropped to";
+    const value = event.value.toFixed(3);
+    return event.raised
+      ? ["bad", `Alert: ${what} ${value}, limit ${event.limit.toFixed(2)}, for ${duration(event.since_s)}`]
+      : ["good", `Alert over: score ${value}`];
+  }
+  if (event.state === "running") {
+    return event.picture === "ok" ? ["good", "Running"] : ["bad", `Running: ${PICTURES[event.picture] ?? event.picture}`];
+  }
+  const level = { error: "bad", restarting: "warn" }[event.state] ?? "dim";
+  const words = STATES[event.state] ?? event.state;
+  return [level, words[0].toUpperCase() + words.slice(1) + (event.detail ? `: ${without(event.camera, event.detail)}` : "")];
+}
