@@ -2,8 +2,8 @@
 # They need python3 (3.10 to 3.13) with venv, and a package index; PYTHON=... chooses another interpreter.
 PYTHON ?= python3
 DEMO := .demo
-# Left out: what needs a GPU, TensorRT, or Debian packages (see tests/README.md).
-MARKS ?= not gpu and not tensorrt and not system
+# Left out: what needs a GPU, TensorRT, Ray or Debian packages (see tests/README.md).
+MARKS ?= not gpu and not tensorrt and not ray and not system
 
 .PHONY: demo test clean
 
