@@ -20,11 +20,11 @@ import cv2
 import numpy as np
 from rich.console import Console
 
+from grmp_edge.default_bundle import DEFAULT_BUNDLE
 from grmp_edge.errors import GrmpError
 from grmp_edge.export.pipeline import ExportConfig, export_bundle
 from grmp_edge.export.share import share_weights
 from grmp_edge.files import replace_folder
-from grmp_edge.runtime.default import DEFAULT_BUNDLE
 from grmp_edge.train.backbone import EMBEDDED, BackboneConfig
 from grmp_edge.train.backbone_data import Source, graded_group, load_photos, quality_of
 from grmp_edge.train.checkpoint import load_checkpoint
@@ -44,7 +44,7 @@ class DefaultConfig:
     """Everything that decides the shipped prompts and bundle, given the backbone."""
 
     seed: int = 1
-    photographs: int = 20  # of those not held out; with 25 types at 6 levels, 3,000 pictures an epoch
+    photographs: int = 12  # of those not held out; with 25 types at 6 levels, 1,800 pictures an epoch
     groups: int = 150  # photographs graded for fine-tuning, each in 4 states
     unshrunk: float = 0.7  # as the backbone saw them
     validation: float = 0.2  # of the graded pictures, to choose the epoch

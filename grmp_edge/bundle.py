@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grmp_edge.default_bundle import resolve_bundle
 from grmp_edge.errors import BundleError, ImageError
 from grmp_edge.files import replace_folder, sha256_bytes, sha256_file
 from grmp_edge.onnx_files import external_files
@@ -83,12 +84,13 @@ class Bundle:
 
     @classmethod
     def load(cls, path: str | Path, verify: bool = True) -> Bundle:
-        """Read a bundle; with ``verify`` every file is compared with its recorded SHA-256.
+        """Read a bundle (``default``: the one that ships); with ``verify`` every file is compared with its
+        recorded SHA-256.
 
         Raises:
             BundleError: it is missing, damaged, or of a newer schema; the message names the file.
         """
-        folder = Path(path)
+        folder = resolve_bundle(path)
         if not folder.is_dir():
             raise BundleError(
                 f"{folder}: no such bundle", "make one with: grmp-edge export CHECKPOINT -o BUNDLE"

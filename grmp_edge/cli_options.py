@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -220,7 +221,12 @@ TrainPrecision = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 From = Annotated[
-    Path | None, typer.Option("--from", help="Pre-training checkpoint to begin from; default: fresh prompts.")
+    Path | None,
+    typer.Option(
+        "--from",
+        help="Pre-training checkpoint to begin from; default: the prompts that ship with the embedded "
+        "backbone, fresh ones for another.",
+    ),
 ]
 NoMpp = Annotated[
     bool, typer.Option("--no-mpp", help="Fine-tune from fresh prompts, without meta-pre-training.")
@@ -268,3 +274,16 @@ def open_scorer(
     if scorer.backend.fallback is not None:
         typer.echo(f"warning: running on the CPU: {scorer.backend.fallback}", err=True)
     return scorer
+
+
+def named_bundle(arguments: Sequence[str] | None) -> tuple[Path, list[str]]:
+    """``[BUNDLE] SOURCE...`` as (the bundle, the sources); a line on stderr if it is the default one."""
+    from grmp_edge.default_bundle import DEFAULT_BUNDLE, bundle_and_sources
+
+    bundle, sources = bundle_and_sources(arguments or [])
+    if bundle == DEFAULT_BUNDLE:
+        typer.echo(
+            "the model that ships judges; fifty labels of your own make a better one: grmp-edge train --help",
+            err=True,
+        )
+    return bundle, sources

@@ -17,9 +17,11 @@ from grmp_edge.cli_options import (
     Provider,
     ProviderOption,
     Threads,
+    named_bundle,
 )
 from grmp_edge.cli_score_engine import ModelChoice, RayChoice, listing, open_engine
 from grmp_edge.cli_score_run import Meter, ScoreRun
+from grmp_edge.default_bundle import DEFAULT_BUNDLE
 from grmp_edge.errors import UsageError
 
 __all__ = ["register"]
@@ -32,11 +34,12 @@ def register(app: typer.Typer) -> None:
 
 
 def score(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by grmp-edge export.")],
-    sources: Annotated[
+    arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE", help="Pictures, videos, folders, 'globs', http addresses; -: standard input."
+            metavar="[BUNDLE] SOURCE...",
+            help="Folder made by grmp-edge export (without it, the model that ships); then pictures, videos, "
+            "folders, 'globs', http addresses; -: standard input.",
         ),
     ],
     as_json: Annotated[
@@ -96,6 +99,9 @@ def score(
     from grmp_edge.runtime.report import CsvFile
     from grmp_edge.runtime.stdin import RawFormat
 
+    bundle, sources = named_bundle(arguments)
+    if not sources:
+        raise UsageError("nothing to score", "name pictures, videos or folders after the bundle")
     frames = RawFormat.parse(raw) if raw is not None else None
     _check(sources, output, resume, follow, frames is not None, fps, ray)
     # JSON lines on a terminal would run through the progress line.
@@ -137,7 +143,8 @@ def score(
             hint = (
                 "--provider cuda, or --precision fp16 where the bundle has it (grmp-edge doctor: what works)"
             )
-        typer.echo(f"next: grmp-edge score {bundle} SOURCE... {hint}", err=True)
+        shown = "" if bundle == DEFAULT_BUNDLE else f"{bundle} "
+        typer.echo(f"next: grmp-edge score {shown}SOURCE... {hint}", err=True)
 
 
 def _check(

@@ -20,6 +20,7 @@ from grmp_edge.cli_options import (
     Provider,
     ProviderOption,
     Threads,
+    named_bundle,
     open_scorer,
 )
 from grmp_edge.cli_watch import close_sinks, plan_streams
@@ -43,10 +44,13 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by grmp-edge export.")],
-    sources: Annotated[
+    arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="SOURCE", help="Cameras to score as well, named as for grmp-edge watch."),
+        typer.Argument(
+            metavar="[BUNDLE] [SOURCE...]",
+            help="Folder made by grmp-edge export (without it, the model that ships); then cameras to score "
+            "as well, named as for grmp-edge watch.",
+        ),
     ] = None,
     streams: Annotated[
         Path | None, typer.Option("--streams", help="A streams.toml with cameras, their settings and sinks.")
@@ -73,6 +77,7 @@ def serve(
         from grmp_edge.runtime.serve import ServeConfig, listen, make_app
         from grmp_edge.runtime.systemd import supervised
 
+    bundle, sources = named_bundle(arguments)
     config = ServeConfig(
         host=host,
         port=port,
@@ -81,7 +86,7 @@ def serve(
         max_pixels=max_megapixels * 1_000_000,
         concurrency=concurrency,
     )
-    plan = plan_streams(sources or [], streams, {}, {}, None) if sources or streams else None
+    plan = plan_streams(sources, streams, {}, {}, None) if sources or streams else None
     with contextlib.ExitStack() as stack:
         scorer = stack.enter_context(open_scorer(bundle, precision, provider, threads, allow_cpu))
         door = stack.enter_context(listen(config))

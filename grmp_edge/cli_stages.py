@@ -41,6 +41,7 @@ class ModelChoice:
     seed: int
     device: str
     preset: opt.PresetChoice = opt.PresetChoice.default
+    shipped_prompts: bool = False  # instead of random ones, where there is no pre-training to begin from
 
     @property
     def name(self) -> str:
@@ -49,12 +50,18 @@ class ModelChoice:
 
     def config(self) -> ModelConfig:
         """For ``run_pretrain`` and ``run_finetune``."""
-        from grmp_edge.train.backbone import BackboneConfig
+        from grmp_edge.train.backbone import EMBEDDED, BackboneConfig
         from grmp_edge.train.run import ModelConfig
 
         backbone = BackboneConfig(self.name, self.weights, self.quick_gelu)
         wanted = self.normalization.value if self.normalization else preset_of(self.preset).normalization
-        return ModelConfig.of(backbone, wanted or None, device=self.device, seed=self.seed)
+        return ModelConfig.of(
+            backbone,
+            wanted or None,
+            device=self.device,
+            seed=self.seed,
+            shipped_prompts=self.shipped_prompts and self.name == EMBEDDED and not self.weights,
+        )
 
     def check_start(self, start: Path) -> None:
         """Raise UsageError if a given option contradicts a pre-training checkpoint, whose settings hold."""

@@ -193,7 +193,7 @@ def finetune(
     device: opt.Device = "auto",
     as_json: opt.AsJson = False,
 ) -> None:
-    """Fine-tune on labelled pictures (QGR), from a pre-training checkpoint or from fresh prompts.
+    """Fine-tune on labelled pictures (QGR), from a pre-training checkpoint or shipped prompts.
 
     With --from, that checkpoint's backbone and normalisation hold; other ones are refused.
     """
@@ -202,7 +202,9 @@ def finetune(
             "training needs labelled pictures", "give a csv with the columns image,mos: --data FILE"
         )
     need_torch()
-    model = ModelChoice(backbone, weights, quick_gelu, normalization, seed, device, preset)
+    model = ModelChoice(
+        backbone, weights, quick_gelu, normalization, seed, device, preset, shipped_prompts=start is None
+    )
     tuning = TuningChoice(
         data,
         images,

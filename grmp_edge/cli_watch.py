@@ -20,6 +20,7 @@ from grmp_edge.cli_options import (
     Provider,
     ProviderOption,
     Threads,
+    named_bundle,
     open_scorer,
 )
 from grmp_edge.errors import SourceError, UsageError
@@ -39,12 +40,12 @@ def register(app: typer.Typer) -> None:
 
 
 def watch(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by grmp-edge export.")],
-    sources: Annotated[
+    arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="SOURCE",
-            help="0, /dev/video0, rtsp://, http:// (MJPEG or snapshot), gst:PIPELINE, file:VIDEO.",
+            metavar="[BUNDLE] [SOURCE...]",
+            help="Folder made by grmp-edge export (without it, the model that ships); then 0, /dev/video0, "
+            "rtsp://, http:// (MJPEG or snapshot), gst:PIPELINE, file:VIDEO.",
         ),
     ] = None,
     streams: Annotated[
@@ -95,9 +96,10 @@ def watch(
     from grmp_edge.runtime.systemd import supervised
 
     limit_arenas()
+    bundle, sources = named_bundle(arguments)
     settings = {"policy": policy, "max_fps": max_fps, "max_age_s": max_age, "loop": loop}
     alert = {"below": below, "drop": drop, "for_s": alert_for}
-    plan = plan_streams(sources or [], streams, settings, alert, batch)
+    plan = plan_streams(sources, streams, settings, alert, batch)
     places = {"jsonl": jsonl, "csv": csv, "sqlite": sqlite, "frames": frames}
     wanted = [*plan.sinks, *({"kind": kind, "path": path} for kind, path in places.items() if path)]
     wanted += [{"kind": kind, "url": url} for kind, url in (("mqtt", mqtt), ("webhook", webhook)) if url]

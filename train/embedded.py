@@ -16,6 +16,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
+from grmp_edge.default_bundle import DEFAULT_BUNDLE
 from grmp_edge.errors import ModelError
 from grmp_edge.files import replace_file
 
@@ -33,11 +34,12 @@ __all__ = [
 ]
 
 EMBEDDED_NAME = "embedded-s16"
-EMBEDDED_PATH = Path(__file__).resolve().parent / "weights" / f"{EMBEDDED_NAME}.safetensors"
+# One copy serves training and, in the default bundle, scoring.
+EMBEDDED_PATH = DEFAULT_BUNDLE / f"{EMBEDDED_NAME}.safetensors"
 # Of the shipped file; changes whenever the weights are trained anew.
-EMBEDDED_SHA256 = "781549402bba0793cd8d715be88d7505886e3fbcfba0512e811744f7ad6616a5"
+EMBEDDED_SHA256 = "553c222d650edb33e2d9ea5d62fa2bbdfe536eb84e927443fb68e9ad9c5cbcd3"
 # Meta-learned on synthetic distortions for exactly these weights (train/default_model.py).
-PROMPTS_PATH = EMBEDDED_PATH.with_name(f"{EMBEDDED_NAME}.prompts.safetensors")
+PROMPTS_PATH = Path(__file__).resolve().parent / "weights" / f"{EMBEDDED_NAME}.prompts.safetensors"
 
 _FORMAT = "grmp-edge-embedded-1"
 _PROMPTS_FORMAT = "grmp-edge-prompts-1"

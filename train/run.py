@@ -13,6 +13,7 @@ import torch
 
 from grmp_edge import __version__
 from grmp_edge.errors import CheckpointError, UsageError
+from grmp_edge.files import sha256_file
 from grmp_edge.preprocess import Preprocess
 from grmp_edge.train.backbone import EMBEDDED, BackboneConfig, load_backbone
 from grmp_edge.train.checkpoint import (
@@ -26,6 +27,7 @@ from grmp_edge.train.checkpoint import (
 from grmp_edge.train.curves import CurveKind, curves_for
 from grmp_edge.train.data import Labelled, SplitConfig, data_digest, split_indices
 from grmp_edge.train.distributed import current_team, local_device
+from grmp_edge.train.embedded import PROMPTS_PATH, load_prompts
 from grmp_edge.train.finetune import FinetuneConfig, Part, finetune, predict
 from grmp_edge.train.meta import MetaConfig, meta_train
 from grmp_edge.train.model import GrmpIqa, PromptConfig
@@ -53,6 +55,8 @@ class ModelConfig:
     prompts: PromptConfig = field(default_factory=PromptConfig)
     device: str = "auto"  # cuda where there is one
     seed: int = 0  # of the prompts' initial values
+    # The meta-learned prompts that ship for the embedded backbone, instead of random ones.
+    shipped_prompts: bool = False
 
     @classmethod
     def of(cls, backbone: BackboneConfig, normalization: str | None = None, **other: Any) -> ModelConfig:
@@ -193,6 +197,9 @@ def run_finetune(
     else:
         network, settings = build_network(model)
         settings["pretrained_by"] = None
+        if model.shipped_prompts:
+            load_parameters(network, load_prompts(), PROMPTS_PATH)
+            settings["pretrained_by"] = {"prompts": PROMPTS_PATH.name, "sha256": sha256_file(PROMPTS_PATH)}
     config = config.for_backbone(network.backbone.name)
     config = replace(config, precision=resolve_precision(config.precision, network.ctx.device))
     side = Preprocess.for_size(network.image.size).resize

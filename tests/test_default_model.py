@@ -1,0 +1,186 @@
+"""The model that ships: whole, small, the same in every precision, and used where no bundle is named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import make_image
+from onnx import TensorProto, numpy_helper
+
+from grmp_edge.bundle import Bundle, write_bundle
+from grmp_edge.default_bundle import DEFAULT_BUNDLE, bundle_and_sources
+from grmp_edge.errors import ModelError
+from grmp_edge.export.fold import fold
+from grmp_edge.export.share import share_weights
+from grmp_edge.export.to_onnx import build_onnx
+from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
+from grmp_edge.runtime import Scorer
+from grmp_edge.train.backbone import BackboneConfig, load_backbone
+from grmp_edge.train.embedded import EMBEDDED_PATH, PROMPTS_PATH, load_prompts, save_prompts
+from grmp_edge.train.model import GrmpIqa, PromptConfig
+
+PIXELS = np.random.default_rng(5).integers(0, 256, (3, 224, 224, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model() -> GrmpIqa:
+    """The embedded backbone with random prompts."""
+    torch.manual_seed(3)
+    return GrmpIqa(load_backbone(BackboneConfig()), PromptConfig(normalization="clip")).eval()
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory) -> Bundle:
+    """An ordinary bundle of it, each graph in one piece."""
+    folder = tmp_path_factory.mktemp("whole")
+    graphs = {}
+    for precision, name in (("fp32", "model.onnx"), ("fp16", "model.fp16.onnx")):
+        onnx.save(build_onnx(fold(model), precision), folder / name)
+        graphs[precision] = (folder / name, 17)
+    return write_bundle(
+        folder / "bundle",
+        graphs,
+        backbone={},
+        preprocess=Preprocess.for_size(224),
+        normalization=NORMALIZATIONS["clip"],
+        mos=None,
+        parity={},
+        provenance={},
+    )
+
+
+def run(path: Path) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options).run(None, {"images": PIXELS})[0]
+
+
+def test_shared_weights_score_the_same_bit_by_bit(whole, tmp_path):
+    shared = share_weights(whole, EMBEDDED_PATH, tmp_path / "shared")
+    size = sum(path.stat().st_size for path in shared.path.iterdir())
+    assert size < 1.25 * EMBEDDED_PATH.stat().st_size
+    assert size < 0.5 * sum(path.stat().st_size for path in whole.path.iterdir())
+    for precision in ("fp32", "fp16"):
+        assert np.array_equal(run(whole.graph(precision)), run(shared.graph(precision)))
+
+
+def test_what_is_shared_is_read_from_the_file(whole, tmp_path):
+    """The scores follow the bytes of the file: there is no second copy of what it holds."""
+    shared = share_weights(whole, EMBEDDED_PATH, tmp_path / "shared")
+    file = shared.path / EMBEDDED_PATH.name
+    content = bytearray(file.read_bytes())
+    content[-2_000_000:] = bytes(2_000_000)
+    file.write_bytes(content)
+    for precision in ("fp32", "fp16"):
+        assert not np.array_equal(run(whole.graph(precision)), run(shared.graph(precision)))
+
+
+def test_a_model_of_other_weights_is_not_shared(whole, tmp_path):
+    other = onnx.load_model(whole.graph("fp32"))
+    for weight in other.graph.initializer:
+        if weight.data_type == TensorProto.FLOAT and len(weight.dims) > 1:
+            changed = numpy_helper.to_array(weight) * np.float32(1.1)
+            weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
+    onnx.save(other, tmp_path / "model.onnx")
+    bundle = write_bundle(
+        tmp_path / "other",
+        {"fp32": (tmp_path / "model.onnx", 17)},
+        backbone={},
+        preprocess=Preprocess.for_size(224),
+        normalization=NORMALIZATIONS["clip"],
+        mos=None,
+        parity={},
+        provenance={},
+    )
+    with pytest.raises(ValueError, match="holds none"):
+        share_weights(bundle, EMBEDDED_PATH, tmp_path / "shared")
+    assert not (tmp_path / "shared").exists()
+
+
+def test_prompts_belong_to_their_backbone(model, tmp_path):
+    prompts = dict(model.prompt_parameters())
+    save_prompts(prompts, tmp_path / "own")
+    loaded = load_prompts(tmp_path / "own")
+    assert set(loaded) == set(prompts)
+    for name, value in prompts.items():
+        assert torch.equal(loaded[name], value.detach().half().float())
+    save_prompts(prompts, tmp_path / "strange", backbone="0" * 64)
+    with pytest.raises(ModelError, match="another backbone"):
+        load_prompts(tmp_path / "strange")
+    (tmp_path / "torn").write_bytes((tmp_path / "own").read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot read"):
+        load_prompts(tmp_path / "torn")
+
+
+def test_what_ships_belongs_together(model):
+    assert {name: tuple(value.shape) for name, value in load_prompts(PROMPTS_PATH).items()} == {
+        name: tuple(value.shape) for name, value in model.prompt_parameters()
+    }
+    bundle = Bundle.load("default")
+    assert set(bundle.graphs) == {"fp32", "fp16", "int8"}
+    assert bundle.path == DEFAULT_BUNDLE
+    assert EMBEDDED_PATH.name in bundle.files and EMBEDDED_PATH.parent == bundle.path
+
+
+def test_the_default_model_knows_ruin_in_every_precision():
+    """Clean computer-made scenes above the same heavily blurred, noisy and dark, most of the time."""
+    from grmp_edge.train.distort import distort
+    from grmp_edge.train.procedural import procedural_image
+
+    clean = [procedural_image(np.random.default_rng(70_000 + i), 384) for i in range(12)]
+    for precision in ("fp32", "fp16", "int8"):
+        with Scorer.open("default", precision, threads=1) as scorer:
+            before = np.array([scorer.score(picture).value for picture in clean])
+            for kind in ("gaussian_blur", "white_noise", "jpeg"):
+                worst = [distort(p, kind, 5, np.random.default_rng(i)) for i, p in enumerate(clean)]
+                after = np.array([scorer.score(picture).value for picture in worst])
+                assert (before > after).mean() >= 0.75, (precision, kind)
+
+
+def test_arguments_without_a_bundle(tmp_path, whole, monkeypatch):
+    cv2.imwrite(str(tmp_path / "a.png"), make_image())
+    (tmp_path / "folder").mkdir()
+    picture, folder = str(tmp_path / "a.png"), str(tmp_path / "folder")
+    assert bundle_and_sources([str(whole.path), picture]) == (whole.path, [picture])
+    assert bundle_and_sources(["default", picture]) == (DEFAULT_BUNDLE, [picture])
+    for sources in (
+        [picture],
+        [folder, picture],
+        ["rtsp://host/a", "0"],
+        ["0", "1"],
+        ["-"],
+        ["*.png", picture],
+    ):
+        assert bundle_and_sources(sources) == (DEFAULT_BUNDLE, sources)
+    assert bundle_and_sources([]) == (DEFAULT_BUNDLE, [])
+    # A bundle that is not there is told as such, not as a picture that is not there.
+    assert bundle_and_sources(["bundles/yard", picture]) == (Path("bundles/yard"), [picture])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "default").mkdir()
+    assert bundle_and_sources(["default", picture]) == (DEFAULT_BUNDLE, ["default", picture])
+
+
+def test_score_without_a_bundle(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), make_image(300, 400))
+    done = subprocess.run(
+        [sys.executable, "-m", "grmp_edge", "score", str(tmp_path / "a.png"), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (line,) = done.stdout.splitlines()
+    picture = cv2.cvtColor(cv2.imread(str(tmp_path / "a.png")), cv2.COLOR_BGR2RGB)
+    cut = cv2.resize(picture, (244, 244), interpolation=cv2.INTER_CUBIC)[10:234, 10:234]
+    session = onnxruntime.InferenceSession(str(Bundle.load("default").graph("fp32")))
+    (expected,) = session.run(None, {"images": cut[None]})[0]
+    assert json.loads(line)["value"] == pytest.approx(float(expected), abs=1e-5)
+    assert "the model that ships" in done.stderr
