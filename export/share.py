@@ -216,9 +216,14 @@ def _common(models: Sequence[onnx.ModelProto]) -> dict[str, Array]:
     shared = {}
     for name, values in held.items():
         widest = max(values, key=lambda value: value.dtype.itemsize)
-        if len(values) > 1 and all(np.array_equal(value, widest.astype(value.dtype)) for value in values):
+        if sum(_same(value, widest) for value in values) > 1:
             shared[name] = widest
     return shared
+
+
+def _same(value: Array, stored: Array) -> bool:
+    """Whether a weight is what is stored, in its own precision."""
+    return value.shape == stored.shape and np.array_equal(value, stored.astype(value.dtype))
 
 
 def _refer_to_constants(models: Sequence[onnx.ModelProto], path: Path, constants: dict[str, Array]) -> None:
@@ -226,7 +231,8 @@ def _refer_to_constants(models: Sequence[onnx.ModelProto], path: Path, constants
     for model in models:
         nodes: list[onnx.NodeProto] = []
         for weight in list(_inline(model)):
-            if weight.name in constants:
+            stored = constants.get(weight.name)
+            if stored is not None and _same(numpy_helper.to_array(weight), stored):
                 place = found[weight.name]
                 source = _Source(place, tuple(range(len(place.shape))), 1.0)
                 _attach(model.graph, weight, path.name, source, nodes)
