@@ -159,8 +159,8 @@ def test_a_corrupted_bundle(tiny_bundle: Bundle, photos: Path) -> None:
         (line,) = lines(result.stderr)
         assert line.startswith(f"error: {file}: damaged")
         file.write_bytes(good)
-    result = call("score", photos, photos)
-    assert "not a bundle" in result.stderr
+    result = call("score", "bundles/missing", photos)
+    assert "bundles/missing: no such bundle" in result.stderr
     assert (result.exit_code, len(lines(result.stderr))) == (1, 1)
 
 
@@ -174,7 +174,9 @@ def test_wrong_options(tiny_bundle: Bundle, photos: Path) -> None:
     assert call("score", tiny_bundle.path, photos, "--precision", "int8").exit_code == 1
     result = call("score", tiny_bundle.path)
     assert result.exit_code == 2
-    assert "SOURCE" in result.stderr
+    assert lines(result.stderr) == [
+        "error: nothing to score; name pictures, videos or folders after the bundle"
+    ]
 
 
 def test_a_name_cannot_speak_to_the_terminal(tiny_bundle: Bundle, photos: Path) -> None:
