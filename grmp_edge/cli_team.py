@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import typer
 
-from grmp_edge.cli_train_result import need_torch
+from grmp_edge.cli_train_result import GO_ON, need_torch
 
 __all__ = ["as_team"]
 
@@ -41,6 +41,8 @@ def as_team(command: Command) -> Command:
                     stack.enter_context(redirect_stderr(nowhere))
                 command(**options)
         except PeerFailedError as error:
+            if error.status == 130 and os.environ.get("RANK") == "0":  # another rank was interrupted first
+                typer.echo(f"stopped; {GO_ON}", err=True)
             raise typer.Exit(error.status) from None
 
     return cast(Command, run)

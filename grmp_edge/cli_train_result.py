@@ -15,7 +15,7 @@ from grmp_edge.errors import MissingDependencyError
 if TYPE_CHECKING:
     from grmp_edge.cli_progress import TrainProgress
 
-__all__ = ["finish", "need_torch", "presets", "working"]
+__all__ = ["GO_ON", "finish", "need_torch", "presets", "working"]
 
 
 def presets(as_json: opt.AsJson = False) -> None:
@@ -57,6 +57,9 @@ def finish(result: dict[str, Any], output: Path, as_json: bool, then: str) -> No
     print(f"checkpoint: {output}\nnext: {then}", file=sys.stderr)
 
 
+GO_ON = "the same command with --resume goes on from the last save"
+
+
 def need_torch() -> None:
     """Raise MissingDependencyError where training's packages are not installed."""
     from importlib.util import find_spec
@@ -68,7 +71,7 @@ def need_torch() -> None:
 
 @contextmanager
 def working(
-    then: str = "the same command with --resume goes on from the last save",
+    then: str = GO_ON,
 ) -> Iterator[TrainProgress]:
     """Live progress; Ctrl-C says how to go on."""
     from grmp_edge.cli_progress import TrainProgress

@@ -234,7 +234,7 @@ def test_stopped_ranks_resume_together(tmp_path, labels, whole, kind):
     else:
         assert [status for status, _, _ in said] == [130, 130]
         assert line == "error: interrupted"
-        assert "--resume" in said[0][2].splitlines()[-2]
+        assert "the same command with --resume goes on" in said[0][2]  # whichever rank was first to go
         return  # resuming is the same
     assert json.loads((folder / "config.json").read_text())["progress"]["complete"] is False
     again = ended(start(tuning(labels, folder, "--resume"), 2))

@@ -124,7 +124,7 @@ def check_command(arguments: list[str]) -> None:
     name, *rest = arguments
     found = command.commands[name]  # type: ignore[attr-defined]
     context = found.make_context(name, rest, resilient_parsing=False)
-    assert context.params["bundle"]
+    assert context.params["arguments"]
 
 
 def unit() -> configparser.ConfigParser:
