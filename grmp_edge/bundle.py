@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grmp_edge.default_bundle import resolve_bundle
+from grmp_edge.default_bundle import MANIFEST, resolve_bundle
 from grmp_edge.errors import BundleError, ImageError
 from grmp_edge.files import replace_folder, sha256_bytes, sha256_file
 from grmp_edge.onnx_files import external_files
@@ -33,7 +33,6 @@ __all__ = [
 # The newest that is read. A bundle without data files is written as 1, which older readers know; with them
 # as 2, since a reader of 1 would leave them behind when it copies, and not see it when they are damaged.
 SCHEMA_VERSION = 2
-MANIFEST = "bundle.json"
 PRECISIONS = ("fp32", "fp16", "int8")
 _MEANING = (
     "probability that the picture matches 'high quality' rather than 'low quality'; higher is better; "

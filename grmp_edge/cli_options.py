@@ -233,6 +233,11 @@ NoMpp = Annotated[
 ]
 
 
+StreamsFile = Annotated[
+    Path | None, typer.Option("--streams", help="A streams.toml with cameras, their settings and sinks.")
+]
+
+
 class Precision(str, Enum):
     """As in grmp_edge.bundle, which loads OpenCV."""
 

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +18,7 @@ from grmp_edge.cli_options import (
     PrecisionOption,
     Provider,
     ProviderOption,
+    StreamsFile,
     Threads,
     named_bundle,
     open_scorer,
@@ -52,9 +52,7 @@ def serve(
             "as well, named as for grmp-edge watch.",
         ),
     ] = None,
-    streams: Annotated[
-        Path | None, typer.Option("--streams", help="A streams.toml with cameras, their settings and sinks.")
-    ] = None,
+    streams: StreamsFile = None,
     host: Annotated[
         str, typer.Option("--host", help="Where to listen; wider than this machine needs GRMP_EDGE_TOKEN.")
     ] = "127.0.0.1",

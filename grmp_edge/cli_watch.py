@@ -19,6 +19,7 @@ from grmp_edge.cli_options import (
     PrecisionOption,
     Provider,
     ProviderOption,
+    StreamsFile,
     Threads,
     named_bundle,
     open_scorer,
@@ -48,9 +49,7 @@ def watch(
             "rtsp://, http:// (MJPEG or snapshot), gst:PIPELINE, file:VIDEO.",
         ),
     ] = None,
-    streams: Annotated[
-        Path | None, typer.Option("--streams", help="A streams.toml with cameras, their settings and sinks.")
-    ] = None,
+    streams: StreamsFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line an event on stdout.")] = False,
     policy: Annotated[
         str | None,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["DEFAULT_BUNDLE", "DEFAULT_NAME", "bundle_and_sources", "resolve_bundle"]
+__all__ = ["DEFAULT_BUNDLE", "DEFAULT_NAME", "MANIFEST", "bundle_and_sources", "resolve_bundle"]
 
 # What it can and cannot judge is said in train/weights/README.md.
 DEFAULT_BUNDLE = Path(__file__).resolve().parent / "runtime" / "default_model"
 DEFAULT_NAME = "default"  # stands for it wherever a bundle is named
-_MANIFEST = "bundle.json"
+MANIFEST = "bundle.json"
 
 
 def resolve_bundle(path: str | Path) -> Path:
@@ -34,6 +34,6 @@ def bundle_and_sources(arguments: Sequence[str]) -> tuple[Path, list[str]]:
         named = resolve_bundle(first)
         bare = not Path(first).exists() and not set(first) & set("*?[:") and not Path(first).suffix
         missing = len(arguments) > 1 and bare and first != "-" and not first.isdigit()
-        if (named / _MANIFEST).is_file() or missing:
+        if (named / MANIFEST).is_file() or missing:
             return named, list(arguments[1:])
     return DEFAULT_BUNDLE, list(arguments)
