@@ -72,9 +72,11 @@ def serve(
     """Score pictures over HTTP until Ctrl-C: POST one to /score. With cameras, also a live page of them."""
     with _needs_serve():
         from grmp_edge.runtime.dashboard_server import Server, address
+        from grmp_edge.runtime.memory import limit_arenas
         from grmp_edge.runtime.serve import ServeConfig, listen, make_app
         from grmp_edge.runtime.systemd import supervised
 
+    limit_arenas()
     bundle, sources = named_bundle(arguments)
     config = ServeConfig(
         host=host,

@@ -191,9 +191,11 @@ def _choose(ort: Any, provider: str) -> str:
     if provider == "auto":
         return "cuda" if PROVIDERS["cuda"] in available else "cpu"
     if PROVIDERS[provider] not in available:
+        remedy = "run: pip uninstall onnxruntime; pip install 'grmp-edge[gpu]'; or add --allow-cpu"
+        if provider == "tensorrt":  # which the native backend needs no onnxruntime for
+            remedy = f"install TensorRT with its Python bindings (docs/tensorrt.md), or {remedy}"
         raise BackendError(
-            f"provider {provider!r} is not in the installed onnxruntime {ort.__version__}",
-            "run: pip uninstall onnxruntime; pip install 'grmp-edge[gpu]'; or add --allow-cpu",
+            f"provider {provider!r} is not in the installed onnxruntime {ort.__version__}", remedy
         )
     return provider
 

@@ -203,6 +203,7 @@ class Camera:
             capture.grab()
             now = time.monotonic()
             captured, stale = clock.step(now, capture.stamp_s())
+            stale = stale or capture.overtaken()
             with self._ready:
                 if not self._mine(generation):
                     return

@@ -59,6 +59,9 @@ class Capture(Protocol):
     def stamp_s(self) -> float | None:
         """The grabbed frame's time in the stream in seconds, where a network stream has one."""
 
+    def overtaken(self) -> bool:
+        """Whether a newer frame has come already, where there is no time stamp to tell it by."""
+
     def retrieve(self) -> UInt8Array:
         """The frame of the last :meth:`grab`, uint8 (H, W, 3) BGR.
 
@@ -97,7 +100,7 @@ def open_capture(config: CameraConfig, calling: Callable[[bool], bool] | None = 
         return OpenCvCapture(config, source[4:], cv2.CAP_GSTREAMER)
     if source.startswith(("rtsp://", "rtsps://")):
         wait_for_rtsp(config)
-        relay = RtspRelay(config) if config.low_delay and source.startswith("rtsp://") else None
+        relay = RtspRelay(config) if RtspRelay.helps(config) else None
         try:
             with _turn(config, calling):
                 return OpenCvCapture(config, relay.url if relay else source, cv2.CAP_FFMPEG, relay)
@@ -180,6 +183,10 @@ class OpenCvCapture:
         """The frame's time in a network stream, in seconds."""
         return self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0 if self._stamped else None
 
+    def overtaken(self) -> bool:
+        """False: what waits inside of OpenCV cannot be seen."""
+        return False
+
     def retrieve(self) -> UInt8Array:
         """The frame, uint8 (H, W, 3) BGR."""
         try:
@@ -230,6 +237,10 @@ class FileCapture:
     def stamp_s(self) -> float | None:
         """None: the file is played by our own clock."""
         return None
+
+    def overtaken(self) -> bool:
+        """False: a file has no newer frame than the one that is due."""
+        return False
 
     def retrieve(self) -> UInt8Array:
         """The frame, uint8 (H, W, 3) BGR."""

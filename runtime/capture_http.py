@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import http.client
 import time
@@ -95,6 +96,16 @@ class _Body:
             raise SourceError(f"{self._label}: too slow, nothing whole in {self._timeout_s:.0f} s")
         return bytes(self._response.read1(1 << 16))
 
+    def waiting(self) -> int:
+        """How many bytes have come that are not read yet."""
+        unread = array.array("i", [0])
+        with contextlib.suppress(ImportError, OSError, ValueError):
+            import fcntl  # not on Windows, where only what is here already is seen
+            import termios
+
+            fcntl.ioctl(self._response.fileno(), termios.FIONREAD, unread)
+        return len(self._rest) + unread[0]
+
     def line(self, most: int) -> bytes:
         """Up to the end of a line, or ``most`` bytes of it; b"" at the end."""
         parts, size = [], 0
@@ -142,6 +153,10 @@ class SnapshotCapture:
     def stamp_s(self) -> float | None:
         """None: there is no time stamp to go by."""
         return None
+
+    def overtaken(self) -> bool:
+        """False: each picture is asked for when it is due."""
+        return False
 
     def retrieve(self) -> UInt8Array:
         """The picture, uint8 (H, W, 3) BGR."""
@@ -214,6 +229,10 @@ class MjpegCapture:
     def stamp_s(self) -> float | None:
         """None: there is no time stamp to go by."""
         return None
+
+    def overtaken(self) -> bool:
+        """Whether as many bytes as this part has have come after it, as behind a stall of the network."""
+        return self._body.waiting() >= len(self._data)
 
     def retrieve(self) -> UInt8Array:
         """The picture, uint8 (H, W, 3) BGR."""

@@ -32,9 +32,9 @@ class CameraConfig:
     backoff_max_s: float = 60.0  # a camera back after a weekend is seen within a minute
     stable_s: float = 10.0  # frames for so long, and the next failure starts at backoff_min_s again
     freeze_after_s: float = 5.0  # identical frames for so long are told as a frozen camera
-    # rtsp:// only: frames are handed over one interval earlier, through a relay of our own. Off, as it relies
-    # on marker bits that a careless camera may set wrongly, and on RTP over the RTSP connection.
-    low_delay: bool = False
+    # rtsp:// only: frames are handed over one interval earlier, through a relay of our own. None: under
+    # `latest`, where every frame's age counts; `every` is better off without the relay's work.
+    low_delay: bool | None = None
     loop: bool = True  # a file: starts again at its end, as a camera would not stop
     alert: AlertRule = field(default_factory=AlertRule)
 

@@ -140,8 +140,14 @@ class Proxy:
         self.flow.set()
 
 
+STALL = 30  # frames
+
+
 class Cameras(BaseHTTPRequestHandler):
-    """/mjpeg (parts with lengths), /plain (without), /snapshot.jpg, /private (basic password), /broken."""
+    """/mjpeg (parts with lengths), /plain (without), /snapshot.jpg, /private (basic password), /broken.
+
+    /stalled gives STALL frames at once after its third, as a network does that was gone for a while.
+    """
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -158,20 +164,26 @@ class Cameras(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(frame_bytes(time.monotonic_ns() % 1000))
             return
-        if self.path not in ("/mjpeg", "/plain", "/broken"):
+        if self.path not in ("/mjpeg", "/plain", "/broken", "/stalled"):
             self.send_error(404)
             return
         self.send_response(200)
         self.send_header("Content-Type", 'multipart/x-mixed-replace; boundary="frame"')
         self.end_headers()
         with contextlib.suppress(OSError):
-            for seed in range(1000):
+            for seed in (*range(4), *range(4 + STALL * (self.path == "/stalled"), 1000)):
                 data = frame_bytes(seed)
                 if self.path == "/broken" and seed % 3 == 1:
                     data = data[: len(data) // 2]
                 length = f"Content-Length: {len(data)}\r\n" if self.path != "/plain" else ""
                 self.wfile.write(f"--frame\r\nContent-Type: image/jpeg\r\n{length}\r\n".encode())
                 self.wfile.write(data + b"\r\n")
+                if self.path == "/stalled" and seed == 3:  # one write, so that all have come at once
+                    parts = [
+                        b"--frame\r\nContent-Length: %d\r\n\r\n%b\r\n" % (len(data), data)
+                        for data in map(frame_bytes, range(4, 4 + STALL))
+                    ]
+                    self.wfile.write(b"".join(parts))
                 time.sleep(0.03)
 
 
@@ -212,6 +224,9 @@ class FakeCapture:
 
     def stamp_s(self) -> float | None:
         return None
+
+    def overtaken(self) -> bool:
+        return False
 
     def retrieve(self) -> UInt8Array:
         return self._image

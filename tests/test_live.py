@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import UInt8Array, make_image, tiny_score
-from helpers_live import FakeCapture, free_port, http_cameras, opener, scores, take, until
+from helpers_live import STALL, FakeCapture, free_port, http_cameras, opener, scores, take, until
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import SourceError, UsageError
@@ -262,6 +262,24 @@ def test_http_cameras(tiny_bundle: Bundle, path: str) -> None:
             assert event.score.frame is not None
             expected = tiny_score(make_image(seed=event.score.frame))
             assert event.score.value == pytest.approx(expected, abs=0.02)  # JPEG
+
+
+@pytest.mark.parametrize("policy", ["latest", "every"])
+def test_mjpeg_that_comes_in_a_burst_after_a_stall(tiny_bundle: Bundle, policy: str) -> None:
+    last = 4 + STALL + 3
+    with (
+        http_cameras() as base,
+        Scorer.open(tiny_bundle, threads=1) as scorer,
+        Live(scorer, [quick(f"{base}/stalled", policy=policy, queue=STALL + 10)]) as live,
+    ):
+        found = scores(take(live, lambda seen: any((s.score.frame or 0) >= last for s in scores(seen))))
+        stats = live.status()[0].stats
+    frames = [event.score.frame for event in found]
+    if policy == "every":
+        assert frames == list(range(len(frames)))
+    else:
+        assert stats.stale >= STALL - 2
+        assert sum(4 <= (frame or 0) < 4 + STALL for frame in frames) <= 2
 
 
 def test_a_damaged_picture_is_passed_over(tiny_bundle: Bundle) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
+from dataclasses import replace
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from grmp_edge.errors import SourceError
 from grmp_edge.runtime.camera_state import CameraState
 from grmp_edge.runtime.live import Live
 from grmp_edge.runtime.live_config import CameraConfig
-from grmp_edge.runtime.rtsp_relay import RtspRelay, _Numbers, with_delimiters
+from grmp_edge.runtime.rtsp_relay import RtspRelay, _Connection, with_delimiters
 from grmp_edge.runtime.scorer import Scorer
 
 SDP = b"v=0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 %b/90000\r\nm=audio 0 RTP/AVP 0\r\n"
@@ -54,7 +57,7 @@ def test_a_delimiter_behind_each_frame_and_no_gap_in_the_numbers(name: bytes, de
     ]  # fmt: skip
     stream = b"".join(sent)
     for size in (len(stream), 1000, 7, 1):  # cut by the network anywhere
-        state, data, out = _Numbers(), bytearray(), b""
+        state, data, out = _Connection(trial=0), bytearray(), b""
         for start in range(0, len(stream), size):
             data += stream[start : start + size]
             out += with_delimiters(data, state)
@@ -62,16 +65,79 @@ def test_a_delimiter_behind_each_frame_and_no_gap_in_the_numbers(name: bytes, de
         assert not data
 
 
+A, B, C, D = 900, 3900, 6900, 9900
+UNSOUND = {
+    "a frame without a marker": [(A, True), (B, False), (C, False), (C, True), (D, True)],
+    "a marker amid a frame": [(A, True), (B, True), (B, True), (C, True), (D, True)],
+    "time stamps that go back": [(A, True), (C, True), (B, True), (D, True)],
+}
+
+
+@pytest.mark.parametrize("name", UNSOUND)
+def test_a_camera_whose_marker_bits_mean_nothing_is_left_as_it_is(name: str) -> None:
+    state = _Connection(trial=0)
+    with_delimiters(bytearray(greeting()), state)
+    added = 0
+    for number, (stamp, marker) in enumerate(UNSOUND[name]):
+        found = with_delimiters(bytearray(rtp(number, stamp, b"p", marker)), state)
+        if number >= 2:  # where it shows; numbers still go on without a gap
+            assert found == rtp(number + added, stamp, b"p", marker)
+        else:
+            added += len(found) > len(rtp(number, stamp, b"p", marker))
+    assert added >= 1
+
+
+def test_marker_bits_are_tried_before_they_are_relied_on() -> None:
+    state = _Connection(trial=2)
+    with_delimiters(bytearray(greeting()), state)
+    sizes = []
+    for number, stamp in enumerate((A, B, C, D)):
+        packet = rtp(number, stamp, b"p", True)
+        sizes.append(len(with_delimiters(bytearray(packet), state)) - len(packet))
+    assert sizes[:2] == [0, 0]
+    assert sizes[2] == sizes[3] > 0
+
+
+def test_a_camera_that_sends_its_packets_beside_the_connection_is_opened_without_a_relay() -> None:
+    reply = b"RTSP/1.0 200 OK\r\nCSeq: 4\r\nTransport: RTP/AVP;unicast;client_port=5000-5001\r\n\r\n"
+    config = CameraConfig("rtsp://u:p@127.0.0.1:1/beside", "gate")
+    assert RtspRelay.helps(config)
+    with socket.create_server(("127.0.0.1", 0)) as camera:
+        config = replace(config, source=f"rtsp://u:p@127.0.0.1:{camera.getsockname()[1]}/beside")
+        relay = RtspRelay(config)
+        try:
+            client = socket.create_connection(("127.0.0.1", urlsplit(relay.url).port or 0), 5)
+            with client, camera.accept()[0] as peer:
+                peer.sendall(reply)
+                client.settimeout(5)
+                assert client.recv(1 << 16) == reply
+                assert client.recv(1 << 16) == b""  # ended, so that it is opened again
+        finally:
+            relay.close()
+    assert not RtspRelay.helps(config)
+
+
+def test_which_cameras_it_is_for() -> None:
+    def helps(source: str, **settings: object) -> bool:
+        return RtspRelay.helps(CameraConfig(source, **settings))  # type: ignore[arg-type]
+
+    assert helps("rtsp://host/a")
+    assert not helps("rtsps://host/a")
+    assert not helps("rtsp://host/a", policy="every")
+    assert helps("rtsp://host/a", policy="every", low_delay=True)
+    assert not helps("rtsp://host/a", low_delay=False)
+
+
 def test_other_codecs_pass_as_they_are() -> None:
     stream = greeting(b"JPEG") + rtp(1, 1, b"a", marker=True)
-    assert with_delimiters(bytearray(stream), _Numbers()) == stream
+    assert with_delimiters(bytearray(stream), _Connection()) == stream
 
 
 def test_what_is_no_rtsp_is_refused() -> None:
     with pytest.raises(ValueError, match="does not speak RTSP"):
-        with_delimiters(bytearray(b"x" * 100_000), _Numbers())
+        with_delimiters(bytearray(b"x" * 100_000), _Connection())
     with pytest.raises(ValueError, match="without an end"):
-        with_delimiters(bytearray(b"RTSP/1.0 200 OK\r\nContent-Length: 999999999\r\n\r\n"), _Numbers())
+        with_delimiters(bytearray(b"RTSP/1.0 200 OK\r\nContent-Length: 999999999\r\n\r\n"), _Connection())
 
 
 def test_the_address_keeps_its_user_and_path() -> None:
@@ -100,12 +166,12 @@ def test_a_frame_does_not_wait_for_the_next(tiny_bundle: Bundle) -> None:
                 def enough(seen: list[object], found: list[float] = found) -> bool:
                     if len(scores(seen)) > len(found):  # type: ignore[arg-type]
                         found.append(time.monotonic() - made_at(scores(seen)[-1].image))  # type: ignore[arg-type]
-                    return len(found) >= 8
+                    return len(found) >= 11
 
                 events = take(live, enough, 60.0)  # type: ignore[arg-type]
                 assert live.status()[0].stats.state is CameraState.RUNNING
                 assert live.status()[0].stats.damaged == 0
-            ages[low_delay] = float(np.median(found[3:]))
+            ages[low_delay] = float(np.median(found[6:]))
             numbers = [event.score.frame for event in scores(events)]
             assert numbers == sorted(set(numbers))  # type: ignore[type-var]
     assert ages[False] >= 0.5

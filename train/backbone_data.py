@@ -18,9 +18,12 @@ from grmp_edge.train.procedural import PROCEDURAL, procedural_image
 
 __all__ = [
     "KINDS",
+    "SHOWN",
+    "SQUASHED",
     "VARIANTS",
     "Batch",
     "Source",
+    "apply_fault",
     "graded_group",
     "load_photos",
     "make_batch",
@@ -32,8 +35,8 @@ __all__ = [
 KINDS = (*DISTORTIONS, LOW_RESOLUTION)
 VARIANTS = 4  # states of one picture: clean, one fault, the same fault worse, a chain of faults
 
-_SHOWN = 224
-_SQUASHED = 244
+SHOWN = 224
+SQUASHED = 244
 # How much of the quality the worst level takes away. By eye, in the spirit of KADID-10k, where blur, noise
 # and coding hurt most and changes of colour and tone least.
 _HARM = {
@@ -90,14 +93,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Batch:
-    """B = groups x VARIANTS pictures; those of one group are neighbours."""
+    """B = groups x VARIANTS pictures; those of one group are neighbours.
+
+    Everything is known of the first K; the rest, if any, are real photographs: see ``backbone_wild``.
+    """
 
     images: NDArray[np.uint8]  # (B, 224, 224, 3) RGB
-    severity: NDArray[np.float32]  # (B, len(KINDS)) 0..1, level / 5 of each kind
-    quality: NDArray[np.float32]  # (B,) 0..1, 1 is clean
+    severity: NDArray[np.float32]  # (K, len(KINDS)) 0..1, level / 5 of each kind
+    quality: NDArray[np.float32]  # (B,) 0..1, 1 is clean, or as found
     statistics: NDArray[np.float32]  # (B, 4) about -1..1
-    scene: NDArray[np.int64]  # (B,) index in SCENES
-    captions: list[str]
+    scene: NDArray[np.int64]  # (K,) index in SCENES
+    captions: list[str]  # K
 
 
 def load_photos(folders: Sequence[Path], held_out: int = 7) -> tuple[list[Source], list[Source]]:
@@ -162,7 +168,8 @@ def statistics(image: Image) -> Statistics:
     return Statistics(*(float(np.clip(value, -2, 2)) for value in raw))
 
 
-def _apply(image: Image, kind: str, level: int, rng: np.random.Generator) -> Image:
+def apply_fault(image: Image, kind: str, level: int, rng: np.random.Generator) -> Image:
+    """Distort an (H, W, 3) uint8 picture by one of ``KINDS``, level 1..5."""
     if kind != LOW_RESOLUTION:
         return distort(image, kind, level, rng)
     height, width = image.shape[:2]
@@ -205,8 +212,8 @@ def _crop(rng: np.random.Generator, image: Image, unshrunk: float) -> Image:
     if unshrunk > 0 and rng.random() < unshrunk:
         return image
     # The camera's own resolution: faults arise there, before the squash.
-    side = int(rng.choice([_SQUASHED, _SQUASHED, 288, 336, 400]))
-    side = min(side, max(_SQUASHED, min(image.shape[:2])))
+    side = int(rng.choice([SQUASHED, SQUASHED, 288, 336, 400]))
+    side = min(side, max(SQUASHED, min(image.shape[:2])))
     return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
 
 
@@ -235,10 +242,10 @@ def graded_group(
         chance = np.random.default_rng(seed)  # the levels of one fault share their random part
         image = base
         for name, level in plan:
-            image = _apply(image, name, level, chance)
-        if image.shape[:2] != (_SQUASHED, _SQUASHED):
+            image = apply_fault(image, name, level, chance)
+        if image.shape[:2] != (SQUASHED, SQUASHED):
             image = np.asarray(
-                cv2.resize(image, (_SQUASHED, _SQUASHED), interpolation=cv2.INTER_CUBIC), np.uint8
+                cv2.resize(image, (SQUASHED, SQUASHED), interpolation=cv2.INTER_CUBIC), np.uint8
             )
         pictures.append(image)
     return pictures, plans
@@ -261,7 +268,7 @@ def make_batch(
     weights = np.array([source.weight for source in sources])
     chosen = rng.choice(len(sources), groups, replace=False, p=weights / weights.sum())
     count = groups * VARIANTS
-    images = np.empty((count, _SHOWN, _SHOWN, 3), np.uint8)
+    images = np.empty((count, SHOWN, SHOWN, 3), np.uint8)
     severity = np.zeros((count, len(KINDS)), np.float32)
     quality = np.empty(count, np.float32)
     measured = np.empty((count, 4), np.float32)
@@ -270,10 +277,10 @@ def make_batch(
     for g, index in enumerate(chosen):
         source = sources[int(index)]
         pictures, plans = graded_group(rng, source, unshrunk)
-        y, x = rng.integers(0, _SQUASHED - _SHOWN + 1, 2)
+        y, x = rng.integers(0, SQUASHED - SHOWN + 1, 2)
         for v, (picture, faults) in enumerate(zip(pictures, plans, strict=True)):
             i = g * VARIANTS + v
-            image = images[i] = picture[y : y + _SHOWN, x : x + _SHOWN]
+            image = images[i] = picture[y : y + SHOWN, x : x + SHOWN]
             for kind, level in faults:
                 severity[i, KINDS.index(kind)] = level / 5
             quality[i] = quality_of(faults)

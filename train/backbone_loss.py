@@ -12,6 +12,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from grmp_edge.train.backbone_data import KINDS, VARIANTS, Batch
+from grmp_edge.train.backbone_wild import Instances, WildConfig
 from grmp_edge.train.captions import CONTEXT_WORD, QUALITY_PAIRS, scene_prompts
 
 __all__ = ["LossConfig", "Objective", "normalise", "text_features"]
@@ -31,6 +32,7 @@ class LossConfig:
     token_faults: float = 2.0  # the same asked of each patch: a dense signal that trains the lower blocks
     statistics: float = 0.3  # light, contrast, colour, detail: what faults must be told apart from
     scene: float = 0.1  # little can be learned of nine scenes from a hundred photographs
+    instances: float = 0.3  # pictures told apart: starts at 6 nats and ends near 1
     margin: float = 0.5  # of the ranking, in logits per unit of quality difference / 0.1
 
 
@@ -63,7 +65,9 @@ class Objective(nn.Module):
     Only the token rows in use are trained, in ``rows``; ``settle`` puts them back into the model.
     """
 
-    def __init__(self, model: CLIP, config: LossConfig, token_ids: list[int]) -> None:
+    def __init__(
+        self, model: CLIP, config: LossConfig, token_ids: list[int], wild: WildConfig | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.config = config
@@ -71,6 +75,7 @@ class Objective(nn.Module):
         self.fault_head = nn.Linear(width, len(KINDS))
         self.token_head = nn.Linear(width, len(KINDS))
         self.statistics_head = nn.Linear(width, 4)
+        self.instances = Instances(width, wild) if wild else None
         self._used = torch.tensor(token_ids)
         self._row_of = torch.full((model.vocab_size,), -1).index_copy(
             0, self._used, torch.arange(len(token_ids))
@@ -132,21 +137,24 @@ class Objective(nn.Module):
         quality = torch.from_numpy(batch.quality)
         severity = torch.from_numpy(batch.severity)
 
-        parts = {"contrast": _contrastive(scale * image @ captions.T, batch.captions)}
+        known = len(batch.captions)
+        parts = {"contrast": _contrastive(scale * image[:known] @ captions.T, batch.captions)}
         axes = [scale * image @ direction for direction in directions]
         parts["quality"] = torch.stack(
-            [F.binary_cross_entropy_with_logits(axis, quality) for axis in axes]
+            [F.binary_cross_entropy_with_logits(axis[:known], quality[:known]) for axis in axes]
         ).mean()
         parts["rank"] = torch.stack([_ranking(axis, quality, config.margin) for axis in axes]).mean()
-        parts["faults"] = F.binary_cross_entropy_with_logits(self.fault_head(tokens[:, 0]), severity)
-        of_tokens = self.token_head(tokens[:, 1:])
+        parts["faults"] = F.binary_cross_entropy_with_logits(self.fault_head(tokens[:known, 0]), severity)
+        of_tokens = self.token_head(tokens[:known, 1:])
         parts["token_faults"] = F.binary_cross_entropy_with_logits(
             of_tokens, severity[:, None].expand_as(of_tokens)
         )
         parts["statistics"] = F.smooth_l1_loss(
             self.statistics_head(tokens[:, 0]), torch.from_numpy(batch.statistics)
         )
-        parts["scene"] = F.cross_entropy(scale * image @ scenes.T, torch.from_numpy(batch.scene))
+        parts["scene"] = F.cross_entropy(scale * image[:known] @ scenes.T, torch.from_numpy(batch.scene))
+        if self.instances is not None and known < len(image):
+            parts["instances"] = self.instances(tokens[known:, 0])
         loss = torch.stack([getattr(config, name) * part for name, part in parts.items()]).sum()
         return loss, {name: float(part.detach()) for name, part in parts.items()}
 

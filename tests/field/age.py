@@ -84,7 +84,7 @@ class TimedScorer:
 
 
 def measure(
-    scorer: Scorer, source: str, seconds: float, low_delay: bool = False, settle: float = 5.0
+    scorer: Scorer, source: str, seconds: float, low_delay: bool | None = None, settle: float = 5.0
 ) -> dict[str, Any]:
     """The medians in milliseconds, of the frames that came after the first ``settle`` seconds."""
     timed = TimedScorer(scorer)
@@ -138,7 +138,7 @@ def main() -> int:
     parser.add_argument("--size", default="384x288", help="of the pictures, over RTSP")
     parser.add_argument("--b-frames", type=int, default=0, help="what the camera's encoder uses")
     parser.add_argument("--threads", type=int, help="of the network")
-    parser.add_argument("--low-delay", action="store_true", help="the camera's setting of that name")
+    parser.add_argument("--no-low-delay", action="store_true", help="the camera's setting low_delay = false")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
@@ -153,7 +153,7 @@ def main() -> int:
             stack.enter_context(rtsp_server(port, width, height, FPS, options.b_frames))
             source = f"rtsp://127.0.0.1:{port}/live"
         scorer = stack.enter_context(Scorer.open(path, threads=options.threads))
-        found = measure(scorer, source, options.seconds, options.low_delay)
+        found = measure(scorer, source, options.seconds, False if options.no_low_delay else None)
     interval, network = 1000.0 / FPS, found["steps_ms"]["network"]
     bound, age = interval + network, found["age_ms"]["median"]
     found |= {"via": options.via, "interval_ms": interval, "bound_ms": bound, "held": age <= bound}

@@ -1,0 +1,103 @@
+"""Real photographs without labels in the backbone's training."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from grmp_edge.train import embedded
+from grmp_edge.train.backbone_data import VARIANTS, make_batch, procedural_sources
+from grmp_edge.train.backbone_loss import LossConfig, Objective, normalise
+from grmp_edge.train.backbone_recipe import PHASES, main
+from grmp_edge.train.backbone_wild import Instances, WildConfig, add_wild, load_wild
+from grmp_edge.train.captions import vocabulary
+
+
+def folder_of(path, count, side=300):
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        coarse = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        cv2.imwrite(str(path / f"{i:02d}.png"), cv2.resize(coarse, (side, side - 40)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def wild(tmp_path_factory):
+    return load_wild([folder_of(tmp_path_factory.mktemp("wild"), 11)], held_out=5)
+
+
+@pytest.fixture(scope="module")
+def batches(wild):
+    rng = np.random.default_rng(0)
+    known = make_batch(rng, procedural_sources(rng, 4, 256), 3)
+    return known, add_wild(rng, known, wild[0], 2)
+
+
+def test_photographs_are_squashed_and_every_fifth_is_never_seen(wild):
+    train, held = wild
+    assert [source.name.split("/")[1] for source in held] == ["00", "05", "10"]
+    assert len(train) == 8
+    assert {source.image.shape for source in (*train, *held)} == {(244, 244, 3)}
+
+
+def test_two_views_of_a_photograph_and_two_of_it_made_worse(wild, batches):
+    known, both = batches
+    count = 3 * VARIANTS
+    assert np.array_equal(both.images[:count], known.images)
+    assert both.captions == known.captions and len(both.scene) == len(both.severity) == count
+    assert len(both.images) == len(both.quality) == len(both.statistics) == count + 2 * VARIANTS
+    for first in (count, count + VARIANTS):
+        views, quality = both.images[first : first + VARIANTS], both.quality[first : first + VARIANTS]
+        assert quality[0] == quality[1] == 1 > quality[2] == quality[3]
+
+        def is_cut_from(picture, source):
+            found = cv2.matchTemplate(source, picture, cv2.TM_SQDIFF)
+            return found.min() < 1e-3 * picture.size
+
+        (source,) = [s for s in wild[0] if is_cut_from(views[0], s.image)]
+        assert is_cut_from(np.ascontiguousarray(views[1][:, ::-1]), source.image)
+        assert not np.array_equal(views[0], views[2])
+
+
+def test_what_is_not_known_of_them_is_not_learned(batches):
+    torch.manual_seed(0)
+    made = embedded.build_embedded()
+    objective = Objective(made, LossConfig(), embedded.token_ids_of(vocabulary()), WildConfig())
+    parts = []
+    for batch in batches:
+        torch.manual_seed(1)
+        parts.append(objective(batch, normalise(torch.from_numpy(batch.images)))[1])
+    alone, both = parts
+    for name in ("contrast", "quality", "faults", "token_faults", "scene"):
+        assert both[name] == pytest.approx(alone[name], rel=1e-4), name
+    assert both["rank"] != pytest.approx(alone["rank"], rel=1e-4)
+    assert "instances" in both and "instances" not in alone
+
+
+def test_instance_loss_is_the_mean_of_softmaxes_over_all_others():
+    torch.manual_seed(0)
+    config = WildConfig(temperature=0.2, queue=5, width=6)
+    instances = Instances(8, config)
+    earlier = np.zeros((0, 6))
+    for _ in range(3):
+        tokens = torch.randn(4, 8)
+        found = float(instances(tokens).detach())
+        points = instances.head(tokens).detach().double().numpy()
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+        losses = []
+        for i, partner in enumerate((1, 0, 3, 2)):
+            others = [points[j] for j in range(4) if j != i] + list(earlier)
+            sums = sum(np.exp(points[i] @ other / 0.2) for other in others)
+            losses.append(-np.log(np.exp(points[i] @ points[partner] / 0.2) / sums))
+        assert found == pytest.approx(np.mean(losses), rel=1e-4)
+        earlier = np.concatenate([points, earlier])[:5]
+
+
+def test_the_recipe_asks_for_them_before_it_begins(tmp_path, capsys):
+    assert any(phase.wild for phase in PHASES)
+    with pytest.raises(SystemExit) as caught:
+        main(["--photos", str(tmp_path), "-o", str(tmp_path / "out.safetensors")])
+    assert caught.value.code == 2
+    assert "--wild" in capsys.readouterr().err
