@@ -97,9 +97,10 @@ def evaluate_models(
         )
     tables.said = {"backbone": name, "mpp": start is not None, "qgr": finetune.qgr, "ablation": ablate}
     tables.leaks = leaks(finetune, before)
+    epochs, batch = finetune.for_backbone(name).limits
     tables.remarks["model"] = [
-        f"at most {finetune.epochs} epochs, validation {fraction:.0%} of the labels, raw scores without a "
-        "logistic fit",
+        f"at most {epochs} epochs in steps of {batch}, validation {fraction:.0%} of the labels, raw scores "
+        "without a logistic fit",
         "labels 0: before fine-tuning",
     ]
 

@@ -180,14 +180,28 @@ Reset = Annotated[
         help="Adapt each task from the shared prompts (the default), or go on as the released code does.",
     ),
 ]
-Epochs = Annotated[int, typer.Option("--epochs", min=1, help="At most so many epochs of fine-tuning.")]
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        "--epochs",
+        min=1,
+        help="At most so many epochs of fine-tuning; default: 20 for the embedded backbone, else 2000.",
+    ),
+]
 Lr = Annotated[
     float | None,
     typer.Option(
-        "--lr", min=0.0, help="SGD's learning rate; default: 0.1 for the embedded backbone, else 1e-3."
+        "--lr", min=0.0, help="SGD's learning rate; default: 0.3 for the embedded backbone, else 1e-3."
     ),
 ]
-BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Pictures in a fine-tuning step.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch",
+        min=1,
+        help="Pictures in a fine-tuning step; default: 16 for the embedded backbone, else 192.",
+    ),
+]
 NoQgr = Annotated[bool, typer.Option("--no-qgr", help="Fine-tune without gradient regularisation.")]
 Lambda = Annotated[
     float,

@@ -171,9 +171,9 @@ class TuningChoice:
     labels: int | None
     test_fraction: float
     validation_fraction: float | None
-    epochs: int
+    epochs: int | None
     lr: float | None
-    batch: int
+    batch: int | None
     no_qgr: bool
     strength: float
     projection: opt.ProjectionChoice

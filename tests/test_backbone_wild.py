@@ -6,11 +6,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from grmp_edge.train import embedded
 from grmp_edge.train.backbone_data import VARIANTS, make_batch, procedural_sources
 from grmp_edge.train.backbone_loss import LossConfig, Objective, normalise
-from grmp_edge.train.backbone_recipe import PHASES, main
+from grmp_edge.train.backbone_recipe import main
 from grmp_edge.train.backbone_wild import Instances, WildConfig, add_wild, load_wild
 from grmp_edge.train.captions import vocabulary
 
@@ -95,9 +96,24 @@ def test_instance_loss_is_the_mean_of_softmaxes_over_all_others():
         earlier = np.concatenate([points, earlier])[:5]
 
 
-def test_the_recipe_asks_for_them_before_it_begins(tmp_path, capsys):
-    assert any(phase.wild for phase in PHASES)
+def test_they_belong_to_a_phase_of_their_own(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
-        main(["--photos", str(tmp_path), "-o", str(tmp_path / "out.safetensors")])
+        main(["--photos", str(tmp_path), "--wild", str(tmp_path), "-o", str(tmp_path / "out.safetensors")])
     assert caught.value.code == 2
-    assert "--wild" in capsys.readouterr().err
+    assert "--start or --steps" in capsys.readouterr().err
+
+
+def test_a_phase_with_them_writes_weights(tmp_path):
+    photos, wild, out = tmp_path / "photos", tmp_path / "wild", tmp_path / "out.safetensors"
+    photos.mkdir()
+    wild.mkdir()
+    folder_of(photos, 10)
+    folder_of(wild, 5)
+    given = ["--photos", str(photos), "--wild", str(wild), "-o", str(out), "--groups", "2", "--threads", "1"]
+    assert main([*given, "--steps", "1"]) == 1  # four photographs are fewer than eight groups
+    folder_of(wild, 12)
+    assert main([*given, "--steps", "2"]) == 0
+    with safe_open(out, "numpy") as file:
+        found = file.metadata()
+    assert found["steps"] == "2"
+    assert "wild" in found["data"] and "'full_share': 0.0" in found["config"]

@@ -26,7 +26,8 @@ from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
 from grmp_edge.runtime import Scorer
 from grmp_edge.train.backbone import BackboneConfig, load_backbone
 from grmp_edge.train.embedded import EMBEDDED_PATH, PROMPTS_PATH, load_prompts, save_prompts
-from grmp_edge.train.model import GrmpIqa, PromptConfig
+from grmp_edge.train.model import GrmpIqa
+from grmp_edge.train.run import ModelConfig
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (3, 224, 224, 3), np.uint8)
 
@@ -35,7 +36,7 @@ PIXELS = np.random.default_rng(5).integers(0, 256, (3, 224, 224, 3), np.uint8)
 def model() -> GrmpIqa:
     """The embedded backbone with random prompts."""
     torch.manual_seed(3)
-    return GrmpIqa(load_backbone(BackboneConfig()), PromptConfig(normalization="clip")).eval()
+    return GrmpIqa(load_backbone(BackboneConfig()), ModelConfig.of(BackboneConfig()).prompts).eval()
 
 
 @pytest.fixture(scope="module")

@@ -41,12 +41,14 @@ Float32Array = npt.NDArray[np.float32]
 class FinetuneConfig:
     """Settings of fine-tuning; the reference's unless a reason is given."""
 
-    epochs: int = 2000
+    # None: the reference's 2000 epochs of steps of 192, which with 50 labels are one step an epoch; for the
+    # embedded backbone what was found on it (docs/experiments.md, 14).
+    epochs: int | None = None
+    batch: int | None = None
     # Of SGD without momentum. None: the reference's 1e-3, which was found for CLIP's logit scale of 100; the
-    # embedded backbone's scale is 14, gradients fall with it, and on its features 0.1 was found.
+    # embedded backbone's scale is 14, gradients fall with it, and on its features 0.3 was found.
     lr: float | None = None
     weight_decay: float = 1e-4
-    batch: int = 192
     evaluate_every: int = 5  # epochs
     patience: int = 6  # evaluations without improvement before the learning rate falls
     lr_factor: float = 0.3
@@ -65,8 +67,20 @@ class FinetuneConfig:
     seed: int = 0
 
     def for_backbone(self, name: str) -> FinetuneConfig:
-        """The same with the learning rate that goes with a backbone, unless one is set."""
-        return self if self.lr is not None else replace(self, lr=0.1 if name == EMBEDDED else 1e-3)
+        """The same with the epochs, batch and learning rate that go with a backbone, unless they are set."""
+        epochs, batch, lr = (20, 16, 0.3) if name == EMBEDDED else (2000, 192, 1e-3)
+        return replace(
+            self,
+            epochs=self.epochs or epochs,
+            batch=self.batch or batch,
+            lr=lr if self.lr is None else self.lr,
+        )
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Epochs and pictures a step, once ``for_backbone`` has set them."""
+        assert self.epochs is not None and self.batch is not None
+        return self.epochs, self.batch
 
 
 @dataclass(frozen=True)
@@ -111,6 +125,7 @@ def finetune(
     """
     reporter = reporter or Silent()
     config = config.for_backbone(model.backbone.name)
+    epochs, batch = config.limits
     model.trained_image_blocks = config.image_blocks
     parameters = dict(model.finetune_parameters())
     prompted = copy_parameters(model.prompt_parameters())  # travel with the checkpoint, unchanged but ctx
@@ -130,14 +145,14 @@ def finetune(
     step.scaler.restore(run.loss_scale)
     tensors = step.tensors
     model.eval()  # prompt dropout belongs to learning the prompts
-    reporter.start("fine-tuning", config.epochs, run.epoch)
+    reporter.start("fine-tuning", epochs, run.epoch)
     saved = time.monotonic()
-    while run.epoch < config.epochs and run.lr >= config.min_lr:
+    while run.epoch < epochs and run.lr >= config.min_lr:
         rng = np.random.default_rng([config.seed, run.epoch])
         order = rng.permutation(len(train.images)).tolist()
         last: dict[str, float] = {}
-        for start in range(0, len(order), config.batch):
-            chosen = order[start : start + config.batch]
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
             margin = train.images.shape[1] - model.image.size
             offset, flip = int(rng.integers(0, max(1, margin))), bool(rng.random() < 0.5)
             try:
@@ -151,7 +166,7 @@ def finetune(
                 for tensor, gradient in zip(tensors, gradients, strict=True):
                     tensor.sub_(gradient + config.weight_decay * tensor, alpha=run.lr)
         run.epoch += 1
-        if run.epoch % config.evaluate_every == 0 or run.epoch == config.epochs:
+        if run.epoch % config.evaluate_every == 0 or run.epoch == epochs:
             # Ranks of different machines may round differently: they begin anew from the same weights.
             team.align([tensor.data for tensor in tensors])
             score, judged_loss = judged.measure() if judged else (None, None)

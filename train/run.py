@@ -227,7 +227,7 @@ def run_finetune(
     }
     writer = CheckpointWriter(output, settings, curves_for(curves, output) if team.leads else None)
     state = begin_or_continue(writer, resume, reporter)
-    if state is not None and not goes_on(state, config.epochs, output, config.min_lr):
+    if state is not None and not goes_on(state, config.limits[0], output, config.min_lr):
         return {**state.progress, "leaks": found_leaks}
     before = {f"zero_shot_{name}": _measure(network, part) for name, part in parts.items() if name != "train"}
     judge = parts["test"] if config.select_on == "test" else parts["validation"]

@@ -55,7 +55,7 @@ class TuningStep:
         self.model, self.config, self.team = model, config, team
         self.numerics = Numerics.of(config.precision, device)
         self.scaler = LossScaler(self.numerics.precision == "fp16")
-        group = group_size(model, images, config.batch, cache_bytes)
+        group = group_size(model, images, config.limits[1], cache_bytes)
         self.cache = FrozenCache(model, teacher, images, cache_bytes, group, self.numerics, team)
         self.quality = torch.from_numpy(quality).to(device)
         self.tensors: list[nn.Parameter] = [parameter for _, parameter in model.finetune_parameters()]
