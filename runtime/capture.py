@@ -100,14 +100,15 @@ def open_capture(config: CameraConfig, calling: Callable[[bool], bool] | None = 
         return OpenCvCapture(config, source[4:], cv2.CAP_GSTREAMER)
     if source.startswith(("rtsp://", "rtsps://")):
         wait_for_rtsp(config)
-        relay = RtspRelay(config) if RtspRelay.helps(config) else None
-        try:
-            with _turn(config, calling):
+        with _turn(config, calling):
+            # Not before its turn: it waits for FFmpeg no longer than a camera may take to open.
+            relay = RtspRelay(config) if RtspRelay.helps(config) else None
+            try:
                 return OpenCvCapture(config, relay.url if relay else source, cv2.CAP_FFMPEG, relay)
-        except BaseException:
-            if relay is not None:
-                relay.close()
-            raise
+            except BaseException:
+                if relay is not None:
+                    relay.close()
+                raise
     if source.startswith(("http://", "https://")):
         from grmp_edge.runtime.capture_http import open_http
 
