@@ -29,6 +29,7 @@ __all__ = [
     "make_batch",
     "procedural_sources",
     "quality_of",
+    "squash",
     "statistics",
 ]
 
@@ -168,6 +169,13 @@ def statistics(image: Image) -> Statistics:
     return Statistics(*(float(np.clip(value, -2, 2)) for value in raw))
 
 
+def squash(image: Image) -> Image:
+    """Squash an (H, W, 3) uint8 picture to 244 a side, unless it is of that size."""
+    if image.shape[:2] == (SQUASHED, SQUASHED):
+        return image
+    return np.asarray(cv2.resize(image, (SQUASHED, SQUASHED), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
 def apply_fault(image: Image, kind: str, level: int, rng: np.random.Generator) -> Image:
     """Distort an (H, W, 3) uint8 picture by one of ``KINDS``, level 1..5."""
     if kind != LOW_RESOLUTION:
@@ -243,11 +251,7 @@ def graded_group(
         image = base
         for name, level in plan:
             image = apply_fault(image, name, level, chance)
-        if image.shape[:2] != (SQUASHED, SQUASHED):
-            image = np.asarray(
-                cv2.resize(image, (SQUASHED, SQUASHED), interpolation=cv2.INTER_CUBIC), np.uint8
-            )
-        pictures.append(image)
+        pictures.append(squash(image))
     return pictures, plans
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -27,6 +26,7 @@ from grmp_edge.train.backbone_data import (
     apply_fault,
     load_photos,
     quality_of,
+    squash,
     statistics,
 )
 
@@ -58,16 +58,10 @@ def load_wild(folders: Sequence[Path], held_out: int) -> tuple[list[Source], lis
     Raises:
         DataError: there is no picture, or one cannot be read.
     """
-    train, held = load_photos(folders, held_out)
-    size = (SQUASHED, SQUASHED)
-
-    def squash(source: Source) -> Source:
-        image = source.image
-        if image.shape[:2] != size:
-            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), np.uint8)
-        return replace(source, image=image)
-
-    return [squash(s) for s in train], [squash(s) for s in held]
+    train, held = (
+        [replace(s, image=squash(s.image)) for s in part] for part in load_photos(folders, held_out)
+    )
+    return train, held
 
 
 def add_wild(rng: np.random.Generator, batch: Batch, sources: Sequence[Source], groups: int) -> Batch:
