@@ -35,6 +35,7 @@ STEPS = (
     ("network", "one run of the network"),
     ("deliver", "to whoever asked"),
 )
+FIRST_S = 30.0  # for the first score
 
 
 class Timed:
@@ -42,7 +43,7 @@ class Timed:
 
     def __init__(self, inner: Capture) -> None:
         self._inner = inner
-        self.stamp_s, self.close = inner.stamp_s, inner.close
+        self.stamp_s, self.overtaken, self.close = inner.stamp_s, inner.overtaken, inner.close
         self.times: dict[str, float] = {}
 
     def grab(self) -> None:
@@ -96,14 +97,16 @@ def measure(
     rows: list[dict[str, float]] = []
     unread = 0
     with Live(timed, [CameraConfig(source, "camera", low_delay=low_delay)], opener=opener) as live:  # type: ignore[arg-type]
-        timer: threading.Timer | None = None
         began = 0.0
+        timer = threading.Timer(FIRST_S, live.stop)
+        timer.start()
         for event in live.events():
             now = time.monotonic()
             if not isinstance(event, LiveScore):
                 continue
-            if timer is None:
+            if not began:
                 began = now
+                timer.cancel()
                 timer = threading.Timer(settle + seconds, live.stop)
                 timer.start()
             run_began, run_ended, note = timed.runs[-1]
