@@ -55,7 +55,7 @@ def test_two_views_of_a_photograph_and_two_of_it_made_worse(wild, batches):
 
         def is_cut_from(picture, source):
             found = cv2.matchTemplate(source, picture, cv2.TM_SQDIFF)
-            return found.min() < 1e-3 * picture.size
+            return found.min() < 0.1 * picture.size  # computed by FFT, so not exactly 0
 
         (source,) = [s for s in wild[0] if is_cut_from(views[0], s.image)]
         assert is_cut_from(np.ascontiguousarray(views[1][:, ::-1]), source.image)
