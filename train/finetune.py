@@ -42,11 +42,11 @@ class FinetuneConfig:
     """Settings of fine-tuning; the reference's unless a reason is given."""
 
     # None: the reference's 2000 epochs of steps of 192, which with 50 labels are one step an epoch; for the
-    # embedded backbone what was found on it (docs/experiments.md, 14).
+    # embedded backbone few and gentle steps, as more unlearn what it knew (docs/experiments.md, 17).
     epochs: int | None = None
     batch: int | None = None
     # Of SGD without momentum. None: the reference's 1e-3, which was found for CLIP's logit scale of 100; the
-    # embedded backbone's scale is 14, gradients fall with it, and on its features 0.3 was found.
+    # embedded backbone's scale is 17, gradients fall with it, and on its features 0.1 was found.
     lr: float | None = None
     weight_decay: float = 1e-4
     evaluate_every: int = 5  # epochs
@@ -68,7 +68,7 @@ class FinetuneConfig:
 
     def for_backbone(self, name: str) -> FinetuneConfig:
         """The same with the epochs, batch and learning rate that go with a backbone, unless they are set."""
-        epochs, batch, lr = (20, 16, 0.3) if name == EMBEDDED else (2000, 192, 1e-3)
+        epochs, batch, lr = (12, 48, 0.1) if name == EMBEDDED else (2000, 192, 1e-3)
         return replace(
             self,
             epochs=self.epochs or epochs,
