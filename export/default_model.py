@@ -2,8 +2,9 @@
 
 python -m grmp_edge.export.default_model --photos DIR --work DIR
 
-Pictures are graded by the faults put into them, not by people. Only the text side is fine-tuned, so that the
-graphs share the image tower's weights with the backbone's own file (``export/share.py``).
+Pictures are graded by their scene statistics and the faults put into them, not by people. Only the text side
+is fine-tuned, so that the graphs share the image tower's weights with the backbone's own file
+(``export/share.py``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import csv
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -26,8 +27,9 @@ from grmp_edge.export.int8 import Int8Config
 from grmp_edge.export.pipeline import ExportConfig, export_bundle
 from grmp_edge.export.share import share_weights
 from grmp_edge.files import replace_folder
+from grmp_edge.train.appeal import appeal, perceived_quality
 from grmp_edge.train.backbone import EMBEDDED, BackboneConfig
-from grmp_edge.train.backbone_data import Source, graded_group, load_photos, quality_of
+from grmp_edge.train.backbone_data import Source, graded_group, load_photos, quality_of, squash, statistics
 from grmp_edge.train.checkpoint import load_checkpoint
 from grmp_edge.train.data import SplitConfig, read_csv
 from grmp_edge.train.embedded import EMBEDDED_PATH, PROMPTS_PATH, save_prompts
@@ -35,9 +37,9 @@ from grmp_edge.train.finetune import FinetuneConfig
 from grmp_edge.train.meta import MetaConfig
 from grmp_edge.train.progress import Reporter
 from grmp_edge.train.run import ModelConfig, run_finetune, run_pretrain
-from grmp_edge.train.tasks import SyntheticConfig, synthetic_tasks
+from grmp_edge.train.tasks import SyntheticConfig, Task, synthetic_tasks
 
-__all__ = ["DefaultConfig", "make_default", "write_graded"]
+__all__ = ["DefaultConfig", "make_default", "scene_aware_tasks", "write_graded"]
 
 
 @dataclass(frozen=True)
@@ -51,26 +53,44 @@ class DefaultConfig:
     validation: float = 0.2  # of the graded pictures, to choose the epoch
     epochs: int = 8  # the prompts start close to what they end as
     batch: int = 32  # nine steps an epoch
+    lr: float = 0.3  # more than for a handful of labels: there are 400, and the image tower stays as it is
     held_out: int = 7  # the backbone's: these photographs are never learned from
+
+
+def scene_aware_tasks(photographs: Sequence[Source], config: SyntheticConfig) -> list[Task]:
+    """Distortion tasks in which the photograph's appeal counts beside the level, as the backbone knows it."""
+    tasks = synthetic_tasks([(source.name, source.image) for source in photographs], config)
+    found = [statistics(squash(source.image)) for source in photographs]
+    weights = {source.name: appeal(scene, scene) for source, scene in zip(photographs, found, strict=True)}
+
+    def grade(task: Task) -> Task:
+        grades = [
+            perceived_quality(float(kept), weights[name])
+            for kept, name in zip(task.quality, task.references, strict=True)
+        ]
+        return replace(task, quality=np.array(grades, np.float32))
+
+    return [grade(task) for task in tasks]
 
 
 def write_graded(folder: Path, sources: Sequence[Source], config: DefaultConfig) -> Path:
     """Write graded pictures as 244 x 244 PNG with a ``labels.csv``; returns its path.
 
-    The label is 100 times the quality that the faults leave; states of one picture share a reference.
+    The label is 100 times the quality that scene and faults leave; states of one picture share a reference.
     """
     rows = []
     with replace_folder(folder) as target:
         for number in range(config.groups):
             rng = np.random.default_rng([config.seed, number])
             source = sources[number % len(sources)]
-            for state, (picture, faults) in enumerate(
-                zip(*graded_group(rng, source, config.unshrunk), strict=True)
-            ):
+            base, pictures, plans = graded_group(rng, source, config.unshrunk)
+            scene = statistics(base)
+            for state, (picture, faults) in enumerate(zip(pictures, plans, strict=True)):
                 name = f"{number:04d}-{state}.png"
                 if not cv2.imwrite(str(target / name), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
                     raise OSError(f"cannot write {target / name}")
-                rows.append((name, round(100 * quality_of(faults), 2), source.name))
+                quality = perceived_quality(quality_of(faults), appeal(scene, statistics(picture)))
+                rows.append((name, round(100 * quality, 2), source.name))
         with (target / "labels.csv").open("w", newline="", encoding="utf-8") as stream:
             table = csv.writer(stream)
             table.writerow(("image", "mos", "reference"))
@@ -98,7 +118,7 @@ def make_default(
     photographs = [source for source in training if source.weight == 1.0]
     spread = [photographs[i * len(photographs) // config.photographs] for i in range(config.photographs)]
     model = ModelConfig.of(BackboneConfig(), seed=config.seed)
-    tasks = synthetic_tasks([(s.name, s.image) for s in spread], SyntheticConfig(seed=config.seed))
+    tasks = scene_aware_tasks(spread, SyntheticConfig(seed=config.seed))
     described = {"photographs": [source.name for source in spread], "seed": config.seed}
     pretrained = work / "pretrain"
     run_pretrain(
@@ -120,7 +140,12 @@ def make_default(
         read_csv(labels, mos_range=(0, 100)),
         SplitConfig(labels=None, test_fraction=0.1, validation_fraction=config.validation, seed=config.seed),
         FinetuneConfig(
-            epochs=config.epochs, batch=config.batch, evaluate_every=1, image_blocks=0, seed=config.seed
+            epochs=config.epochs,
+            batch=config.batch,
+            lr=config.lr,
+            evaluate_every=1,
+            image_blocks=0,
+            seed=config.seed,
         ),
         resume=tuned.exists(),
         reporter=reporter,

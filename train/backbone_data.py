@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grmp_edge.errors import DataError
+from grmp_edge.train.appeal import appeal, perceived_quality
 from grmp_edge.train.captions import LOW_RESOLUTION, SCENES, Statistics, caption
 from grmp_edge.train.distort import DISTORTIONS, Image, distort
 from grmp_edge.train.procedural import PROCEDURAL, procedural_image
@@ -164,8 +165,8 @@ def statistics(image: Image) -> Statistics:
     colour = np.hypot(red_green.std(), yellow_blue.std()) + 0.3 * np.hypot(
         red_green.mean(), yellow_blue.mean()
     )
-    detail = np.log(np.abs(cv2.Laplacian(grey, cv2.CV_32F)).mean() + 1)
-    raw = ((grey.mean() - 118) / 50, (grey.std() - 58) / 22, (colour - 38) / 22, (detail - 2.7) / 0.8)
+    detail = np.log(cv2.Laplacian(grey, cv2.CV_32F).var() + 1)  # the usual measure of focus
+    raw = ((grey.mean() - 118) / 50, (grey.std() - 58) / 22, (colour - 38) / 22, (detail - 6.55) / 1.5)
     return Statistics(*(float(np.clip(value, -2, 2)) for value in raw))
 
 
@@ -226,8 +227,8 @@ def _crop(rng: np.random.Generator, image: Image, unshrunk: float) -> Image:
 
 
 def graded_group(
-    rng: np.random.Generator, source: Source, unshrunk: float
-) -> tuple[list[Image], list[list[tuple[str, int]]]]:
+    rng: np.random.Generator, source: Source, unshrunk: float, hard: float = 0.2
+) -> tuple[Image, list[Image], list[list[tuple[str, int]]]]:
     """Make VARIANTS states of one picture: clean or nearly, one fault, the same worse, a chain of faults.
 
     Args:
@@ -236,11 +237,12 @@ def graded_group(
         unshrunk: chance that it is squashed straight from its own size rather than shrunk smoothly before.
 
     Returns:
-        (pictures (244, 244, 3) uint8 RGB, for each the faults it has as (kind, level 1..5)).
+        (the picture without faults, its states, for each of these its faults as (kind, level 1..5)); pictures
+        are (244, 244, 3) uint8 RGB.
     """
     base = _crop(rng, source.image, unshrunk)
     shared = _chain(rng)[:1] if rng.random() < 0.25 else []
-    pool = (KINDS, _CAMERA_KINDS, _HARD_KINDS)[int(rng.choice(3, p=(0.4, 0.4, 0.2)))]
+    pool = (KINDS, _CAMERA_KINDS, _HARD_KINDS)[int(rng.choice(3, p=((1 - hard) / 2, (1 - hard) / 2, hard)))]
     kind = str(rng.choice(pool))
     low, high = np.sort(rng.choice(5, 2, replace=False) + 1)
     plans = [shared, [*shared, (kind, int(low))], [*shared, (kind, int(high))], _chain(rng)]
@@ -252,11 +254,15 @@ def graded_group(
         for name, level in plan:
             image = apply_fault(image, name, level, chance)
         pictures.append(squash(image))
-    return pictures, plans
+    return squash(base), pictures, plans
 
 
 def make_batch(
-    rng: np.random.Generator, sources: Sequence[Source], groups: int, unshrunk: float = 0.0
+    rng: np.random.Generator,
+    sources: Sequence[Source],
+    groups: int,
+    unshrunk: float = 0.0,
+    scenes_differ: bool = False,
 ) -> Batch:
     """Draw ``groups`` sources by weight and make VARIANTS states of each.
 
@@ -265,6 +271,7 @@ def make_batch(
         sources: at least ``groups`` pictures.
         groups: how many different pictures.
         unshrunk: share of them squashed straight from their own size rather than shrunk smoothly before.
+        scenes_differ: whether a picture without faults is as good as its scene is appealing, or always 1.
 
     Returns:
         The pictures with their labels.
@@ -280,15 +287,18 @@ def make_batch(
     captions = []
     for g, index in enumerate(chosen):
         source = sources[int(index)]
-        pictures, plans = graded_group(rng, source, unshrunk)
+        base, pictures, plans = graded_group(rng, source, unshrunk, 0.4 if scenes_differ else 0.2)
         y, x = rng.integers(0, SQUASHED - SHOWN + 1, 2)
+        clean = statistics(base[y : y + SHOWN, x : x + SHOWN])
         for v, (picture, faults) in enumerate(zip(pictures, plans, strict=True)):
             i = g * VARIANTS + v
             image = images[i] = picture[y : y + SHOWN, x : x + SHOWN]
             for kind, level in faults:
                 severity[i, KINDS.index(kind)] = level / 5
-            quality[i] = quality_of(faults)
             found = statistics(image)
+            quality[i] = quality_of(faults)
+            if scenes_differ:
+                quality[i] = perceived_quality(quality[i], appeal(clean, found))
             measured[i] = (found.brightness, found.contrast, found.colour, found.detail)
             scene[i] = SCENES.index(source.scene)
             worst_first = sorted(faults, key=lambda fault: quality_of([fault]))

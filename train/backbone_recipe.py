@@ -10,38 +10,33 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from queue import Empty, Full
-from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from open_clip.model import CLIP
 from open_clip.transformer import PatchDropout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grmp_edge.errors import DataError, GrmpError
-from grmp_edge.train.backbone_data import Batch, Source, load_photos, make_batch, procedural_sources
+from grmp_edge.train.backbone_batches import batches_of
+from grmp_edge.train.backbone_data import load_photos
 from grmp_edge.train.backbone_init import start_image_tower
 from grmp_edge.train.backbone_loss import LossConfig, Objective, normalise
 from grmp_edge.train.backbone_measure import ranking_report
-from grmp_edge.train.backbone_wild import WildConfig, add_wild, load_wild
+from grmp_edge.train.backbone_wild import WildConfig, load_wild
 from grmp_edge.train.captions import vocabulary
 from grmp_edge.train.embedded import build_embedded, load_embedded, save_embedded, token_ids_of
 
 __all__ = ["PHASES", "RECIPE", "BackboneConfig", "train_backbone"]
 
-RECIPE = "2"
+RECIPE = "3"
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,9 @@ class BackboneConfig:
     procedural: int = 60  # pictures in the pool, one replaced each step
     held_out: int = 7  # every 7th photograph is never trained on, so that ranking can be measured
     unshrunk: float = 0.0  # 0.7 in the later phases: see PHASES
+    scenes_differ: bool = False  # True in the last phase: see PHASES and appeal.py
     start: Path | None = None  # weights to go on from, instead of random ones
+    average: bool = False  # with the weights it started from: better than both (docs/experiments.md, 16)
     save_every: float = 5.0  # minutes between snapshots
     bfloat16: bool = True  # 1.5 times as fast where the CPU has it, and no slower elsewhere
     loss: LossConfig = field(default_factory=LossConfig)
@@ -69,69 +66,16 @@ class BackboneConfig:
 
 
 # What made the shipped weights. The first phase learns from smoothly shrunk pictures, which are easier; the
-# later ones mostly from pictures squashed straight from full size, which alias as in use. Each anneals.
+# later ones mostly from pictures squashed straight from full size, which alias as in use. The last two learn
+# that scenes differ in quality too; until then the axis only knows faults. Each anneals.
+_SCENES = BackboneConfig(unshrunk=0.7, scenes_differ=True, full_share=0.06)
 PHASES = (
     BackboneConfig(seed=1, steps=1090),
     BackboneConfig(seed=2, steps=2447, unshrunk=0.7, learning_rate=5e-4),
     BackboneConfig(seed=3, steps=867, unshrunk=0.7, learning_rate=4e-4),
+    replace(_SCENES, seed=4, steps=450, learning_rate=5e-4),
+    replace(_SCENES, seed=5, steps=550, learning_rate=4e-4, average=True),
 )
-
-
-def _hand_over(queue: Any, batch: Batch) -> None:
-    """Wait for room, and leave when the training process is gone, however it ended."""
-    while True:
-        try:
-            return queue.put(batch, timeout=5)  # type: ignore[no-any-return]
-        except Full:
-            parent = multiprocessing.parent_process()
-            if parent is not None and not parent.is_alive():
-                sys.exit(1)
-
-
-def _produce(queue: Any, photos: Sequence[Source], wild: Sequence[Source], config: BackboneConfig) -> None:
-    """Make batches for ever, in a process of its own; the n-th depends on the seed and n alone."""
-    cv2.setNumThreads(1)
-    pool = procedural_sources(np.random.default_rng([config.seed, 0]), config.procedural)
-    try:
-        for n in range(1, config.steps + 2):
-            rng = np.random.default_rng([config.seed, n])
-            pool[n % len(pool)] = procedural_sources(rng, 1)[0]
-            # A third of what is drawn is procedural, however many photographs there are.
-            share = 0.5 * sum(photo.weight for photo in photos) / len(pool)
-            weighted = [Source(p.name, p.image, p.scene, share) for p in pool]
-            batch = make_batch(rng, [*photos, *weighted], config.groups, config.unshrunk)
-            if config.wild:
-                batch = add_wild(rng, batch, wild, config.wild.groups)
-            _hand_over(queue, batch)
-    except KeyboardInterrupt:
-        pass
-
-
-@contextmanager
-def _batches(
-    photos: Sequence[Source], wild: Sequence[Source], config: BackboneConfig
-) -> Iterator[Iterator[Batch]]:
-    """Run the producer and yield its batches; it ends with the block."""
-    context = multiprocessing.get_context("spawn")
-    queue: Any = context.Queue(maxsize=8)
-    worker = context.Process(target=_produce, args=(queue, photos, wild, config), daemon=True)
-    worker.start()
-
-    def take() -> Iterator[Batch]:
-        while True:
-            try:
-                yield queue.get(timeout=5)
-            except Empty:
-                if not worker.is_alive():
-                    raise DataError(
-                        "the process that makes pictures ended", "see its message above"
-                    ) from None
-
-    try:
-        yield take()
-    finally:
-        worker.terminate()
-        worker.join()
 
 
 def _optimizer(objective: Objective, config: BackboneConfig) -> torch.optim.AdamW:
@@ -152,6 +96,13 @@ def _rate(config: BackboneConfig, done: float) -> float:
         return config.learning_rate * (done + 1e-3) / config.warmup
     phase = (done - config.warmup) / (1 - config.warmup)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, phase)))
+
+
+@torch.no_grad()
+def _average(model: CLIP, others: Mapping[str, Tensor]) -> None:
+    """Move every weight half of the way to another's (Wortsman et al. 2022, "model soups")."""
+    for name, value in model.named_parameters():
+        value.lerp_(others[name], 0.5)
 
 
 def train_backbone(
@@ -185,6 +136,8 @@ def train_backbone(
         raise DataError(f"{len(wild)} real photographs are too few", f"give at least {config.wild.groups}")
     torch.manual_seed(config.seed)
     model = load_embedded(config.start).train() if config.start else build_embedded()
+    # Now, as the snapshots may take the place of the file.
+    began_with = {n: v.detach().clone() for n, v in model.named_parameters()} if config.average else {}
     ids = token_ids_of(vocabulary())
     objective = Objective(model, config.loss, ids, config.wild)
     optimizer = _optimizer(objective, config)
@@ -201,7 +154,7 @@ def train_backbone(
     dropping = PatchDropout(1 - config.keep)
     smooth: dict[str, float] = {}
     step, done = 0, 0.0
-    with _batches(training, wild, config) as batches, Progress(*columns, console=console) as progress:
+    with batches_of(training, wild, config) as batches, Progress(*columns, console=console) as progress:
         task = progress.add_task("backbone", total=1.0, state="starting")
         pixels = normalise(torch.from_numpy(next(batches).images))
         if not config.start:
@@ -241,6 +194,8 @@ def train_backbone(
     objective.settle()
     model.visual.patch_dropout = nn.Identity()
     model.eval()
+    if began_with:
+        _average(model, began_with)
     digest = save_embedded(model, out, ids, {**header, "steps": str(step)})
     console.print(f"wrote {out}, {step} steps, SHA-256 {digest}")
     if held:
@@ -260,6 +215,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--start", type=Path, help="weights to go on from")
     parser.add_argument("--unshrunk", type=float)
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--scenes-differ", action="store_true", default=None, help="see train/appeal.py")
+    parser.add_argument(
+        "--average", action="store_true", default=None, help="with the weights it starts from"
+    )
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
     parser.add_argument("-o", "--out", type=Path, required=True)
     given = vars(parser.parse_args(arguments))

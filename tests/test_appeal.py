@@ -1,0 +1,66 @@
+"""The appeal of scenes: what different pictures without faults, and with them, are said to be worth."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from grmp_edge.train.appeal import appeal, perceived_quality
+from grmp_edge.train.backbone_data import KINDS, Source, apply_fault, make_batch, squash, statistics
+from grmp_edge.train.captions import Statistics
+from grmp_edge.train.procedural import procedural_image
+
+ORDINARY = Statistics(0.0, 0.0, 0.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return squash(procedural_image(np.random.default_rng(4), 384, "dead_leaves"))
+
+
+def test_an_ordinary_scene_weighs_nothing():
+    assert appeal(ORDINARY, ORDINARY) == 0.0
+    assert perceived_quality(1.0, 0.0) == pytest.approx(0.9, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "better, worse",
+    [
+        (Statistics(0, 0, 0, 1), Statistics(0, 0, 0, -1)),  # detail
+        (Statistics(0, 0, 1, 0), Statistics(0, 0, -1, 0)),  # colour
+        (Statistics(0.2, 0, 0, 0), Statistics(-1.5, 0, 0, 0)),  # not dark
+        (Statistics(-0.2, 0, 0, 0), Statistics(1.5, 0, 0, 0)),  # not glaring
+    ],
+)
+def test_sharp_colourful_well_lit_scenes_are_preferred(better, worse):
+    assert appeal(better, better) > appeal(worse, worse)
+    assert perceived_quality(0.5, appeal(better, better)) > perceived_quality(0.5, appeal(worse, worse))
+
+
+def test_no_fault_makes_a_picture_more_appealing(scene):
+    clean = statistics(scene)
+    for kind in KINDS:
+        for level in (1, 5):
+            shown = statistics(apply_fault(scene, kind, level, np.random.default_rng(level)))
+            assert appeal(clean, shown) <= appeal(clean, clean), kind
+
+
+def test_worst_faults_weigh_more_than_ordinary_differences_of_scenes():
+    sharp, plain = Statistics(0, 0, 0.5, 0.5), Statistics(0, 0, -0.5, -0.5)
+    assert perceived_quality(0.1, appeal(sharp, sharp)) < perceived_quality(1.0, appeal(plain, plain))
+
+
+def test_a_scene_out_of_focus_is_worth_less_only_where_scenes_differ(scene):
+    soft = np.asarray(cv2.GaussianBlur(scene, (0, 0), 4), np.uint8)
+    found = {}
+    for differ in (False, True):
+        for name, image in (("sharp", scene), ("soft", soft)):
+            made = make_batch(
+                np.random.default_rng(7), [Source(name, image, "others", 1.0)] * 8, 8, 1.0, differ
+            )
+            clean = made.severity.max(axis=1) == 0
+            assert clean.any()
+            found[name, differ] = made.quality[clean]
+    assert (found["sharp", False] == 1).all() and (found["soft", False] == 1).all()
+    assert (found["sharp", True] > found["soft", True] + 0.1).all()
