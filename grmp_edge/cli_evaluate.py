@@ -110,7 +110,7 @@ def evaluate(
     epochs: opt.Epochs = None,
     lr: opt.Lr = None,
     batch: opt.BatchSize = None,
-    strength: opt.Lambda = 5.0,
+    strength: opt.Lambda = None,
     projection: opt.ProjectionOption = opt.ProjectionChoice.per_tensor,
     select_on_test: opt.SelectOnTest = None,
     train_precision: Annotated[

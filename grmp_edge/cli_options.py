@@ -185,13 +185,13 @@ Epochs = Annotated[
     typer.Option(
         "--epochs",
         min=1,
-        help="At most so many epochs of fine-tuning; default: 12 for the embedded backbone, else 2000.",
+        help="At most so many epochs of fine-tuning; default: 10 for the embedded backbone, else 2000.",
     ),
 ]
 Lr = Annotated[
     float | None,
     typer.Option(
-        "--lr", min=0.0, help="SGD's learning rate; default: 0.1 for the embedded backbone, else 1e-3."
+        "--lr", min=0.0, help="SGD's learning rate; default: 0.03 for the embedded backbone, else 1e-3."
     ),
 ]
 BatchSize = Annotated[
@@ -199,13 +199,18 @@ BatchSize = Annotated[
     typer.Option(
         "--batch",
         min=1,
-        help="Pictures in a fine-tuning step; default: 48 for the embedded backbone, else 192.",
+        help="Pictures in a fine-tuning step; default: 16 for the embedded backbone, else 192.",
     ),
 ]
 NoQgr = Annotated[bool, typer.Option("--no-qgr", help="Fine-tune without gradient regularisation.")]
 Lambda = Annotated[
-    float,
-    typer.Option("--lambda", min=0.0, help="Strength of the regularisation; 1 is the orthogonal projection."),
+    float | None,
+    typer.Option(
+        "--lambda",
+        min=0.0,
+        help="Strength of the regularisation, 1 being the orthogonal projection; "
+        "default: 1 for the embedded backbone, else 5.",
+    ),
 ]
 ProjectionOption = Annotated[
     ProjectionChoice, typer.Option("--projection", help="Project each tensor's gradient, or all as one.")

@@ -175,7 +175,7 @@ class TuningChoice:
     lr: float | None
     batch: int | None
     no_qgr: bool
-    strength: float
+    strength: float | None
     projection: opt.ProjectionChoice
     select_on_test: bool | None
     seed: int

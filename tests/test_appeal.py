@@ -6,10 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
+from grmp_edge.export.default_model import scene_aware_tasks
 from grmp_edge.train.appeal import appeal, perceived_quality
 from grmp_edge.train.backbone_data import KINDS, Source, apply_fault, make_batch, squash, statistics
 from grmp_edge.train.captions import Statistics
 from grmp_edge.train.procedural import procedural_image
+from grmp_edge.train.tasks import SyntheticConfig
 
 ORDINARY = Statistics(0.0, 0.0, 0.0, 0.0)
 
@@ -64,3 +66,14 @@ def test_a_scene_out_of_focus_is_worth_less_only_where_scenes_differ(scene):
             found[name, differ] = made.quality[clean]
     assert (found["sharp", False] == 1).all() and (found["soft", False] == 1).all()
     assert (found["sharp", True] > found["soft", True] + 0.1).all()
+
+
+def test_tasks_grade_the_scene_beside_the_level(scene):
+    soft = np.asarray(cv2.GaussianBlur(scene, (0, 0), 4), np.uint8)
+    photographs = [Source("sharp", scene, "others", 1.0), Source("soft", soft, "others", 1.0)]
+    tasks = scene_aware_tasks(photographs, SyntheticConfig(distortions=("jpeg", "darken")))
+    assert [task.name for task in tasks] == ["jpeg", "darken"]
+    for task in tasks:
+        quality = task.quality.reshape(2, 6)
+        assert (np.diff(quality, axis=1) < 0).all() and (quality[0] > quality[1]).all()
+        assert quality.dtype == np.float32 and quality.min() > 0 and quality.max() < 1

@@ -92,6 +92,7 @@ class TuningStep:
             return None, {"loss": loss}
         if self.scene_tokens is None:
             return toward, {"loss": loss}
+        assert self.config.qgr_strength is not None  # for_backbone has set it
         result = regularise(toward, content, self.config.qgr_strength, self.config.projection)
         said = {"loss": loss, "semantic": semantic, "cosine": result.cosine, "changed": result.changed}
         return result.gradients, said
