@@ -54,6 +54,7 @@ class DefaultConfig:
     epochs: int = 8  # the prompts start close to what they end as
     batch: int = 32  # nine steps an epoch
     lr: float = 0.3  # more than for a handful of labels: there are 400, and the image tower stays as it is
+    qgr_strength: float = 5.0  # as published
     held_out: int = 7  # the backbone's: these photographs are never learned from
 
 
@@ -143,6 +144,7 @@ def make_default(
             epochs=config.epochs,
             batch=config.batch,
             lr=config.lr,
+            qgr_strength=config.qgr_strength,
             evaluate_every=1,
             image_blocks=0,
             seed=config.seed,
