@@ -235,6 +235,7 @@ def graded_group(
         rng: the only source of chance.
         source: the clean picture.
         unshrunk: chance that it is squashed straight from its own size rather than shrunk smoothly before.
+        hard: chance that the one fault is of those ranked worst.
 
     Returns:
         (the picture without faults, its states, for each of these its faults as (kind, level 1..5)); pictures
@@ -287,6 +288,7 @@ def make_batch(
     captions = []
     for g, index in enumerate(chosen):
         source = sources[int(index)]
+        # Where the scene counts too, the faults ranked worst need showing twice as often to keep their place.
         base, pictures, plans = graded_group(rng, source, unshrunk, 0.4 if scenes_differ else 0.2)
         y, x = rng.integers(0, SQUASHED - SHOWN + 1, 2)
         clean = statistics(base[y : y + SHOWN, x : x + SHOWN])

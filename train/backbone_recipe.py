@@ -56,7 +56,7 @@ class BackboneConfig:
     procedural: int = 60  # pictures in the pool, one replaced each step
     held_out: int = 7  # every 7th photograph is never trained on, so that ranking can be measured
     unshrunk: float = 0.0  # 0.7 in the later phases: see PHASES
-    scenes_differ: bool = False  # True in the last phase: see PHASES and appeal.py
+    scenes_differ: bool = False  # True in the last two phases: see PHASES and appeal.py
     start: Path | None = None  # weights to go on from, instead of random ones
     average: bool = False  # with the weights it started from: better than both (docs/experiments.md, 16)
     save_every: float = 5.0  # minutes between snapshots
@@ -232,6 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     phases = (replace(BackboneConfig(), **asked),) if asked else PHASES
     if wild and not asked:
         parser.error("--wild belongs to a phase: give --start or --steps with it")
+    if "average" in asked and "start" not in asked:
+        parser.error("--average needs --start: else it would be with random weights")
     try:
         for number, phase in enumerate(phases):
             console.print(f"phase {number + 1} of {len(phases)}")
