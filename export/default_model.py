@@ -147,6 +147,8 @@ def make_default(
             qgr_strength=config.qgr_strength,
             evaluate_every=1,
             image_blocks=0,
+            calibration_steps=0,  # computed grades do not err, and are on the scale of the pre-training
+            average=False,  # 320 pictures need no steadying
             seed=config.seed,
         ),
         resume=tuned.exists(),

@@ -185,13 +185,13 @@ Epochs = Annotated[
     typer.Option(
         "--epochs",
         min=1,
-        help="At most so many epochs of fine-tuning; default: 10 for the embedded backbone, else 2000.",
+        help="At most so many epochs of fine-tuning; default: 12 for the embedded backbone, else 2000.",
     ),
 ]
 Lr = Annotated[
     float | None,
     typer.Option(
-        "--lr", min=0.0, help="SGD's learning rate; default: 0.03 for the embedded backbone, else 1e-3."
+        "--lr", min=0.0, help="SGD's learning rate; default: 0.5 for the embedded backbone, else 1e-3."
     ),
 ]
 BatchSize = Annotated[

@@ -19,6 +19,7 @@ from grmp_edge.train.frozen import FrozenCache
 from grmp_edge.train.model import SCENES, PromptConfig
 from grmp_edge.train.progress import Silent
 from grmp_edge.train.run import ModelConfig, run_finetune
+from grmp_edge.train.tuning_run import TuningRun
 
 SIDE, SIZE = 35, 32  # round(32 * 244 / 224): a margin of 3
 
@@ -166,7 +167,7 @@ def test_schedule():
 
 def test_loss_decides_between_equal_srcc():
     model = tiny_model()
-    run = finetune_module._Run(FinetuneConfig(patience=9, lr=1.0), dict(model.finetune_parameters()))
+    run = TuningRun(FinetuneConfig(patience=9, lr=1.0), dict(model.finetune_parameters()))
     kept = []
     for score, loss in [(1.0, 0.5), (1.0, 0.6), (1.0, 0.4), (0.9, 0.1), (1.0, 0.4)]:
         with torch.no_grad():
@@ -181,7 +182,7 @@ def test_schedule_counts_from_the_last_improvement():
     scores = iter([0.1, 0.0, 0.1, 0.2, 0.2, None, 0.1, 0.3, 0.0, 0.0])
     config = FinetuneConfig(patience=3, lr=1.0)
     model = tiny_model()
-    run = finetune_module._Run(config, dict(model.finetune_parameters()))
+    run = TuningRun(config, dict(model.finetune_parameters()))
     rates = []
     for score in scores:
         run.judge(score, 0.5, {})
@@ -196,6 +197,7 @@ def test_defaults_are_the_references():
     assert (c.epochs, c.lr, c.weight_decay, c.batch) == (2000, 1e-3, 1e-4, 192)
     assert (c.evaluate_every, c.patience, c.lr_factor, c.min_lr) == (5, 6, 0.3, 5e-7)
     assert (c.qgr_strength, c.projection, c.select_on) == (5.0, "per_tensor", "validation")
+    assert (c.calibration_steps, c.text_rate, c.average) == (0, 1.0, False)
 
 
 def test_the_best_judged_epoch_stays():
@@ -289,7 +291,7 @@ def test_the_stage_never_looks_at_the_test_part_and_resumes(tmp_path, monkeypatc
     # A kill in the middle: the teacher of the resumed run must still be the plain CLIP.
     monkeypatch.setattr(finetune_module, "_SAVE_EVERY_S", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        stage(tmp_path, "killed", csv, reporter=Stop(10 + 2))
+        stage(tmp_path, "killed", csv, reporter=Stop(10 + 400 + 2))
     assert read_state(tmp_path / "killed").progress["epoch"] == 2
     again = stage(tmp_path, "killed", csv, resume=True)
     assert {k: v for k, v in again.items() if k != "images"} == result

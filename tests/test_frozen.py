@@ -75,9 +75,11 @@ def test_groups_only_where_nothing_is_computed_in_vain():
     model = tiny_model()
     images = np.zeros((10, SIDE, SIDE, 3), np.uint8)
     all_views = 2 * 3 * 10 * TOKENS
-    assert group_size(model, images, batch=10, budget=0) == 8
-    assert group_size(model, images, batch=9, budget=all_views) == 8
-    assert group_size(model, images, batch=9, budget=all_views - 1) == 1
+    assert group_size(model, images, batch=10, epochs=1, budget=0) == 8
+    assert group_size(model, images, batch=9, epochs=6, budget=all_views) == 8
+    assert group_size(model, images, batch=9, epochs=6, budget=all_views - 1) == 1
+    # Three offsets, flipped or not: most of six views are never asked for in five epochs.
+    assert group_size(model, images, batch=9, epochs=5, budget=all_views) == 1
 
 
 def blocks_run(model):

@@ -41,7 +41,8 @@ def test_the_default_changes_nothing_of_the_configs() -> None:
 def test_the_reference_is_as_released_and_says_so() -> None:
     meta = REFERENCE.meta(MetaConfig(inner_lr=0.5))
     assert (meta.reset_per_task, meta.held_out, meta.inner_lr) == (False, 0.0, 0.5)
-    assert REFERENCE.finetune(FinetuneConfig(lr=0.5)) == FinetuneConfig(lr=0.5, select_on="test")
+    wanted = FinetuneConfig(lr=0.5, select_on="test", calibration_steps=0, text_rate=1.0, average=False)
+    assert REFERENCE.finetune(FinetuneConfig(lr=0.5)) == wanted
     assert REFERENCE.split(SplitConfig(50, seed=4)) == SplitConfig(50, validation_fraction=0.0, seed=4)
     said = leaks(REFERENCE.finetune(FinetuneConfig()), {"meta_select_on": "target set"})
     assert len(said) == 2 and "test part" in said[0] and "target set" in said[1]

@@ -72,10 +72,11 @@ def _tuning(model: GrmpIqa, images: UInt8Array, precisions: Sequence[Precision])
     """A fine-tuning step under QGR whose frozen part is in the cache, by precision."""
     _restore(model)
     teacher = Teacher(model)
-    for _, parameter in model.finetune_parameters():
-        parameter.requires_grad_(True)
-    quality = np.linspace(0, 1, len(images), dtype=np.float32)
     config = FinetuneConfig().for_backbone(model.backbone.name)
+    parameters = dict(model.finetune_parameters())
+    for parameter, rate in zip(parameters.values(), config.rates(parameters), strict=True):
+        parameter.requires_grad_(rate > 0)
+    quality = np.linspace(0, 1, len(images), dtype=np.float32)
     ways: Ways = {}
     for precision in precisions:
         tuned = replace(config, precision=precision)

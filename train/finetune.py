@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
 
 from grmp_edge.errors import UsageError
 from grmp_edge.metrics import agreement
 from grmp_edge.train.backbone import EMBEDDED
+from grmp_edge.train.calibrate import calibrate
 from grmp_edge.train.checkpoint import CheckpointWriter, State, copy_parameters
 from grmp_edge.train.distributed import ALONE, Team, current_team
 from grmp_edge.train.frozen import CentreScores, Teacher
@@ -27,6 +28,7 @@ from grmp_edge.train.precision import Precision
 from grmp_edge.train.progress import Reporter, Silent
 from grmp_edge.train.qgr import Projection
 from grmp_edge.train.step import TuningStep
+from grmp_edge.train.tuning_run import TuningRun
 
 __all__ = ["FinetuneConfig", "finetune", "predict"]
 
@@ -42,11 +44,12 @@ class FinetuneConfig:
     """Settings of fine-tuning; the reference's unless a reason is given."""
 
     # None: the reference's 2000 epochs of steps of 192, which with 50 labels are one step an epoch; for the
-    # embedded backbone few and gentle steps, as more unlearn what it knew (docs/experiments.md, 17).
+    # embedded backbone few steps, as more unlearn what it knew (docs/experiments.md, 17 and 19).
     epochs: int | None = None
     batch: int | None = None
     # Of SGD without momentum. None: the reference's 1e-3, which was found for CLIP's logit scale of 100; the
-    # embedded backbone's scale is 17, gradients fall with it, and on its features 0.03 was found.
+    # embedded backbone's scale is 17, gradients fall with it, and for its image tower 0.5 was found; 0.03
+    # where its text side learns too.
     lr: float | None = None
     weight_decay: float = 1e-4
     evaluate_every: int = 5  # epochs
@@ -63,28 +66,48 @@ class FinetuneConfig:
     select_on: Literal["validation", "test"] = "validation"
     cache_bytes: int = 2 << 30  # at most so much of what is frozen is kept instead of computed again
     precision: Precision = "auto"  # of the towers' products: see grmp_edge.train.precision
+    # Before the labels: steps of fitting the text side to the labels' scale (grmp_edge.train.calibrate); 0
+    # begins with the labels, as the reference. None: 0, and 400 for the embedded backbone, whose scores lie
+    # near 1 on photographs and which lost order in finding the scale (docs/experiments.md, 19).
+    calibration_steps: int | None = None
+    # Learning rate of the text side as a part of lr. None: 1, as the reference, and 0 for the embedded
+    # backbone: once calibrated, its text side fits the errors of few labels first (docs/experiments.md, 19).
+    text_rate: float | None = None
+    # Judge and keep the mean of the weights after each epoch so far, which swings less than those of one
+    # epoch. None: no, as the reference, and yes for the embedded backbone (docs/experiments.md, 19).
+    average: bool | None = None
     # From the last; None: the last third, as the reference. 0 learns the text side alone: for a handful of
     # labels, or to leave the image tower as it is.
     image_blocks: int | None = None
     seed: int = 0
 
     def for_backbone(self, name: str) -> FinetuneConfig:
-        """The same with the epochs, batch, rate and lambda that go with a backbone, unless they are set."""
-        embedded = (10, 16, 0.03, 1.0)
-        epochs, batch, lr, strength = embedded if name == EMBEDDED else (2000, 192, 1e-3, 5.0)
-        return replace(
-            self,
-            epochs=self.epochs or epochs,
-            batch=self.batch or batch,
-            lr=lr if self.lr is None else self.lr,
-            qgr_strength=strength if self.qgr_strength is None else self.qgr_strength,
-        )
+        """The same with what goes with a backbone where it is not set: epochs, batch, rates, lambda."""
+        usual: dict[str, Any] = {"epochs": 2000, "batch": 192, "lr": 1e-3, "qgr_strength": 5.0}
+        usual |= {"calibration_steps": 0, "text_rate": 1.0, "average": False}
+        if name == EMBEDDED:
+            alone = 1.0 if self.image_blocks == 0 else 0.0  # without image blocks the text side must learn
+            usual = {
+                "epochs": 12,
+                "batch": 16,
+                "qgr_strength": 1.0,
+                "calibration_steps": 400,
+                "average": True,
+            }
+            usual |= {"text_rate": alone if self.text_rate is None else self.text_rate}
+            usual |= {"lr": 0.03 if usual["text_rate"] else 0.5}
+        return replace(self, **{key: value for key, value in usual.items() if getattr(self, key) is None})
 
     @property
     def limits(self) -> tuple[int, int]:
         """Epochs and pictures a step, once ``for_backbone`` has set them."""
         assert self.epochs is not None and self.batch is not None
         return self.epochs, self.batch
+
+    def rates(self, names: Iterable[str]) -> list[float]:
+        """The part of ``lr`` that goes with each trained parameter."""
+        assert self.text_rate is not None
+        return [1.0 if name.startswith("clip.visual.") else self.text_rate for name in names]
 
 
 @dataclass(frozen=True)
@@ -134,12 +157,21 @@ def finetune(
     parameters = dict(model.finetune_parameters())
     prompted = copy_parameters(model.prompt_parameters())  # travel with the checkpoint, unchanged but ctx
     teacher = Teacher(model) if config.qgr else None
-    run = _Run(config, parameters)
+    team = current_team()
+    model.eval()  # prompt dropout belongs to learning the prompts
+    calibration = None
+    if resume is None and config.calibration_steps:
+        reporter.start("fitting the labels' scale", config.calibration_steps)
+        calibration = calibrate(
+            model, train.images, train.quality, config.calibration_steps, team, reporter.step
+        )
+    run = TuningRun(config, parameters)
+    run.calibration = calibration
     if resume is not None:
         run.restore(resume)
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    team = current_team()
+    moving = dict(zip(parameters, config.rates(parameters), strict=True))
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(moving[name] > 0)
     # Ranks of one machine share its memory; each GPU has its own.
     memory = config.cache_bytes // (team.local_size if model.ctx.device.type == "cpu" else 1)
     judged = _Judge(model, judge, memory // 2, team) if judge else None
@@ -147,8 +179,7 @@ def finetune(
         model, train.images, train.quality, config, memory - (judged.bytes if judged else 0), team, teacher
     )
     step.scaler.restore(run.loss_scale)
-    tensors = step.tensors
-    model.eval()  # prompt dropout belongs to learning the prompts
+    tensors, rates = step.tensors, [rate for rate in moving.values() if rate > 0]
     reporter.start("fine-tuning", epochs, run.epoch)
     saved = time.monotonic()
     while run.epoch < epochs and run.lr >= config.min_lr:
@@ -167,99 +198,28 @@ def finetune(
                 continue
             # SGD without momentum: decoupling weight decay or not is the same, it adds to the gradient.
             with torch.no_grad():
-                for tensor, gradient in zip(tensors, gradients, strict=True):
-                    tensor.sub_(gradient + config.weight_decay * tensor, alpha=run.lr)
-        run.epoch += 1
+                for tensor, gradient, rate in zip(tensors, gradients, rates, strict=True):
+                    tensor.sub_(gradient + config.weight_decay * tensor, alpha=run.lr * rate)
+        run.end_epoch()
         if run.epoch % config.evaluate_every == 0 or run.epoch == epochs:
             # Ranks of different machines may round differently: they begin anew from the same weights.
             team.align([tensor.data for tensor in tensors])
-            score, judged_loss = judged.measure() if judged else (None, None)
             run.loss_scale = step.scaler.state()
-            run.judge(score, judged_loss, last)
+            with run.shown():
+                score, judged_loss = judged.measure() if judged else (None, None)
+                run.judge(score, judged_loss, last)
             if writer and team.leads and time.monotonic() - saved > _SAVE_EVERY_S:
                 writer.save(run.state(prompted, complete=False))
                 saved = time.monotonic()
         known = run.history[-1]["srcc"] if run.history else None
         reporter.step(1, **last, **({} if known is None else {"srcc": known}), lr=run.lr)
     # What more epochs could go on from, unless the learning rate has ended the run for good.
-    onward = copy_parameters(parameters.items()) if run.lr >= config.min_lr else {}
+    onward = run.onward() if run.lr >= config.min_lr else {}
     run.finish()
+    team.align([parameter.data for parameter in parameters.values()])  # of means, ranks may round differently
     for parameter in parameters.values():
         parameter.requires_grad_(False)
     return replace(run.state(prompted, complete=True), resume=onward)
-
-
-class _Run:
-    """The moving state of a run: parameters, epoch, learning rate, what was best."""
-
-    def __init__(self, config: FinetuneConfig, parameters: dict[str, nn.Parameter]) -> None:
-        self.config, self.parameters = config, parameters
-        self.epoch, self.lr, self.waited = 0, config.lr or 0.0, 0
-        self.best = copy_parameters(parameters.items())
-        self.best_srcc, self.best_loss = -2.0, math.inf
-        self.history: list[dict[str, float | None]] = []
-        self.loss_scale: dict[str, float] = {}  # of float16 only
-
-    @property
-    def judged(self) -> bool:
-        """Whether any evaluation has given a number."""
-        return self.best_srcc >= -1
-
-    def judge(self, score: float | None, loss: float | None, last: dict[str, float]) -> None:
-        """Note an evaluation; keep the best weights, lower the rate after too many that are not.
-
-        The SRCC of ten pictures often ties, and stays at 1 once reached: the loss then decides.
-        """
-        if score is not None and loss is not None and (score, -loss) > (self.best_srcc, -self.best_loss):
-            self.best, self.waited = copy_parameters(self.parameters.items()), 0
-            self.best_srcc, self.best_loss = score, loss
-        else:
-            self.waited += 1
-            if self.waited >= self.config.patience:
-                self.lr, self.waited = self.lr * self.config.lr_factor, 0
-        self.history.append({"epoch": self.epoch, "srcc": score, "lr": self.lr, **last})
-
-    def finish(self) -> None:
-        """Leave the selected weights in the model: the last, where no evaluation gave a number."""
-        if not self.judged:
-            self.best = copy_parameters(self.parameters.items())
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(self.best[name])
-
-    def state(self, prompts: dict[str, Tensor], complete: bool) -> State:
-        """What to save."""
-        progress = {
-            "stage": "finetune",
-            "epoch": self.epoch,
-            "lr": self.lr,
-            "waited": self.waited,
-            "best_srcc": self.best_srcc if self.judged else None,
-            "best_loss": self.best_loss if self.judged else None,
-            "history": self.history,
-            "complete": complete,
-            **self.loss_scale,
-        }
-        current = {} if complete else copy_parameters(self.parameters.items())
-        selected = self.best if self.judged else copy_parameters(self.parameters.items())
-        return State({**prompts, **selected}, current, progress)
-
-    def restore(self, state: State) -> None:
-        """Continue from a saved state."""
-        self.epoch, self.lr, self.waited = (
-            state.progress["epoch"],
-            state.progress["lr"],
-            state.progress["waited"],
-        )
-        self.history = list(state.progress["history"])
-        self.loss_scale = {k: v for k, v in state.progress.items() if k.startswith("loss_scale")}
-        if state.progress["best_srcc"] is not None:
-            self.best_srcc = state.progress["best_srcc"]
-            self.best_loss = state.progress["best_loss"]
-        for name, parameter in self.parameters.items():
-            self.best[name] = state.weights[name].to(parameter)
-            with torch.no_grad():
-                parameter.copy_(state.resume[name])
 
 
 class _Judge:

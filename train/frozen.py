@@ -42,16 +42,17 @@ class Teacher:
         return model.logits(self.tower.plain(pixels), self.scenes)
 
 
-def group_size(model: GrmpIqa, images: UInt8Array, batch: int, budget: int) -> int:
+def group_size(model: GrmpIqa, images: UInt8Array, batch: int, epochs: int, budget: int) -> int:
     """How many pictures to compute together for what follows from the settings alone.
 
-    One at a time where batches take only a part of the pictures and not every view can be kept: the rest of
-    a group would be computed for nothing.
+    One at a time where batches take only a part of the pictures, and either not every view can be kept or
+    the run is too short to come back to most of them: the rest of a group would be computed for nothing.
     """
     margin = images.shape[1] - model.image.size
     width, places = model.image.width, 1 + (model.image.size // model.image.patch) ** 2
-    everything = 2 * max(1, margin) * len(images) * places * width * 4
-    whole = batch >= len(images) or everything <= budget
+    views = 2 * max(1, margin)
+    everything = views * len(images) * places * width * 4
+    whole = batch >= len(images) or (everything <= budget and epochs >= views)
     return _GROUP.get(model.ctx.device.type, 1) if whole else 1
 
 
@@ -152,8 +153,7 @@ class CentreScores:
         self.model, self.images, self.budget, self.batch, self.team = model, images, budget, batch, team
         self.kept: dict[int, Tensor] = {}
         self.used = 0  # bytes
-        with torch.inference_mode():
-            self.extras = _frozen_prompts(model)
+        self.extras = _frozen_prompts(model)
 
     @property
     def most_bytes(self) -> int:
@@ -164,16 +164,22 @@ class CentreScores:
     @torch.inference_mode()
     def predict(self) -> Float32Array:
         """The probability of high quality, float32 (n,) in 0..1."""
+        scores = self.model.logits(self.features(), self.model.quality_features()).softmax(-1)[:, 0]
+        return np.asarray(scores.cpu().numpy(), dtype=np.float32)
+
+    @torch.no_grad()
+    def features(self) -> Tensor:
+        """The unit image features of the weights of the moment, (n, E)."""
         model = self.model
-        text = model.quality_features()
         first, last = model.first_trained_image_block, len(model.image.blocks)
-        scores = torch.zeros(len(self.images), device=model.ctx.device)
+        width = model.image.visual.output_dim
+        features = torch.zeros(len(self.images), width, device=model.ctx.device)
         for number, at in enumerate(range(0, len(self.images), self.batch)):
             if self.team.mine(number):
-                features = model.image_head(model.image_tokens(self._tokens(at), first, last))
-                scores[at : at + self.batch] = model.logits(features, text).softmax(-1)[:, 0]
-        self.team.sum([scores])
-        return np.asarray(scores.cpu().numpy(), dtype=np.float32)
+                tokens = model.image_tokens(self._tokens(at), first, last)
+                features[at : at + self.batch] = model.image_head(tokens)
+        self.team.sum([features])
+        return features
 
     def _tokens(self, at: int) -> Tensor:
         if at in self.kept:

@@ -118,6 +118,12 @@ class GrmpIqa(nn.Module):
             if id(parameter) in wanted:
                 yield name, parameter
 
+    def text_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Of :meth:`finetune_parameters`, those of the text side."""
+        for name, parameter in self.finetune_parameters():
+            if not name.startswith("clip.visual."):
+                yield name, parameter
+
     @property
     def first_trained_image_block(self) -> int:
         """Index of the first image block that fine-tuning changes: 8 of 12 by default."""

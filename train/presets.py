@@ -48,6 +48,11 @@ class Preset:
         "validation",
         "the released code chooses the fine-tuning epoch, and lowers the learning rate, by the test part",
     )
+    calibrate: bool = _because(
+        True,
+        "the released code learns from the labels at once, both towers at one rate; the embedded backbone is "
+        "first brought onto their scale, then moves its image tower, and keeps its weights' mean",
+    )
     validation_fraction: float = _because(
         0.2, "the released code learns from all N labels, as the test part chooses the epoch"
     )
@@ -81,6 +86,8 @@ class Preset:
 
     def finetune(self, config: FinetuneConfig) -> FinetuneConfig:
         """The settings of fine-tuning under this preset."""
+        if not self.calibrate:
+            config = replace(config, calibration_steps=0, text_rate=1.0, average=False)
         return replace(config, select_on=self.select_on)
 
     def split(self, config: SplitConfig) -> SplitConfig:
@@ -97,6 +104,7 @@ PRESETS = {
         visit_kadid_25=False,
         meta_select_on="target set",
         select_on="test",
+        calibrate=False,
         validation_fraction=0.0,
         normalization="imagenet",
     ),

@@ -22,6 +22,9 @@ _BEFORE = {
     "pretrained_by.meta_select_on": "held-out tasks",
     "meta.precision": "fp32",
     "finetune.precision": "fp32",
+    "finetune.calibration_steps": 0,
+    "finetune.text_rate": 1.0,
+    "finetune.average": False,
 }
 
 

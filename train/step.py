@@ -32,13 +32,13 @@ class TuningStep:
     both losses are summed over the ranks before QGR, which is not linear: so it is one process's result.
 
     Args:
-        model: in evaluation mode; its trained parameters require gradients. Called before anything moved,
-            as the teacher is a copy of the plain CLIP.
+        model: in evaluation mode; those of its trained parameters that shall move require gradients.
         images: squashed pictures, uint8 (n, R, R, 3).
         quality: float32 (n,) in 0..1.
         config: the settings, with their learning rate.
         cache_bytes: for the frozen blocks' tokens.
         team: the ranks.
+        teacher: made before anything moved, as it copies the plain CLIP; None without QGR.
     """
 
     def __init__(
@@ -55,10 +55,13 @@ class TuningStep:
         self.model, self.config, self.team = model, config, team
         self.numerics = Numerics.of(config.precision, device)
         self.scaler = LossScaler(self.numerics.precision == "fp16")
-        group = group_size(model, images, config.limits[1], cache_bytes)
+        epochs, batch = config.limits
+        group = group_size(model, images, batch, epochs, cache_bytes)
         self.cache = FrozenCache(model, teacher, images, cache_bytes, group, self.numerics, team)
         self.quality = torch.from_numpy(quality).to(device)
-        self.tensors: list[nn.Parameter] = [parameter for _, parameter in model.finetune_parameters()]
+        self.tensors: list[nn.Parameter] = [
+            parameter for _, parameter in model.finetune_parameters() if parameter.requires_grad
+        ]
         self.first_image, self.first_text = model.first_trained_image_block, model.first_trained_text_block
         with torch.no_grad():
             self.scene_tokens = model.scene_tokens_at(self.first_text) if teacher else None
@@ -69,7 +72,7 @@ class TuningStep:
         """Work on the pictures ``chosen``.
 
         Returns:
-            One gradient per trained parameter, None if float16 overflowed on the way back and the step is to
+            One gradient per moving parameter, None if float16 overflowed on the way back and the step is to
             be left out; and what to report: ``loss`` and, under QGR, ``semantic``, ``cosine``, ``changed``.
 
         Raises:
