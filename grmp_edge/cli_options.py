@@ -93,8 +93,8 @@ ValFraction = Annotated[
         "--validation-fraction",
         min=0.0,
         max=0.9,
-        help="Share of the labels that chooses the epoch; 0: a fixed schedule; default: 0.2, with --preset "
-        "reference 0.",
+        help="Share of the labels that chooses the epoch; 0: a fixed schedule; default: 0 for the embedded "
+        "backbone and with --preset reference, else 0.2.",
     ),
 ]
 Photos = Annotated[

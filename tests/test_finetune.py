@@ -315,6 +315,19 @@ def test_the_stage_never_looks_at_the_test_part_and_resumes(tmp_path, monkeypatc
         run_finetune(tmp_path / "x", CHOICE, tmp_path / "other", data, SplitConfig(), FinetuneConfig())
 
 
+def test_the_embedded_backbone_learns_from_all_labels_unless_told(tmp_path):
+    csv = write_labelled(tmp_path / "data", 10)
+    config = FinetuneConfig(epochs=1, calibration_steps=1, qgr=False)
+    for given, counts in ((None, (6, 0)), (0.34, (4, 2))):
+        split = SplitConfig(labels=6, test_fraction=0.4, validation_fraction=given, seed=1)
+        folder = tmp_path / str(given)
+        found = run_finetune(folder, CHOICE, None, read_csv(csv), split, config)["metrics"]
+        assert (found["train"]["count"], found.get("validation", {"count": 0})["count"]) == counts
+        told = load_checkpoint(folder).config["split"]["validation_fraction"]
+        assert told == (given or 0.0)
+    assert FinetuneConfig.validation_fraction("ViT-B-16") == 0.2
+
+
 def test_labels_outside_the_scale_are_not_tied():
     raw = np.array([-0.4, -0.1, 0.2, 0.7, 1.3, 1.1])
     predicted = np.array([0.1, 0.2, 0.3, 0.6, 0.9, 0.8], dtype=np.float32)

@@ -86,7 +86,7 @@ def test_options_override_the_preset() -> None:
 
     default, reference = opt.PresetChoice.default, opt.PresetChoice.reference
     for fraction, on_test, preset, wanted in (
-        (None, None, default, (0.2, "validation")),
+        (None, None, default, (None, "validation")),
         (None, None, reference, (0.0, "test")),
         (0.3, None, reference, (0.3, "test")),
         (None, False, reference, (0.0, "validation")),

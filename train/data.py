@@ -158,8 +158,9 @@ class SplitConfig:
     labels: int | None = None  # few-shot budget N; None takes all that are not for testing
     test_fraction: float = 0.2  # the field's 80/20 protocol
     # Part of the N labels that chooses the epoch and drives the learning rate, so that the test part
-    # never does. A fifth of 50 is ten pictures: a noisy judge, but an honest one.
-    validation_fraction: float = 0.2
+    # never does. A fifth of 50 is ten pictures: a noisy judge, but an honest one. None: a fifth, but what
+    # goes with the backbone in fine-tuning (FinetuneConfig.validation_fraction).
+    validation_fraction: float | None = None
     seed: int = 0
 
 
@@ -202,7 +203,8 @@ def split_indices(data: Labelled, config: SplitConfig) -> Split:
         )
     drawn = set(rest[:count])
     chosen = [[index for index in groups[key] if index in drawn] for key in order]
-    validation = _validation(chosen, min(round(config.validation_fraction * count), count - 2))
+    fraction = 0.2 if config.validation_fraction is None else config.validation_fraction
+    validation = _validation(chosen, min(round(fraction * count), count - 2))
     train = [index for index in rest[:count] if index not in validation]
     return Split(tuple(train), tuple(sorted(validation)), tuple(sorted(held)))
 

@@ -53,8 +53,10 @@ class Preset:
         "the released code learns from the labels at once, both towers at one rate; the embedded backbone is "
         "first brought onto their scale, then moves its image tower, and keeps its weights' mean",
     )
-    validation_fraction: float = _because(
-        0.2, "the released code learns from all N labels, as the test part chooses the epoch"
+    validation_fraction: float | None = _because(
+        None,
+        "the released code learns from all N labels, as the test part chooses the epoch; here a fifth of "
+        "them does, and with the embedded backbone a fixed schedule",
     )
     normalization: Literal["", "imagenet"] = _because(
         "",

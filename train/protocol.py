@@ -43,8 +43,9 @@ class ProtocolConfig:
     # 0: the model as pre-training left it, without fine-tuning; None: all of the 80 %.
     labels: tuple[int | None, ...] = (50, 100, 200)
     test_fraction: float = 0.2
-    # Taken from the N labels to choose the epoch, which the paper's code lets the test part do.
-    validation_fraction: float = 0.2
+    # Taken from the N labels to choose the epoch, which the paper's code lets the test part do. None: what
+    # goes with the backbone.
+    validation_fraction: float | None = None
     seed: int = 0  # split k is drawn with seed + k; its test part is the same for every number of labels
     keep_checkpoints: bool = False  # they are needed for export, and large
 

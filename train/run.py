@@ -178,9 +178,7 @@ def run_finetune(
     """
     reporter, team = reporter or Silent(), current_team()
     refuse_no_test_part(config.select_on, split_config.test_fraction)
-    split = split_indices(data, split_config)
-    scale = data.scale_of([*split.train, *split.validation])
-    quality = data.quality(scale)
+    split_indices(data, split_config)  # too few pictures: say so before the work
     if start is not None:
         loaded = load_checkpoint(start, model.backbone.pretrained or None)
         if loaded.config.get("stage") != "pretrain":
@@ -202,6 +200,12 @@ def run_finetune(
             settings["pretrained_by"] = {"prompts": PROMPTS_PATH.name, "sha256": sha256_file(PROMPTS_PATH)}
     config = config.for_backbone(network.backbone.name)
     config = replace(config, precision=resolve_precision(config.precision, network.ctx.device))
+    if split_config.validation_fraction is None:
+        fraction = config.validation_fraction(network.backbone.name)
+        split_config = replace(split_config, validation_fraction=fraction)
+    split = split_indices(data, split_config)
+    scale = data.scale_of([*split.train, *split.validation])
+    quality = data.quality(scale)
     side = Preprocess.for_size(network.image.size).resize
     used = [*split.train, *split.validation, *split.test]
     reporter.start("reading pictures", len(used))
