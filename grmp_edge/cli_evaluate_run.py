@@ -98,8 +98,9 @@ def evaluate_models(
     tables.said = {"backbone": name, "mpp": start is not None, "qgr": finetune.qgr, "ablation": ablate}
     tables.leaks = leaks(finetune, before)
     epochs, batch = finetune.for_backbone(name).limits
+    share = finetune.validation_fraction(name) if fraction is None else fraction
     tables.remarks["model"] = [
-        f"at most {epochs} epochs in steps of {batch}, validation {fraction:.0%} of the labels, raw scores "
+        f"at most {epochs} epochs in steps of {batch}, validation {share:.0%} of the labels, raw scores "
         "without a logistic fit",
         "labels 0: before fine-tuning",
     ]
