@@ -14,9 +14,22 @@ from open_clip.tokenizer import SimpleTokenizer
 
 from grmp_edge.train.backbone import Backbone, state_digest
 from grmp_edge.train.model import GrmpIqa, PromptConfig
+from grmp_edge.train.progress import Silent
 from grmp_edge.train.tasks import Task
 
 PROMPTS = PromptConfig(visual_tokens=5, dropout=0.0, normalization="clip")
+
+
+class Stop(Silent):
+    """Raises KeyboardInterrupt at the n-th step."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def step(self, count: int = 1, **metrics: float) -> None:
+        self.left -= count
+        if self.left <= 0:
+            raise KeyboardInterrupt
 
 
 @functools.lru_cache(1)

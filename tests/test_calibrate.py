@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers_train import blurred, parameters_of, pictures, tiny_model
+from helpers_train import Stop, blurred, parameters_of, pictures, tiny_model
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 from scipy.stats import spearmanr
@@ -18,7 +18,6 @@ from grmp_edge.train.distributed import ALONE
 from grmp_edge.train.embedded import PROMPTS_PATH, load_prompts
 from grmp_edge.train.finetune import FinetuneConfig, Part, finetune, predict
 from grmp_edge.train.model import GrmpIqa, PromptConfig
-from grmp_edge.train.progress import Silent
 
 SIDE = 35  # a margin of 3 round the tiny network's 32
 
@@ -127,16 +126,6 @@ def test_the_mean_of_the_epochs_weights_is_judged_and_kept(judged):
     assert not torch.equal(model.ctx, epochs[-1]["ctx"])
     told = judge.measure(predict(model, judge.images))["srcc"] if judged else None
     assert state.progress["history"][-1]["srcc"] == told and state.progress["best_srcc"] == told
-
-
-class Stop(Silent):
-    def __init__(self, at):
-        self.left = at
-
-    def step(self, count=1, **metrics):
-        self.left -= count
-        if self.left <= 0:
-            raise KeyboardInterrupt
 
 
 def test_a_resumed_run_is_not_calibrated_again(tmp_path, monkeypatch):

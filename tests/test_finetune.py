@@ -6,7 +6,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers_train import blurred, parameters_of, pictures, tiny_clip, tiny_model, tokenizer, write_labelled
+from helpers_train import (
+    Stop,
+    blurred,
+    parameters_of,
+    pictures,
+    tiny_clip,
+    tiny_model,
+    tokenizer,
+    write_labelled,
+)
 
 from grmp_edge.errors import CheckpointError, UsageError
 from grmp_edge.metrics import srcc
@@ -17,7 +26,6 @@ from grmp_edge.train.data import SplitConfig, read_csv, split_indices
 from grmp_edge.train.finetune import FinetuneConfig, Part, finetune, predict
 from grmp_edge.train.frozen import FrozenCache
 from grmp_edge.train.model import SCENES, PromptConfig
-from grmp_edge.train.progress import Silent
 from grmp_edge.train.run import ModelConfig, run_finetune
 from grmp_edge.train.tuning_run import TuningRun
 
@@ -234,16 +242,6 @@ def test_predict_reads_the_centre():
 def test_a_loss_that_explodes_is_told():
     with pytest.raises(UsageError, match=r"epoch \d+; lower --lr"):
         finetune(tiny_model(), part(3), None, FinetuneConfig(epochs=50, lr=1e20))
-
-
-class Stop(Silent):
-    def __init__(self, at):
-        self.left = at
-
-    def step(self, count=1, **metrics):
-        self.left -= count
-        if self.left <= 0:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("judged", [True, False])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers_train import PROMPTS, memory_task, parameters_of, tiny_model
+from helpers_train import PROMPTS, Stop, memory_task, parameters_of, tiny_model
 
 from grmp_edge.errors import CheckpointError, DataError, UsageError
 from grmp_edge.metrics import srcc
@@ -20,18 +20,6 @@ from grmp_edge.train.run import ModelConfig, run_pretrain
 from grmp_edge.train.tasks import query_batches, support_batches
 
 SMALL = MetaConfig(epochs=2, support_batch=5, query_batch=2, held_out=0, inner_lr=1e-3, outer_lr=0.1)
-
-
-class Stop(Silent):
-    """Raises KeyboardInterrupt at the n-th step."""
-
-    def __init__(self, at):
-        self.left = at
-
-    def step(self, count=1, **metrics):
-        self.left -= count
-        if self.left <= 0:
-            raise KeyboardInterrupt
 
 
 class Adam:

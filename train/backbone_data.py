@@ -291,7 +291,7 @@ def make_batch(
         # Where the scene counts too, the faults ranked worst need showing twice as often to keep their place.
         base, pictures, plans = graded_group(rng, source, unshrunk, 0.4 if scenes_differ else 0.2)
         y, x = rng.integers(0, SQUASHED - SHOWN + 1, 2)
-        clean = statistics(base[y : y + SHOWN, x : x + SHOWN])
+        clean = statistics(base[y : y + SHOWN, x : x + SHOWN]) if scenes_differ else None
         for v, (picture, faults) in enumerate(zip(pictures, plans, strict=True)):
             i = g * VARIANTS + v
             image = images[i] = picture[y : y + SHOWN, x : x + SHOWN]
@@ -299,7 +299,7 @@ def make_batch(
                 severity[i, KINDS.index(kind)] = level / 5
             found = statistics(image)
             quality[i] = quality_of(faults)
-            if scenes_differ:
+            if clean is not None:
                 quality[i] = perceived_quality(quality[i], appeal(clean, found))
             measured[i] = (found.brightness, found.contrast, found.colour, found.detail)
             scene[i] = SCENES.index(source.scene)

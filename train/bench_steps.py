@@ -73,9 +73,6 @@ def _tuning(model: GrmpIqa, images: UInt8Array, precisions: Sequence[Precision])
     _restore(model)
     teacher = Teacher(model)
     config = FinetuneConfig().for_backbone(model.backbone.name)
-    parameters = dict(model.finetune_parameters())
-    for parameter, rate in zip(parameters.values(), config.rates(parameters), strict=True):
-        parameter.requires_grad_(rate > 0)
     quality = np.linspace(0, 1, len(images), dtype=np.float32)
     ways: Ways = {}
     for precision in precisions:

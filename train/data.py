@@ -151,6 +151,9 @@ def _score(path: Path, line: int, text: str | None, mos_range: tuple[float, floa
     return value
 
 
+VALIDATION_FRACTION = 0.2  # of the labels, where neither settings nor backbone say otherwise
+
+
 @dataclass(frozen=True)
 class SplitConfig:
     """How labelled pictures are divided."""
@@ -203,7 +206,7 @@ def split_indices(data: Labelled, config: SplitConfig) -> Split:
         )
     drawn = set(rest[:count])
     chosen = [[index for index in groups[key] if index in drawn] for key in order]
-    fraction = 0.2 if config.validation_fraction is None else config.validation_fraction
+    fraction = VALIDATION_FRACTION if config.validation_fraction is None else config.validation_fraction
     validation = _validation(chosen, min(round(fraction * count), count - 2))
     train = [index for index in rest[:count] if index not in validation]
     return Split(tuple(train), tuple(sorted(validation)), tuple(sorted(held)))

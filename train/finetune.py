@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from grmp_edge.metrics import agreement
 from grmp_edge.train.backbone import EMBEDDED
 from grmp_edge.train.calibrate import calibrate
 from grmp_edge.train.checkpoint import CheckpointWriter, State, copy_parameters
+from grmp_edge.train.data import VALIDATION_FRACTION
 from grmp_edge.train.distributed import ALONE, Team, current_team
 from grmp_edge.train.frozen import CentreScores, Teacher
 from grmp_edge.train.model import GrmpIqa
@@ -111,12 +111,7 @@ class FinetuneConfig:
         None for the embedded backbone: of its few epochs, whose weights are averaged, a handful of pictures
         chooses no better than the schedule, and they are missed in training (docs/experiments.md, 19).
         """
-        return 0.0 if backbone == EMBEDDED else 0.2
-
-    def rates(self, names: Iterable[str]) -> list[float]:
-        """The part of ``lr`` that goes with each trained parameter."""
-        assert self.text_rate is not None
-        return [1.0 if name.startswith("clip.visual.") else self.text_rate for name in names]
+        return 0.0 if backbone == EMBEDDED else VALIDATION_FRACTION
 
 
 @dataclass(frozen=True)
@@ -178,9 +173,6 @@ def finetune(
     run.calibration = calibration
     if resume is not None:
         run.restore(resume)
-    moving = dict(zip(parameters, config.rates(parameters), strict=True))
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(moving[name] > 0)
     # Ranks of one machine share its memory; each GPU has its own.
     memory = config.cache_bytes // (team.local_size if model.ctx.device.type == "cpu" else 1)
     judged = _Judge(model, judge, memory // 2, team) if judge else None
@@ -188,7 +180,7 @@ def finetune(
         model, train.images, train.quality, config, memory - (judged.bytes if judged else 0), team, teacher
     )
     step.scaler.restore(run.loss_scale)
-    tensors, rates = step.tensors, [rate for rate in moving.values() if rate > 0]
+    tensors, rates = step.tensors, step.rates
     reporter.start("fine-tuning", epochs, run.epoch)
     saved = time.monotonic()
     while run.epoch < epochs and run.lr >= config.min_lr:

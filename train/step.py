@@ -32,7 +32,7 @@ class TuningStep:
     both losses are summed over the ranks before QGR, which is not linear: so it is one process's result.
 
     Args:
-        model: in evaluation mode; those of its trained parameters that shall move require gradients.
+        model: in evaluation mode; those of its trained parameters that move come to require gradients.
         images: squashed pictures, uint8 (n, R, R, 3).
         quality: float32 (n,) in 0..1.
         config: the settings, with their learning rate.
@@ -59,9 +59,16 @@ class TuningStep:
         group = group_size(model, images, batch, epochs, cache_bytes)
         self.cache = FrozenCache(model, teacher, images, cache_bytes, group, self.numerics, team)
         self.quality = torch.from_numpy(quality).to(device)
-        self.tensors: list[nn.Parameter] = [
-            parameter for _, parameter in model.finetune_parameters() if parameter.requires_grad
-        ]
+        assert config.text_rate is not None  # for_backbone has set it
+        text = {name for name, _ in model.text_parameters()}
+        self.tensors: list[nn.Parameter] = []
+        self.rates: list[float] = []  # of each tensor, as a part of the learning rate
+        for name, parameter in model.finetune_parameters():
+            rate = config.text_rate if name in text else 1.0
+            parameter.requires_grad_(rate > 0)
+            if rate > 0:
+                self.tensors.append(parameter)
+                self.rates.append(rate)
         self.first_image, self.first_text = model.first_trained_image_block, model.first_trained_text_block
         with torch.no_grad():
             self.scene_tokens = model.scene_tokens_at(self.first_text) if teacher else None
