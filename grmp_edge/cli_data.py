@@ -66,11 +66,11 @@ def check(
 ) -> None:
     """Read a labelled data set as training would, and print what was found."""
     from grmp_edge.cli_progress import TrainProgress
-    from grmp_edge.cli_stages import _range
+    from grmp_edge.cli_stages import scale_of_labels
     from grmp_edge.train.datasets import read_spec
     from grmp_edge.train.inspect_data import describe
 
-    data = read_spec(spec, images, _range(mos_range))
+    data = read_spec(spec, images, scale_of_labels(mos_range))
     if read:
         with TrainProgress() as progress:
             progress.start("reading pictures", len(data))

@@ -110,6 +110,8 @@ def evaluate(
     epochs: opt.Epochs = None,
     lr: opt.Lr = None,
     batch: opt.BatchSize = None,
+    calibrate: opt.Calibrate = None,
+    text_rate: opt.TextRate = None,
     strength: opt.Lambda = None,
     projection: opt.ProjectionOption = opt.ProjectionChoice.per_tensor,
     select_on_test: opt.SelectOnTest = None,
@@ -129,13 +131,13 @@ def evaluate(
     The protocol: random 80/20 splits, N labels of the 80 %, agreement on the 20 %; finished splits are kept,
     so that the same command continues what was interrupted.
     """
-    from grmp_edge.cli_stages import _range
+    from grmp_edge.cli_stages import scale_of_labels
     from grmp_edge.train.datasets import notes_of, read_spec
 
     names = tuple(name for name in (baselines or "").replace(" ", "").split(",") if name)
     if bundle is None:
         _check(start, no_mpp, no_qgr, ablate, names, only_baselines, test_fraction)
-    labelled = read_spec(data, images, _range(mos_range))
+    labelled = read_spec(data, images, scale_of_labels(mos_range))
     others = [read_spec(spec) for spec in cross or ()]
     for one in (labelled, *others):
         for note in notes_of(one):
@@ -154,8 +156,8 @@ def evaluate(
     from grmp_edge.train.protocol import ProtocolConfig
 
     tuning = TuningChoice(
-        data, images, mos_range, None, test_fraction, validation_fraction, epochs, lr, batch, no_qgr,
-        strength, projection, select_on_test, seed, preset, train_precision,
+        data, images, mos_range, None, test_fraction, validation_fraction, epochs, lr, batch, calibrate,
+        text_rate, no_qgr, strength, projection, select_on_test, seed, preset, train_precision,
     )  # fmt: skip
     counts = _labels(labels)
     tables = Tables(output, labelled.name, preset.value, seed, test_fraction)

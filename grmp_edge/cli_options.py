@@ -202,6 +202,23 @@ BatchSize = Annotated[
         help="Pictures in a fine-tuning step; default: 16 for the embedded backbone, else 192.",
     ),
 ]
+Calibrate = Annotated[
+    bool | None,
+    typer.Option(
+        "--calibrate/--no-calibrate",
+        help="Bring the scores to the labels' scale before learning their order; default: yes for the "
+        "embedded backbone, else no.",
+    ),
+]
+TextRate = Annotated[
+    float | None,
+    typer.Option(
+        "--text-rate",
+        min=0.0,
+        help="Learning rate of the text side as a part of --lr; default: 0 for the embedded backbone, "
+        "else 1.",
+    ),
+]
 NoQgr = Annotated[bool, typer.Option("--no-qgr", help="Fine-tune without gradient regularisation.")]
 Lambda = Annotated[
     float | None,

@@ -46,7 +46,7 @@ def import_reference(
     """Turn a state dict that the authors of GRMP-IQA released into a checkpoint that can be exported."""
     from importlib.util import find_spec
 
-    from grmp_edge.cli_stages import _range
+    from grmp_edge.cli_stages import scale_of_labels
 
     for package in ("torch", "open_clip", "safetensors"):
         if find_spec(package) is None:
@@ -54,7 +54,7 @@ def import_reference(
     from grmp_edge.score import MosScale
     from grmp_edge.train.reference import ImportConfig, import_reference
 
-    limits = _range(mos_range)
+    limits = scale_of_labels(mos_range)
     mos = MosScale(*limits) if limits else None
     config = ImportConfig(backbone, normalization.value, quick_gelu, mos, clip)
     found = import_reference(file, output, config)

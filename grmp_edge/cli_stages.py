@@ -27,6 +27,7 @@ __all__ = [
     "TaskChoice",
     "TuningChoice",
     "preset_of",
+    "scale_of_labels",
 ]
 
 
@@ -174,6 +175,8 @@ class TuningChoice:
     epochs: int | None
     lr: float | None
     batch: int | None
+    calibrate: bool | None
+    text_rate: float | None
     no_qgr: bool
     strength: float | None
     projection: opt.ProjectionChoice
@@ -207,11 +210,11 @@ class TuningChoice:
         """The csv, read and checked."""
         from grmp_edge.train.datasets import read_spec
 
-        return read_spec(self.data, self.images, _range(self.mos_range))
+        return read_spec(self.data, self.images, scale_of_labels(self.mos_range))
 
     def config(self) -> FinetuneConfig:
         """For ``run_finetune``."""
-        from grmp_edge.train.finetune import FinetuneConfig
+        from grmp_edge.train.finetune import CALIBRATION_STEPS, FinetuneConfig
 
         config = FinetuneConfig(
             epochs=self.epochs,
@@ -224,9 +227,13 @@ class TuningChoice:
             precision=self.precision.value,
         )
         config = preset_of(self.preset).finetune(config)
-        if self.select_on_test is None:
-            return config
-        return replace(config, select_on="test" if self.select_on_test else "validation")
+        if self.calibrate is not None:
+            config = replace(config, calibration_steps=CALIBRATION_STEPS if self.calibrate else 0)
+        if self.text_rate is not None:
+            config = replace(config, text_rate=self.text_rate)
+        if self.select_on_test is not None:
+            config = replace(config, select_on="test" if self.select_on_test else "validation")
+        return config
 
 
 @dataclass(frozen=True)
@@ -252,7 +259,7 @@ class TargetChoice:
                 f"--preset {preset.name} chooses the pre-training epoch on the target set",
                 "give it with --data, or use --preset default",
             )
-        return read_spec(self.data, self.images, _range(self.mos_range))
+        return read_spec(self.data, self.images, scale_of_labels(self.mos_range))
 
 
 def preset_of(choice: opt.PresetChoice) -> Preset:
@@ -262,7 +269,12 @@ def preset_of(choice: opt.PresetChoice) -> Preset:
     return preset_named(choice.value)
 
 
-def _range(text: str | None) -> tuple[float, float] | None:
+def scale_of_labels(text: str | None) -> tuple[float, float] | None:
+    """The two ends in ``LOW,HIGH``; None where nothing is given.
+
+    Raises:
+        UsageError: it is not two numbers in order.
+    """
     if text is None:
         return None
     try:

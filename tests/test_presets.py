@@ -80,7 +80,7 @@ def test_options_override_the_preset() -> None:
 
     def tuning(fraction: float | None, on_test: bool | None, preset: opt.PresetChoice) -> TuningChoice:
         return TuningChoice(
-            "x.csv", None, None, 50, 0.2, fraction, 10, None, 192, False, 5.0,
+            "x.csv", None, None, 50, 0.2, fraction, 10, None, 192, None, None, False, 5.0,
             opt.ProjectionChoice.per_tensor, on_test, 0, preset,
         )  # fmt: skip
 
@@ -106,6 +106,30 @@ def test_options_override_the_preset() -> None:
     ):  # fmt: skip
         model = ModelChoice(backbone, "", None, normalization, 0, "cpu", preset)
         assert model.config().prompts.normalization == value
+
+
+@pytest.mark.parametrize("backbone", ["embedded-s16", "ViT-B-16"])
+def test_calibration_and_the_text_sides_rate_can_be_asked_for(backbone: str) -> None:
+    from grmp_edge import cli_options as opt
+    from grmp_edge.cli_stages import TuningChoice
+
+    def tuning(
+        given: tuple[bool | None, float | None], preset: opt.PresetChoice
+    ) -> tuple[int | None, float | None]:
+        choice = TuningChoice(
+            "x.csv", None, None, 50, 0.2, None, None, None, None, *given, False, None,
+            opt.ProjectionChoice.per_tensor, None, 0, preset,
+        )  # fmt: skip
+        config = choice.config().for_backbone(backbone)
+        return config.calibration_steps, config.text_rate
+
+    usual = (400, 0.0) if backbone == "embedded-s16" else (0, 1.0)
+    for preset, unasked in ((opt.PresetChoice.default, usual), (opt.PresetChoice.reference, (0, 1.0))):
+        assert tuning((None, None), preset) == unasked
+        assert tuning((True, 0.25), preset) == (400, 0.25)
+        assert tuning((False, None), preset) == (0, unasked[1])
+    words = CliRunner().invoke(app, ["train", "finetune", "--help"], env={"COLUMNS": "200"}).output
+    assert "--calibrate" in words and "--text-rate" in words
 
 
 def test_the_reference_needs_a_target_set_for_pre_training(tmp_path: Path) -> None:

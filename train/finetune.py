@@ -30,7 +30,10 @@ from grmp_edge.train.qgr import Projection
 from grmp_edge.train.step import TuningStep
 from grmp_edge.train.tuning_run import TuningRun
 
-__all__ = ["FinetuneConfig", "finetune", "predict"]
+__all__ = ["CALIBRATION_STEPS", "FinetuneConfig", "finetune", "predict"]
+
+# Found on the embedded backbone: the scores reach the labels' scale in them, in a second or two.
+CALIBRATION_STEPS = 400
 
 # Between saves of a run that goes on; a kill costs at most so much, and resuming gives the same result.
 _SAVE_EVERY_S = 15.0
@@ -91,7 +94,7 @@ class FinetuneConfig:
                 "epochs": 12,
                 "batch": 16,
                 "qgr_strength": 1.0,
-                "calibration_steps": 400,
+                "calibration_steps": CALIBRATION_STEPS,
                 "average": True,
             }
             usual |= {"text_rate": alone if self.text_rate is None else self.text_rate}
