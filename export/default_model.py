@@ -29,7 +29,8 @@ from grmp_edge.export.share import share_weights
 from grmp_edge.files import replace_folder
 from grmp_edge.train.appeal import appeal, perceived_quality
 from grmp_edge.train.backbone import EMBEDDED, BackboneConfig
-from grmp_edge.train.backbone_data import Source, graded_group, load_photos, quality_of, squash, statistics
+from grmp_edge.train.backbone_data import Source, graded_group, load_photos, squash, statistics
+from grmp_edge.train.backbone_faults import quality_of
 from grmp_edge.train.checkpoint import load_checkpoint
 from grmp_edge.train.data import SplitConfig, read_csv
 from grmp_edge.train.embedded import EMBEDDED_PATH, PROMPTS_PATH, save_prompts

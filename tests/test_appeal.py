@@ -8,7 +8,8 @@ import pytest
 
 from grmp_edge.export.default_model import scene_aware_tasks
 from grmp_edge.train.appeal import appeal, perceived_quality
-from grmp_edge.train.backbone_data import KINDS, Source, apply_fault, make_batch, squash, statistics
+from grmp_edge.train.backbone_data import Source, make_batch, squash, statistics
+from grmp_edge.train.backbone_faults import KINDS, apply_fault
 from grmp_edge.train.captions import Statistics
 from grmp_edge.train.procedural import procedural_image
 from grmp_edge.train.tasks import SyntheticConfig

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from grmp_edge.errors import DataError, ModelError
 from grmp_edge.train import embedded
-from grmp_edge.train.backbone_data import KINDS, VARIANTS, load_photos, make_batch, procedural_sources
+from grmp_edge.train.backbone_data import VARIANTS, load_photos, make_batch, procedural_sources
+from grmp_edge.train.backbone_faults import KINDS
 from grmp_edge.train.backbone_init import cosine_filters, start_image_tower
 from grmp_edge.train.backbone_loss import LossConfig, Objective, normalise, text_features
 from grmp_edge.train.backbone_measure import shown, zero_shot

@@ -13,74 +13,36 @@ from numpy.typing import NDArray
 
 from grmp_edge.errors import DataError
 from grmp_edge.train.appeal import appeal, perceived_quality
-from grmp_edge.train.captions import LOW_RESOLUTION, SCENES, Statistics, caption
-from grmp_edge.train.distort import DISTORTIONS, Image, distort
+from grmp_edge.train.backbone_faults import (
+    CAMERA_KINDS,
+    HARD_KINDS,
+    KINDS,
+    apply_fault,
+    draw_chain,
+    quality_of,
+)
+from grmp_edge.train.captions import SCENES, Statistics, caption
+from grmp_edge.train.distort import Image
 from grmp_edge.train.procedural import PROCEDURAL, procedural_image
 
 __all__ = [
-    "KINDS",
     "SHOWN",
     "SQUASHED",
     "VARIANTS",
     "Batch",
     "Source",
-    "apply_fault",
     "graded_group",
     "load_photos",
     "make_batch",
     "procedural_sources",
-    "quality_of",
     "squash",
     "statistics",
 ]
 
-KINDS = (*DISTORTIONS, LOW_RESOLUTION)
 VARIANTS = 4  # states of one picture: clean, one fault, the same fault worse, a chain of faults
 
 SHOWN = 224
 SQUASHED = 244
-# How much of the quality the worst level takes away. By eye, in the spirit of KADID-10k, where blur, noise
-# and coding hurt most and changes of colour and tone least.
-_HARM = {
-    "gaussian_blur": 0.85,
-    "lens_blur": 0.88,
-    "motion_blur": 0.85,
-    "color_diffusion": 0.35,
-    "color_shift": 0.5,
-    "color_quantization": 0.55,
-    "color_saturation_1": 0.35,
-    "color_saturation_2": 0.5,
-    "jpeg2000": 0.85,
-    "jpeg": 0.85,
-    "white_noise": 0.8,
-    "color_component_noise": 0.65,
-    "impulse_noise": 0.8,
-    "multiplicative_noise": 0.75,
-    "denoise": 0.75,
-    "brighten": 0.6,
-    "darken": 0.7,
-    "mean_shift": 0.45,
-    "jitter": 0.88,
-    "non_eccentricity_patch": 0.4,
-    "pixelate": 0.85,
-    "quantization": 0.6,
-    "color_block": 0.5,
-    "high_sharpen": 0.55,
-    "contrast_change": 0.55,
-    LOW_RESOLUTION: 0.85,
-}
-_LEVEL_SHARE = (0.2, 0.4, 0.6, 0.8, 1.0)
-# What real cameras do, in the order in which they do it; each step happens by chance.
-_CAMERA_CHAIN = (
-    (("darken", "brighten", "mean_shift", "contrast_change"), 0.55),
-    (("gaussian_blur", "lens_blur", "motion_blur", LOW_RESOLUTION), 0.6),
-    (("white_noise", "color_component_noise", "multiplicative_noise", "denoise"), 0.45),
-    (("color_saturation_1", "color_saturation_2", "high_sharpen"), 0.25),
-    (("jpeg", "jpeg2000"), 0.4),
-)
-_CAMERA_KINDS = [kind for kinds, _ in _CAMERA_CHAIN for kind in kinds]
-# Ranked worst by recipe 1: shown more often.
-_HARD_KINDS = ("jpeg", "darken", "brighten", "contrast_change")
 
 
 @dataclass(frozen=True)
@@ -177,36 +139,6 @@ def squash(image: Image) -> Image:
     return np.asarray(cv2.resize(image, (SQUASHED, SQUASHED), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
-def apply_fault(image: Image, kind: str, level: int, rng: np.random.Generator) -> Image:
-    """Distort an (H, W, 3) uint8 picture by one of ``KINDS``, level 1..5."""
-    if kind != LOW_RESOLUTION:
-        return distort(image, kind, level, rng)
-    height, width = image.shape[:2]
-    side = (150, 110, 80, 56, 38)[level - 1]
-    small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
-    way = cv2.INTER_CUBIC if rng.random() < 0.5 else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(small, (width, height), interpolation=way), np.uint8)
-
-
-def _chain(rng: np.random.Generator) -> list[tuple[str, int]]:
-    """Draw several faults, as a camera makes them or at random."""
-    faults: list[tuple[str, int]] = []
-    if rng.random() < 0.7:
-        for kinds, chance in _CAMERA_CHAIN:
-            if rng.random() < chance:
-                faults.append((str(rng.choice(kinds)), int(rng.integers(1, 5))))
-    if not faults:
-        names = rng.choice(list(DISTORTIONS), int(rng.integers(2, 4)), replace=False)
-        faults = [(str(name), int(rng.integers(1, 5))) for name in names]
-    return faults
-
-
-def quality_of(faults: Sequence[tuple[str, int]]) -> float:
-    """The quality that remains with some faults, 0..1: an estimate, see ``_HARM``."""
-    kept = [1 - _HARM[kind] * _LEVEL_SHARE[level - 1] for kind, level in faults]
-    return float(np.prod(kept)) if kept else 1.0
-
-
 def _crop(rng: np.random.Generator, image: Image, unshrunk: float) -> Image:
     """Take the whole picture or a part of it, mirrored by chance, never enlarged."""
     height, width = image.shape[:2]
@@ -242,11 +174,11 @@ def graded_group(
         are (244, 244, 3) uint8 RGB.
     """
     base = _crop(rng, source.image, unshrunk)
-    shared = _chain(rng)[:1] if rng.random() < 0.25 else []
-    pool = (KINDS, _CAMERA_KINDS, _HARD_KINDS)[int(rng.choice(3, p=((1 - hard) / 2, (1 - hard) / 2, hard)))]
+    shared = draw_chain(rng)[:1] if rng.random() < 0.25 else []
+    pool = (KINDS, CAMERA_KINDS, HARD_KINDS)[int(rng.choice(3, p=((1 - hard) / 2, (1 - hard) / 2, hard)))]
     kind = str(rng.choice(pool))
     low, high = np.sort(rng.choice(5, 2, replace=False) + 1)
-    plans = [shared, [*shared, (kind, int(low))], [*shared, (kind, int(high))], _chain(rng)]
+    plans = [shared, [*shared, (kind, int(low))], [*shared, (kind, int(high))], draw_chain(rng)]
     seed = int(rng.integers(2**31))
     pictures = []
     for plan in plans:

@@ -11,7 +11,8 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
-from grmp_edge.train.backbone_data import KINDS, VARIANTS, Batch
+from grmp_edge.train.backbone_data import VARIANTS, Batch
+from grmp_edge.train.backbone_faults import KINDS
 from grmp_edge.train.backbone_wild import Instances, WildConfig
 from grmp_edge.train.captions import CONTEXT_WORD, QUALITY_PAIRS, scene_prompts
 

@@ -17,18 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grmp_edge.train.backbone_data import (
-    KINDS,
     SHOWN,
     SQUASHED,
     VARIANTS,
     Batch,
     Source,
-    apply_fault,
     load_photos,
-    quality_of,
     squash,
     statistics,
 )
+from grmp_edge.train.backbone_faults import KINDS, apply_fault, quality_of
 
 __all__ = ["Instances", "WildConfig", "add_wild", "load_wild"]
 
