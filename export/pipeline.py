@@ -150,7 +150,7 @@ class _Stages:
     def fp16(self, gate: Gate) -> list[int]:
         """Returns the blocks that had to stay in float32."""
         remedy = "nothing was written; export without --fp16"
-        kept, simulated = float32_blocks(self.folded, gate, self.folder, self.progress)
+        kept, simulated = float32_blocks(self.folded, gate, self.folder, self.progress, self.release)
         file = self._file("fp16")
         described = self._described("fp16")
         save_graph(

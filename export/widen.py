@@ -16,7 +16,13 @@ from grmp_edge.export.to_onnx import build_onnx
 __all__ = ["float32_blocks", "judge_simulated"]
 
 
-def judge_simulated(folded: FoldedModel, kept: frozenset[int], gate: Gate, folder: Path) -> Link:
+def judge_simulated(
+    folded: FoldedModel,
+    kept: frozenset[int],
+    gate: Gate,
+    folder: Path,
+    written: Callable[[], None] = lambda: None,
+) -> Link:
     """How half hardware would score with the blocks ``kept`` in float32.
 
     The simulation rounds and overflows after every operator; its sums are in float32, as on tensor cores.
@@ -26,9 +32,11 @@ def judge_simulated(folded: FoldedModel, kept: frozenset[int], gate: Gate, folde
         kept: indices of blocks.
         gate: what to compare with.
         folder: for the simulated graph, which is removed again.
+        written: told when the constants have been read, before the graph runs.
     """
     file = folder / "simulated.onnx"
     save_graph(lambda weights: build_onnx(folded, "fp16", kept, True, weights=weights), file)
+    written()
     try:
         return gate.judge("fp16", file, optimize=False)
     finally:
@@ -36,7 +44,11 @@ def judge_simulated(folded: FoldedModel, kept: frozenset[int], gate: Gate, folde
 
 
 def float32_blocks(
-    folded: FoldedModel, gate: Gate, folder: Path, progress: Callable[[str], None] = lambda _: None
+    folded: FoldedModel,
+    gate: Gate,
+    folder: Path,
+    progress: Callable[[str], None] = lambda _: None,
+    written: Callable[[], None] = lambda: None,
 ) -> tuple[frozenset[int], Link]:
     """The blocks that must stay in float32 for the simulation to pass, none where it passes as it is.
 
@@ -49,6 +61,7 @@ def float32_blocks(
         gate: what to compare with.
         folder: for graphs that are removed again.
         progress: told of each run.
+        written: as :func:`judge_simulated`'s.
 
     Returns:
         The indices, and how the simulation with them scores.
@@ -60,7 +73,7 @@ def float32_blocks(
 
     def judge(kept: Sequence[int] | frozenset[int], words: str) -> Link:
         progress(f"checking a simulation of half hardware{words}")
-        return judge_simulated(folded, frozenset(kept), gate, folder)
+        return judge_simulated(folded, frozenset(kept), gate, folder, written)
 
     found = first = judge((), "")
     if not found.problem:

@@ -28,6 +28,7 @@ from grmp_edge.export.fold import FoldedModel, fold
 from grmp_edge.export.gate_images import gate_images
 from grmp_edge.export.parity import Gate, ParityConfig, link
 from grmp_edge.export.pipeline import ExportConfig, export_bundle
+from grmp_edge.export.spool import Spool
 from grmp_edge.export.widen import judge_simulated
 from grmp_edge.preprocess import Preprocess
 from grmp_edge.runtime.bench import BenchConfig, bench_bundle, graph_runner, open_session
@@ -139,6 +140,28 @@ def test_a_graph_that_scores_differently_is_not_written(
         export_bundle(checkpoint, tmp_path / "out" / "new", ExportConfig(fp16=fp16))
     assert contents(tmp_path) == before and not (tmp_path / "out" / "new").exists()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["bundle"]
+
+
+def test_constants_that_were_read_are_given_back_before_a_graph_runs(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    judge, release = Gate.judge, Spool.release
+
+    def judged(self: Gate, precision: str, *rest: Any, **options: Any) -> Any:
+        seen.append(f"judge {precision}")
+        return judge(self, precision, *rest, **options)
+
+    def released(self: Spool) -> None:
+        seen.append("release")
+        release(self)
+
+    monkeypatch.setattr(Gate, "judge", judged)
+    monkeypatch.setattr(Spool, "release", released)
+    result = CliRunner().invoke(app, ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--fp16"])
+    assert result.exit_code == 0, result.output
+    # The simulation of half hardware, then the file itself.
+    assert seen == ["release", "judge fp32", "release", "judge fp16", "release", "judge fp16"]
 
 
 @pytest.mark.parametrize("blocks", [(1,), (0, 2)])
