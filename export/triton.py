@@ -19,6 +19,8 @@ from grmp_edge.files import replace_folder
 
 __all__ = ["TritonConfig", "triton_config", "write_triton"]
 
+_GRAPH, _PLAN = "model.onnx", "model.plan"
+
 
 @dataclass(frozen=True)
 class TritonConfig:
@@ -34,7 +36,9 @@ class TritonConfig:
             raise UsageError("Triton's batch and instances must be 1 or more, its delay 0 or more")
 
 
-def triton_config(bundle: Bundle, precision: str, name: str, config: TritonConfig, gpu: bool) -> str:
+def triton_config(
+    bundle: Bundle, precision: str, name: str, config: TritonConfig, gpu: bool, plan: bool = False
+) -> str:
     """The text of config.pbtxt.
 
     Args:
@@ -43,6 +47,7 @@ def triton_config(bundle: Bundle, precision: str, name: str, config: TritonConfi
         name: of the model, as clients call it.
         config: batching and instances.
         gpu: run on GPUs, else on the CPU.
+        plan: the model is a TensorRT engine, not a graph.
     """
     graph, size = bundle.graphs[precision], bundle.input_size
     preferred = [batch for batch in (4, 8, 16, 32, 64) if batch <= config.max_batch] or [config.max_batch]
@@ -50,8 +55,8 @@ def triton_config(bundle: Bundle, precision: str, name: str, config: TritonConfi
     # is a scalar, which dims cannot say; hence one number, reshaped away.
     return f'''# grmp-edge {bundle.id}, {precision}: uint8 RGB pixels {size} x {size} to a score of 0..1
 name: "{name}"
-backend: "onnxruntime"
-default_model_filename: "model.onnx"
+backend: "{"tensorrt" if plan else "onnxruntime"}"
+default_model_filename: "{_PLAN if plan else _GRAPH}"
 max_batch_size: {config.max_batch}
 input [
   {{
@@ -86,7 +91,11 @@ parameters {{
 
 
 def write_triton(
-    bundle: Bundle, repository: Path, precision: str | None = None, config: TritonConfig | None = None
+    bundle: Bundle,
+    repository: Path,
+    precision: str | None = None,
+    config: TritonConfig | None = None,
+    engine: Path | None = None,
 ) -> Path:
     """Write the model into a repository, whole in place of one of the same name, or not at all.
 
@@ -94,7 +103,9 @@ def write_triton(
         bundle: what to serve; it need not stay.
         repository: the server's ``--model-repository``; other models in it are left alone.
         precision: default fp16, which is for GPUs, where the bundle has it; else int8 or fp32 on the CPU.
-        config: batching and instances.
+        config: batching and instances; an engine takes no larger batch than its profile's.
+        engine: a TensorRT engine of that graph, to be served in its place; it runs on GPUs of the kind that
+            it was built on, in servers with the same TensorRT.
 
     Returns:
         The model's folder, named after the bundle's.
@@ -111,10 +122,15 @@ def write_triton(
     if target.exists() and not (target / "config.pbtxt").is_file():
         raise UsageError(f"{target}: exists and is not a Triton model", "choose another folder with --triton")
     with replace_folder(target) as folder:
-        (folder / "1").mkdir()
-        shutil.copyfile(source, folder / "1" / "model.onnx")
-        for data in bundle.data_files(chosen):
-            shutil.copyfile(data, folder / "1" / data.name)
-        text = triton_config(bundle, chosen, name, config or TritonConfig(), gpu=chosen == "fp16")
+        version = folder / "1"
+        version.mkdir()
+        if engine is not None:
+            shutil.copyfile(engine, version / _PLAN)
+        else:
+            shutil.copyfile(source, version / _GRAPH)
+            for data in bundle.data_files(chosen):
+                shutil.copyfile(data, version / data.name)
+        gpu, plan = chosen == "fp16" or engine is not None, engine is not None
+        text = triton_config(bundle, chosen, name, config or TritonConfig(), gpu, plan)
         (folder / "config.pbtxt").write_text(text, encoding="utf-8")
     return target

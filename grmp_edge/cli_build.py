@@ -14,9 +14,11 @@ import typer
 from grmp_edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from grmp_edge.bundle import Bundle
     from grmp_edge.runtime.engine_cache import Profile
+    from grmp_edge.runtime.tensorrt_build import Built
 
-__all__ = ["parse_profile", "register"]
+__all__ = ["parse_profile", "register", "say_triton", "write_plan"]
 
 
 def register(app: typer.Typer) -> None:
@@ -48,6 +50,12 @@ def build(
             "--print-trtexec", help="Build nothing; show NVIDIA's trtexec command for the same engine."
         ),
     ] = False,
+    triton: Annotated[
+        Path | None,
+        typer.Option(
+            "--triton", metavar="DIR", help="Also put the engine into this Triton model repository."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Build a TensorRT engine for this GPU, compare its scores, and keep it in a cache outside the bundle.
@@ -67,6 +75,8 @@ def build(
     chosen = precision or ("fp16" if "fp16" in loaded.graphs else "fp32")
     config = BuildConfig(chosen, profile, workspace, rebuild)
     if print_trtexec:
+        if triton is not None:
+            raise UsageError("--print-trtexec builds nothing for --triton", "leave one of them out")
         engine = Path(f"{loaded.id}-{chosen}.engine")
         line = trtexec_line(loaded, config, engine, Path("timing.cache"))
         print(json.dumps({"trtexec": line}) if as_json else line)
@@ -91,8 +101,26 @@ def build(
         print(f"{layers.get('all', 0)} layers: {shares}")
         print(checked(built.details.get("check")))
         print(f"by hand: {line}", file=sys.stderr)
+    if triton is not None:
+        say_triton(write_plan(loaded, built, triton), triton)
     command = f"grmp-edge score {bundle} SOURCE... --provider tensorrt --precision {chosen}"
     print(f"next: {command}", file=sys.stderr)
+
+
+def write_plan(bundle: Bundle, built: Built, repository: Path) -> Path:
+    """Put an engine into a Triton model repository; returns the model's folder."""
+    from grmp_edge.export.triton import TritonConfig, write_triton
+
+    config = TritonConfig(max_batch=built.key.profile.largest)
+    return write_triton(bundle, repository, built.key.precision, config, built.engine)
+
+
+def say_triton(model: Path, repository: Path) -> None:
+    """Tell where the model lies and how it is served, on stderr."""
+    print(
+        f"Triton model: {model}; serve it with: tritonserver --model-repository={repository.resolve()}",
+        file=sys.stderr,
+    )
 
 
 def parse_profile(batch: str) -> Profile:

@@ -16,6 +16,8 @@ from grmp_edge.errors import GrmpError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     from grmp_edge.bundle import Bundle
+    from grmp_edge.runtime.engine_cache import Profile
+    from grmp_edge.runtime.tensorrt_build import Built
 
 __all__ = ["need_export", "register", "stages", "table"]
 
@@ -56,12 +58,18 @@ def export(
     ] = False,
     batch: Annotated[
         str | None,
-        typer.Option("--batch", metavar="MIN,OPT,MAX", help="With --tensorrt: batch sizes; default 1,8,8."),
+        typer.Option(
+            "--batch",
+            metavar="MIN,OPT,MAX",
+            help="With --tensorrt: batch sizes, default 1,8,8; with --triton: MAX is the server's largest.",
+        ),
     ] = None,
     triton: Annotated[
         Path | None,
         typer.Option(
-            "--triton", metavar="DIR", help="Also write the model into this Triton model repository."
+            "--triton",
+            metavar="DIR",
+            help="Also write the model, with --tensorrt the engine, into this Triton model repository.",
         ),
     ] = None,
     images: Annotated[
@@ -89,23 +97,29 @@ def export(
 
     if calibration is not None and not int8:
         raise UsageError("--calibration belongs to --int8")
-    if batch is not None and not tensorrt:
-        raise UsageError("--batch belongs to --tensorrt")
-    engine = _engine(fp16, batch) if tensorrt else None
-    from grmp_edge.export.triton import write_triton
+    if batch is not None and not tensorrt and triton is None:
+        raise UsageError("--batch belongs to --tensorrt and --triton", "add one of them, or leave it out")
+    from grmp_edge.cli_build import parse_profile, say_triton, write_plan
+    from grmp_edge.export.triton import TritonConfig, write_triton
 
+    profile = parse_profile(batch or "1,8,8")
+    engine = _engine(fp16, profile) if tensorrt else None
     target = output or Path("bundles") / checkpoint.resolve().name
     config = ExportConfig(fp16=fp16, int8=int8, calibration=calibration, images=images, weights=weights)
     with stages() as stage:
         bundle = export_bundle(checkpoint, target, config, stage)
         rows = _rows(bundle, stage)
-        if triton is not None:
+        if triton is not None and engine is None:
             stage(f"writing a Triton model into {triton}")
-            model = write_triton(bundle, triton)
+            model = write_triton(bundle, triton, config=TritonConfig(profile.largest) if batch else None)
         # The bundle is whole whatever comes of the engine, and its table is shown before the error is.
         failed: GrmpError | None = None
         try:
-            rows += [engine(bundle, stage)] if engine is not None else []
+            if engine is not None:
+                row, built = engine(bundle, stage)
+                rows.append(row)
+                if triton is not None:
+                    model = write_plan(bundle, built, triton)
         except GrmpError as error:
             failed = error
     if as_json:
@@ -137,13 +151,10 @@ def export(
         links = bundle.parity["links"]
         if any(link["srcc_needed"] is None and name != "fp32" for name, link in links.items()):
             print(f"the scores spread too little (std {reference['std']:.1e}) to ask for a rank correlation")
-    if triton is not None:
-        print(
-            f"Triton model: {model}; serve it with: tritonserver --model-repository={triton.resolve()}",
-            file=sys.stderr,
-        )
     if failed is not None:
         raise failed
+    if triton is not None:
+        say_triton(model, triton)
     native = f" --provider tensorrt --precision {'fp16' if fp16 else 'fp32'}" if tensorrt else ""
     print(f"next: grmp-edge score {target} SOURCE...{native}", file=sys.stderr)
 
@@ -152,30 +163,32 @@ def _small(value: float | None) -> str:
     return "-" if value is None else f"{value:.1e}"
 
 
-def _engine(fp16: bool, batch: str | None) -> Callable[[Bundle, Callable[[str], None]], dict[str, Any]]:
-    """What builds the engine and gives its row of the table; all that it needs is looked for now."""
-    from grmp_edge.cli_build import parse_profile
+def _engine(
+    fp16: bool, profile: Profile
+) -> Callable[[Bundle, Callable[[str], None]], tuple[dict[str, Any], Built]]:
+    """What builds the engine, and gives its row of the table and itself; all it needs is looked for now."""
     from grmp_edge.runtime.gpu import find_gpu
     from grmp_edge.runtime.tensorrt_build import BuildConfig, build
     from grmp_edge.runtime.tensorrt_load import load_tensorrt
 
-    config = BuildConfig("fp16" if fp16 else "fp32", parse_profile(batch or "1,8,8"))
+    config = BuildConfig("fp16" if fp16 else "fp32", profile)
     try:
         trt, gpu = load_tensorrt(), find_gpu()
     except GrmpError as error:
         error.remedy += "; or export without --tensorrt, and run grmp-edge build on the device"
         raise
 
-    def row(bundle: Bundle, stage: Callable[[str], None]) -> dict[str, Any]:
+    def row(bundle: Bundle, stage: Callable[[str], None]) -> tuple[dict[str, Any], Built]:
         built = build(bundle, config, progress=stage, trt=trt, gpu=gpu)
         check = built.details.get("check") or {}
-        return {
+        told = {
             "file": built.engine.name,
             "bytes": built.engine.stat().st_size,
             "precision": f"{config.precision}, TensorRT {trt.__version__}",
             **{key: check.get(key) for key in ("max_abs", "mean_abs", "srcc", "srcc_needed")},
             "cpu_ms": None,
         }
+        return told, built
 
     return row
 

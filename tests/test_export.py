@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -409,16 +410,29 @@ def test_export_with_an_engine(checkpoint: Path, tmp_path: Path, monkeypatch: py
     driver = FakeDriver()
     trt = FakeTensorRT(driver)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("grmp_edge.runtime.gpu.find_gpu", lambda: Gpu("Orin (nvgpu)", "8.7"))
-    monkeypatch.setattr("grmp_edge.runtime.tensorrt_load.load_tensorrt", lambda: trt)
+    for module in ("gpu", "tensorrt_build"):
+        monkeypatch.setattr(f"grmp_edge.runtime.{module}.find_gpu", lambda: Gpu("Orin (nvgpu)", "8.7"))
+    for module in ("tensorrt_load", "tensorrt_build"):
+        monkeypatch.setattr(f"grmp_edge.runtime.{module}.load_tensorrt", lambda: trt)
     monkeypatch.setattr("grmp_edge.runtime.cuda_driver._load", lambda: driver)
     arguments = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--tensorrt", "--batch", "1,2,2"]
+    arguments += ["--triton", str(tmp_path / "models")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     (row,) = [line for line in result.stdout.splitlines() if ".engine" in line]
     assert "fp32, TensorRT 10.3.0" in row
     assert "--provider tensorrt --precision fp32" in result.stderr.strip().splitlines()[-1]
     (engine,) = (tmp_path / "cache" / "grmp-edge" / "engines").glob("*.engine")
+    model = tmp_path / "models" / "b"
+    assert (model / "1" / "model.plan").read_bytes() == engine.read_bytes()
+    assert "max_batch_size: 2\n" in (model / "config.pbtxt").read_text()
+    shutil.rmtree(model)
+    words = ["build", str(tmp_path / "b"), "--batch", "1,2,2", "--triton", str(tmp_path / "models")]
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code == 0, again.output
+    assert "tritonserver --model-repository" in again.stderr
+    assert (model / "1" / "model.plan").read_bytes() == engine.read_bytes()
+    shutil.rmtree(model)
     assert json.loads(engine.with_suffix(".json").read_text())["check"]["pictures"] == 16
     assert driver.idle and driver.broken == []
     # An engine that scores otherwise: the bundle and its table are there, the engine is not.
@@ -428,6 +442,7 @@ def test_export_with_an_engine(checkpoint: Path, tmp_path: Path, monkeypatch: py
     assert result.exit_code == 3 and "model.onnx" in result.stdout
     assert "the fp32 engine does not score as its graph does" in result.stderr.strip().splitlines()[-1]
     assert not engine.exists() and Bundle.load(tmp_path / "b").parity["links"]["fp32"]["passed"]
+    assert not model.exists() and "Triton model" not in result.stderr
     assert driver.idle and driver.broken == []
 
 
@@ -440,3 +455,12 @@ def test_export_with_an_engine_needs_tensorrt_before_anything_else(
     assert result.exit_code == 1 and "tensorrt" in last and "export without --tensorrt" in last
     assert not (tmp_path / "b").exists() and "loading" not in result.stderr
     assert CliRunner().invoke(app, ["export", str(checkpoint), "--batch", "1,2,3"]).exit_code == 2
+
+
+def test_the_largest_batch_of_a_triton_model(checkpoint: Path, tmp_path: Path) -> None:
+    config = tmp_path / "models" / "b" / "config.pbtxt"
+    arguments = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--triton", str(tmp_path / "models")]
+    for more, largest in (([], 32), (["--batch", "1,4,16"], 16)):
+        result = CliRunner().invoke(app, [*arguments, *more])
+        assert result.exit_code == 0, result.output
+        assert f"max_batch_size: {largest}\n" in config.read_text()

@@ -52,6 +52,19 @@ def test_the_server_understands_the_config(gpu: bool, tiny_bundle: Bundle) -> No
     assert config.parameters["grmp_edge.bundle"].string_value == tiny_bundle.id
 
 
+def test_an_engine_is_served_as_a_plan(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    engine = tmp_path / "an.engine"
+    engine.write_bytes(b"a plan")
+    model = write_triton(tiny_bundle, tmp_path / "models", "fp32", TritonConfig(max_batch=4), engine)
+    assert {path.name for path in (model / "1").iterdir()} == {"model.plan"}
+    config = parsed((model / "config.pbtxt").read_text())
+    assert (config.backend, config.max_batch_size) == ("tensorrt", 4)
+    assert (model / "1" / config.default_model_filename).read_bytes() == b"a plan"
+    # TensorRT runs on GPUs only, whatever the precision.
+    assert config.instance_group[0].kind == PB.ModelInstanceGroup.KIND_GPU
+    assert list(config.dynamic_batching.preferred_batch_size) == [4]
+
+
 def test_the_repository_is_laid_out_as_the_server_wants(tiny_bundle: Bundle, tmp_path: Path) -> None:
     repository = tmp_path / "models"
     (repository / "other").mkdir(parents=True)
