@@ -47,7 +47,7 @@ def triton_config(
         name: of the model, as clients call it.
         config: batching and instances.
         gpu: run on GPUs, else on the CPU.
-        plan: the model is a TensorRT engine, not a graph.
+        plan: the model is a TensorRT engine, not a graph; it runs on GPUs in any case.
     """
     graph, size = bundle.graphs[precision], bundle.input_size
     preferred = [batch for batch in (4, 8, 16, 32, 64) if batch <= config.max_batch] or [config.max_batch]
@@ -80,7 +80,7 @@ dynamic_batching {{
 instance_group [
   {{
     count: {config.instances}
-    kind: {"KIND_GPU" if gpu else "KIND_CPU"}
+    kind: {"KIND_GPU" if gpu or plan else "KIND_CPU"}
   }}
 ]
 parameters {{
@@ -130,7 +130,7 @@ def write_triton(
             shutil.copyfile(source, version / _GRAPH)
             for data in bundle.data_files(chosen):
                 shutil.copyfile(data, version / data.name)
-        gpu, plan = chosen == "fp16" or engine is not None, engine is not None
-        text = triton_config(bundle, chosen, name, config or TritonConfig(), gpu, plan)
+        gpu, settings = chosen == "fp16", config or TritonConfig()
+        text = triton_config(bundle, chosen, name, settings, gpu, plan=engine is not None)
         (folder / "config.pbtxt").write_text(text, encoding="utf-8")
     return target
