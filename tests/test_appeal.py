@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from grmp_edge.export.default_model import scene_aware_tasks
 from grmp_edge.train.appeal import appeal, perceived_quality
 from grmp_edge.train.backbone_data import Source, make_batch, squash, statistics
 from grmp_edge.train.backbone_faults import KINDS, apply_fault
-from grmp_edge.train.captions import Statistics
+from grmp_edge.train.backbone_loss import LossConfig, Objective, normalise
+from grmp_edge.train.captions import Statistics, vocabulary
+from grmp_edge.train.embedded import build_embedded, token_ids_of
 from grmp_edge.train.procedural import procedural_image
 from grmp_edge.train.tasks import SyntheticConfig
 
-ORDINARY = Statistics(0.0, 0.0, 0.0, 0.0)
+ORDINARY = Statistics(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +29,7 @@ def scene():
 
 def test_an_ordinary_scene_weighs_nothing():
     assert appeal(ORDINARY, ORDINARY) == 0.0
-    assert perceived_quality(1.0, 0.0) == pytest.approx(0.9, abs=0.005)
+    assert perceived_quality(1.0, 0.0) == pytest.approx(0.8, abs=0.005)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +38,9 @@ def test_an_ordinary_scene_weighs_nothing():
         (Statistics(0, 0, 0, 1), Statistics(0, 0, 0, -1)),  # detail
         (Statistics(0, 0, 1, 0), Statistics(0, 0, -1, 0)),  # colour
         (Statistics(0.2, 0, 0, 0), Statistics(-1.5, 0, 0, 0)),  # not dark
-        (Statistics(-0.2, 0, 0, 0), Statistics(1.5, 0, 0, 0)),  # not glaring
+        (Statistics(0.9, 0, 0, 0), Statistics(0.5, 0, 0, 0)),  # a little more light is better than less
+        (Statistics(0, 0, 0, 0, 1), Statistics(0, 0, 0, 0, -1)),  # sharpness of what detail there is
+        (Statistics(1.2, 0, 0, 0), Statistics(1.5, 0, 0, 0, 0, 1)),  # not burnt out
     ],
 )
 def test_sharp_colourful_well_lit_scenes_are_preferred(better, worse):
@@ -47,6 +54,39 @@ def test_no_fault_makes_a_picture_more_appealing(scene):
         for level in (1, 5):
             shown = statistics(apply_fault(scene, kind, level, np.random.default_rng(level)))
             assert appeal(clean, shown) <= appeal(clean, clean), kind
+
+
+def test_sharpness_is_of_focus_and_not_of_contrast_or_content(scene):
+    flat = np.asarray(scene * 0.4 + 60, np.uint8)
+    soft = np.asarray(cv2.GaussianBlur(scene, (0, 0), 1.2), np.uint8)
+    sharp, low, blurred = statistics(scene), statistics(flat), statistics(soft)
+    assert low.detail < sharp.detail - 0.8 and abs(low.sharpness - sharp.sharpness) < 0.15
+    assert blurred.sharpness < sharp.sharpness - 0.8
+
+
+def test_blown_is_the_share_that_is_burnt_out():
+    image = np.full((224, 224, 3), 120, np.uint8)
+    assert statistics(image).blown == pytest.approx(-0.1 / 0.15, abs=1e-6)
+    image[:56] = 250  # a quarter
+    assert statistics(image).blown == pytest.approx(2.0)
+    image[14:56] = 120  # a sixteenth
+    assert statistics(image).blown == pytest.approx(1.0, abs=1e-6)
+
+
+def test_states_are_ranked_by_their_faults_however_appealing_the_scene(scene):
+    """In quality the states of a brilliant picture lie too close together to be told apart."""
+    made = make_batch(np.random.default_rng(7), [Source("one", scene, "others", 1.0)] * 3, 3, 1.0, True)
+    kept = made.kept.reshape(3, 4)
+    assert (kept[:, 0] > kept[:, 1] + 0.03).all() and (kept[:, 1] > kept[:, 2] + 0.03).all()
+    objective = Objective(build_embedded(), LossConfig(), token_ids_of(vocabulary()))
+
+    def rank(batch):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return objective(batch, normalise(torch.from_numpy(batch.images)))[1]["rank"]
+
+    assert rank(replace(made, quality=np.full_like(made.quality, 0.99))) == pytest.approx(rank(made))
+    assert rank(replace(made, kept=np.full_like(made.kept, 0.99))) == 0 < rank(made)
 
 
 def test_worst_faults_weigh_more_than_ordinary_differences_of_scenes():

@@ -47,11 +47,12 @@ def test_two_views_of_a_photograph_and_two_of_it_made_worse(wild, batches):
     known, both = batches
     count = 3 * VARIANTS
     assert np.array_equal(both.images[:count], known.images)
-    assert both.captions == known.captions and len(both.scene) == len(both.severity) == count
-    assert len(both.images) == len(both.quality) == len(both.statistics) == count + 2 * VARIANTS
+    assert both.captions == known.captions
+    assert len(both.scene) == len(both.severity) == len(both.quality) == count
+    assert len(both.images) == len(both.kept) == len(both.statistics) == count + 2 * VARIANTS
     for first in (count, count + VARIANTS):
-        views, quality = both.images[first : first + VARIANTS], both.quality[first : first + VARIANTS]
-        assert quality[0] == quality[1] == 1 > quality[2] == quality[3]
+        views, kept = both.images[first : first + VARIANTS], both.kept[first : first + VARIANTS]
+        assert kept[0] == kept[1] == 1 > kept[2] == kept[3]
 
         def is_cut_from(picture, source):
             # The likeliest place is found by FFT, with its error; what lies there is compared exactly.

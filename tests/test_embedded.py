@@ -107,7 +107,7 @@ def test_every_word_of_captions_and_prompts_has_its_row():
     texts = ["X X X X high quality.", "X X X X low quality.", *scene_prompts()]
     for _ in range(3000):
         faults = [(str(rng.choice(KINDS)), int(rng.integers(1, 6))) for _ in range(int(rng.integers(0, 4)))]
-        found = Statistics(*rng.uniform(-2, 2, 4))
+        found = Statistics(*rng.uniform(-2, 2, 6))
         texts.append(caption(rng, str(rng.choice(SCENES)), float(rng.random()), faults, found))
     assert set(embedded.token_ids_of(texts)) <= ids
     assert set(KIND_WORDS) == set(KINDS)
@@ -152,10 +152,11 @@ def test_batches_are_reproducible_and_labelled(batch):
     assert np.array_equal(again.images, batch.images) and again.captions == batch.captions
     count = 3 * VARIANTS
     assert batch.images.shape == (count, 224, 224, 3) and batch.images.dtype == np.uint8
-    assert batch.severity.shape == (count, len(KINDS)) and batch.statistics.shape == (count, 4)
+    assert batch.severity.shape == (count, len(KINDS)) and batch.statistics.shape == (count, 6)
     quality = batch.quality.reshape(3, VARIANTS)
     assert (quality[:, 0] > quality[:, 1]).all() and (quality[:, 1] > quality[:, 2]).all()
     assert (batch.severity.max(axis=1) == 0).tolist() == (batch.quality == 1).tolist()
+    assert np.array_equal(batch.kept, batch.quality)  # as long as scenes do not differ
 
 
 def test_unshrunk_pictures_keep_more_detail():

@@ -1,8 +1,8 @@
 """How good an undistorted scene looks: what the quality words are to say of different pictures.
 
 Faults alone rank the states of one picture. Between pictures of different scenes people also prefer the one
-with more fine detail, with ordinary exposure and with colour; without that, a quality axis learned from
-faults is blind to how sharp a picture of its own is.
+with more and finer detail, with light enough but no burnt-out parts, and with colour; without that, a quality
+axis learned from faults is blind to how sharp a picture of its own is.
 """
 
 from __future__ import annotations
@@ -13,19 +13,26 @@ from grmp_edge.train.captions import Statistics
 
 __all__ = ["appeal", "perceived_quality"]
 
-# Weights of the scene statistics in logits, set by hand: detail first, as it is what a soft lens, a wrong
-# focus and heavy coding take away; exposure counts by its distance from the middle.
-_DETAIL, _EXPOSURE, _COLOUR = 2.0, 0.8, 0.6
+# Weights of the scene statistics in logits, set by hand: docs/experiments.md, 16 and 23. Detail and sharpness
+# first, as they are what a soft lens, a wrong focus and heavy coding take away.
+_DETAIL, _SHARPNESS, _COLOUR = 1.8, 0.9, 0.6
+# Too little light costs most; above the middle more of it still helps, until parts of the picture burn out.
+# With less, a picture darkened a little would look better for the contrast and colour that its lights gain.
+_DARK, _LIGHT, _BRIGHT_ENOUGH, _BLOWN = 1.8, 1.2, 1.5, 1.2
 # What lies between no faults and the worst, in logits: more than between any but extreme scenes.
 _FAULTS = 4.0
-# Of an ordinary scene without faults: about .9, with room above it.
-_CLEAN = 2.2
+# Of an ordinary scene without faults: about .8, with room above it.
+_CLEAN = 1.4
+
+
+def _light(brightness: float) -> float:
+    return _DARK * min(brightness, 0.0) + _LIGHT * min(max(brightness, 0.0), _BRIGHT_ENOUGH)
 
 
 def appeal(scene: Statistics, shown: Statistics) -> float:
-    """Weigh a scene, in logits, about -2 (dull) to 2 (brilliant), 0 being ordinary.
+    """Weigh a scene, in logits, about -3 (dull) to 3 (brilliant), 0 being ordinary.
 
-    Of each statistic the lower of the two counts, so that noise is no detail and gaudiness no colour: adding
+    Of each statistic the worse of the two counts, so that noise is no detail and gaudiness no colour: adding
     a fault never makes a picture more appealing.
 
     Args:
@@ -34,8 +41,10 @@ def appeal(scene: Statistics, shown: Statistics) -> float:
     """
     return (
         _DETAIL * min(scene.detail, shown.detail)
-        - _EXPOSURE * max(abs(scene.brightness), abs(shown.brightness))
+        + _SHARPNESS * min(scene.sharpness, shown.sharpness)
         + _COLOUR * min(scene.colour, shown.colour)
+        + min(_light(scene.brightness), _light(shown.brightness))
+        - _BLOWN * max(scene.blown, shown.blown)
     )
 
 

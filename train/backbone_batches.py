@@ -44,7 +44,9 @@ def _produce(queue: Any, photos: Sequence[Source], wild: Sequence[Source], confi
             # A third of what is drawn is procedural, however many photographs there are.
             share = 0.5 * sum(photo.weight for photo in photos) / len(pool)
             sources = [*photos, *(Source(p.name, p.image, p.scene, share) for p in pool)]
-            batch = make_batch(rng, sources, config.groups, config.unshrunk, config.scenes_differ)
+            batch = make_batch(
+                rng, sources, config.groups, config.unshrunk, config.scenes_differ, config.varied
+            )
             if config.wild:
                 batch = add_wild(rng, batch, wild, config.wild.groups)
             _hand_over(queue, batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import cv2
@@ -21,6 +21,7 @@ from grmp_edge.train.backbone_faults import (
     draw_chain,
     quality_of,
 )
+from grmp_edge.train.backbone_scenes import vary
 from grmp_edge.train.captions import SCENES, Statistics, caption
 from grmp_edge.train.distort import Image
 from grmp_edge.train.procedural import PROCEDURAL, procedural_image
@@ -64,8 +65,9 @@ class Batch:
 
     images: NDArray[np.uint8]  # (B, 224, 224, 3) RGB
     severity: NDArray[np.float32]  # (K, len(KINDS)) 0..1, level / 5 of each kind
-    quality: NDArray[np.float32]  # (B,) 0..1, 1 is clean, or as found
-    statistics: NDArray[np.float32]  # (B, 4) about -1..1
+    quality: NDArray[np.float32]  # (K,) 0..1, of faults and, if scenes differ, of the scene
+    kept: NDArray[np.float32]  # (B,) 0..1, what faults alone leave of it; 1 is clean, or as found
+    statistics: NDArray[np.float32]  # (B, 6) about -1..1, the fields of Statistics
     scene: NDArray[np.int64]  # (K,) index in SCENES
     captions: list[str]  # K
 
@@ -127,8 +129,17 @@ def statistics(image: Image) -> Statistics:
     colour = np.hypot(red_green.std(), yellow_blue.std()) + 0.3 * np.hypot(
         red_green.mean(), yellow_blue.mean()
     )
-    detail = np.log(cv2.Laplacian(grey, cv2.CV_32F).var() + 1)  # the usual measure of focus
-    raw = ((grey.mean() - 118) / 50, (grey.std() - 58) / 22, (colour - 38) / 22, (detail - 6.55) / 1.5)
+    half = cv2.resize(grey, (grey.shape[1] // 2, grey.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    # The usual measure of focus; taken of the halved picture too, what of it is content falls out.
+    detail, coarse = (np.log(cv2.Laplacian(at, cv2.CV_32F).var() + 1) for at in (grey, half))
+    raw = (
+        (grey.mean() - 118) / 50,
+        (grey.std() - 58) / 22,
+        (colour - 38) / 22,
+        (detail - 6.55) / 1.5,
+        (detail - coarse) / 0.45,
+        (np.sqrt((grey > 245).mean()) - 0.1) / 0.15,
+    )
     return Statistics(*(float(np.clip(value, -2, 2)) for value in raw))
 
 
@@ -159,7 +170,7 @@ def _crop(rng: np.random.Generator, image: Image, unshrunk: float) -> Image:
 
 
 def graded_group(
-    rng: np.random.Generator, source: Source, unshrunk: float, hard: float = 0.2
+    rng: np.random.Generator, source: Source, unshrunk: float, hard: float = 0.2, varied: float = 0.0
 ) -> tuple[Image, list[Image], list[list[tuple[str, int]]]]:
     """Make VARIANTS states of one picture: clean or nearly, one fault, the same worse, a chain of faults.
 
@@ -168,12 +179,15 @@ def graded_group(
         source: the clean picture.
         unshrunk: chance that it is squashed straight from its own size rather than shrunk smoothly before.
         hard: chance that the one fault is of those ranked worst.
+        varied: chance that the picture is first changed as ``backbone_scenes.vary`` does.
 
     Returns:
         (the picture without faults, its states, for each of these its faults as (kind, level 1..5)); pictures
         are (244, 244, 3) uint8 RGB.
     """
     base = _crop(rng, source.image, unshrunk)
+    if varied > 0 and rng.random() < varied:
+        base = vary(rng, base)
     shared = draw_chain(rng)[:1] if rng.random() < 0.25 else []
     pool = (KINDS, CAMERA_KINDS, HARD_KINDS)[int(rng.choice(3, p=((1 - hard) / 2, (1 - hard) / 2, hard)))]
     kind = str(rng.choice(pool))
@@ -196,6 +210,7 @@ def make_batch(
     groups: int,
     unshrunk: float = 0.0,
     scenes_differ: bool = False,
+    varied: float = 0.0,
 ) -> Batch:
     """Draw ``groups`` sources by weight and make VARIANTS states of each.
 
@@ -205,6 +220,7 @@ def make_batch(
         groups: how many different pictures.
         unshrunk: share of them squashed straight from their own size rather than shrunk smoothly before.
         scenes_differ: whether a picture without faults is as good as its scene is appealing, or always 1.
+        varied: share of them first changed as ``backbone_scenes.vary`` does.
 
     Returns:
         The pictures with their labels.
@@ -215,13 +231,14 @@ def make_batch(
     images = np.empty((count, SHOWN, SHOWN, 3), np.uint8)
     severity = np.zeros((count, len(KINDS)), np.float32)
     quality = np.empty(count, np.float32)
-    measured = np.empty((count, 4), np.float32)
+    kept = np.empty(count, np.float32)
+    measured = np.empty((count, len(fields(Statistics))), np.float32)
     scene = np.empty(count, np.int64)
     captions = []
     for g, index in enumerate(chosen):
         source = sources[int(index)]
         # Where the scene counts too, the faults ranked worst need showing twice as often to keep their place.
-        base, pictures, plans = graded_group(rng, source, unshrunk, 0.4 if scenes_differ else 0.2)
+        base, pictures, plans = graded_group(rng, source, unshrunk, 0.4 if scenes_differ else 0.2, varied)
         y, x = rng.integers(0, SQUASHED - SHOWN + 1, 2)
         clean = statistics(base[y : y + SHOWN, x : x + SHOWN]) if scenes_differ else None
         for v, (picture, faults) in enumerate(zip(pictures, plans, strict=True)):
@@ -230,11 +247,11 @@ def make_batch(
             for kind, level in faults:
                 severity[i, KINDS.index(kind)] = level / 5
             found = statistics(image)
-            quality[i] = quality_of(faults)
+            quality[i] = kept[i] = quality_of(faults)
             if clean is not None:
-                quality[i] = perceived_quality(quality[i], appeal(clean, found))
-            measured[i] = (found.brightness, found.contrast, found.colour, found.detail)
+                quality[i] = perceived_quality(kept[i], appeal(clean, found))
+            measured[i] = astuple(found)
             scene[i] = SCENES.index(source.scene)
             worst_first = sorted(faults, key=lambda fault: quality_of([fault]))
             captions.append(caption(rng, source.scene, float(quality[i]), worst_first, found))
-    return Batch(images, severity, quality, measured, scene, captions)
+    return Batch(images, severity, quality, kept, measured, scene, captions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import cast
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from grmp_edge.train.backbone_data import VARIANTS, Batch
 from grmp_edge.train.backbone_faults import KINDS
 from grmp_edge.train.backbone_wild import Instances, WildConfig
-from grmp_edge.train.captions import CONTEXT_WORD, QUALITY_PAIRS, scene_prompts
+from grmp_edge.train.captions import CONTEXT_WORD, QUALITY_PAIRS, Statistics, scene_prompts
 
 __all__ = ["LossConfig", "Objective", "normalise", "text_features"]
 
@@ -28,10 +28,10 @@ class LossConfig:
 
     contrast: float = 0.5  # captions repeat within a batch, so it is noisy; half the weight of quality
     quality: float = 1.0  # what the model is asked for
-    rank: float = 0.5  # order within one picture is certain, where the level of quality is an estimate
+    rank: float = 1.0  # order within one picture is certain, where the level of quality is an estimate
     faults: float = 4.0  # mean over 26 kinds, most of them absent: small by itself
     token_faults: float = 2.0  # the same asked of each patch: a dense signal that trains the lower blocks
-    statistics: float = 0.3  # light, contrast, colour, detail: what faults must be told apart from
+    statistics: float = 0.3  # light, contrast, colour, detail, ...: what faults must be told apart from
     scene: float = 0.1  # little can be learned of nine scenes from a hundred photographs
     instances: float = 0.3  # pictures told apart: starts at 6 nats and ends near 1
     margin: float = 0.5  # of the ranking, in logits per unit of quality difference / 0.1
@@ -39,8 +39,9 @@ class LossConfig:
 
 def normalise(images: Tensor) -> Tensor:
     """(N, H, W, 3) uint8 to (N, 3, H, W) float32 with CLIP's mean and std."""
-    mean, std = torch.tensor(_MEAN) * 255, torch.tensor(_STD) * 255
-    return ((images.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
+    mean, std = (torch.tensor(values)[:, None, None] * 255 for values in (_MEAN, _STD))
+    # Turned while they are bytes: arithmetic along three interleaved channels takes several times as long.
+    return images.permute(0, 3, 1, 2).contiguous().float().sub_(mean).div_(std)
 
 
 def text_features(model: CLIP, ids: Tensor, words: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ class Objective(nn.Module):
         width = model.visual.conv1.out_channels
         self.fault_head = nn.Linear(width, len(KINDS))
         self.token_head = nn.Linear(width, len(KINDS))
-        self.statistics_head = nn.Linear(width, 4)
+        self.statistics_head = nn.Linear(width, len(fields(Statistics)))
         self.instances = Instances(width, wild) if wild else None
         self._used = torch.tensor(token_ids)
         self._row_of = torch.full((model.vocab_size,), -1).index_copy(
@@ -142,9 +143,11 @@ class Objective(nn.Module):
         parts = {"contrast": _contrastive(scale * image[:known] @ captions.T, batch.captions)}
         axes = [scale * image @ direction for direction in directions]
         parts["quality"] = torch.stack(
-            [F.binary_cross_entropy_with_logits(axis[:known], quality[:known]) for axis in axes]
+            [F.binary_cross_entropy_with_logits(axis[:known], quality) for axis in axes]
         ).mean()
-        parts["rank"] = torch.stack([_ranking(axis, quality, config.margin) for axis in axes]).mean()
+        # By what faults leave: in quality, an appealing scene's states lie too close to each other.
+        kept = torch.from_numpy(batch.kept)
+        parts["rank"] = torch.stack([_ranking(axis, kept, config.margin) for axis in axes]).mean()
         parts["faults"] = F.binary_cross_entropy_with_logits(self.fault_head(tokens[:known, 0]), severity)
         of_tokens = self.token_head(tokens[:known, 1:])
         parts["token_faults"] = F.binary_cross_entropy_with_logits(
@@ -172,11 +175,11 @@ def _contrastive(logits: Tensor, captions: list[str]) -> Tensor:
     return (forth + back) / 2
 
 
-def _ranking(axis: Tensor, quality: Tensor, margin: float) -> Tensor:
+def _ranking(axis: Tensor, kept: Tensor, margin: float) -> Tensor:
     """Hinge over all pairs of one picture's states: the better leads by a margin that grows with the gap."""
-    axis, quality = axis.view(-1, VARIANTS), quality.view(-1, VARIANTS)
+    axis, kept = axis.view(-1, VARIANTS), kept.view(-1, VARIANTS)
     ahead = axis[:, :, None] - axis[:, None, :]
-    gap = quality[:, :, None] - quality[:, None, :]
+    gap = kept[:, :, None] - kept[:, None, :]
     pairs = gap > 0.03
     wanted = (gap / 0.1).clamp(max=4) * margin
     return F.relu(wanted - ahead)[pairs].mean() if bool(pairs.any()) else axis.sum() * 0

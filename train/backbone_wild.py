@@ -8,7 +8,7 @@ other one, and that a fault added to it makes it worse. No score is read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,14 +72,14 @@ def add_wild(rng: np.random.Generator, batch: Batch, sources: Sequence[Source], 
         groups: how many different photographs.
 
     Returns:
-        The batch with ``groups * VARIANTS`` pictures more. Their quality is relative: 1 is the photograph as
-        found. They have no caption, no scene and no severity.
+        The batch with ``groups * VARIANTS`` pictures more. Of their quality only what the fault leaves is
+        known, 1 being the photograph as found. They have no caption, no scene and no severity.
     """
     chosen = rng.choice(len(sources), groups, replace=False)
     count = groups * VARIANTS
     images = np.empty((count, SHOWN, SHOWN, 3), np.uint8)
-    quality = np.ones(count, np.float32)
-    measured = np.empty((count, 4), np.float32)
+    kept = np.ones(count, np.float32)
+    measured = np.empty((count, batch.statistics.shape[1]), np.float32)
     for g, index in enumerate(chosen):
         found = sources[int(index)].image
         fault = (str(rng.choice(_SURE_KINDS)), int(rng.integers(1, 6)))
@@ -90,13 +90,12 @@ def add_wild(rng: np.random.Generator, batch: Batch, sources: Sequence[Source], 
             view = image[y : y + SHOWN, x : x + SHOWN]
             images[i] = view[:, ::-1] if v % 2 else view
             if v >= 2:
-                quality[i] = quality_of([fault])
-            told = statistics(images[i])
-            measured[i] = (told.brightness, told.contrast, told.colour, told.detail)
+                kept[i] = quality_of([fault])
+            measured[i] = astuple(statistics(images[i]))
     return replace(
         batch,
         images=np.concatenate([batch.images, images]),
-        quality=np.concatenate([batch.quality, quality]),
+        kept=np.concatenate([batch.kept, kept]),
         statistics=np.concatenate([batch.statistics, measured]),
     )
 

@@ -98,12 +98,14 @@ _STATISTICS = {  # (low, high) words
 
 @dataclass(frozen=True)
 class Statistics:
-    """Scene statistics, each about -1 (little) to 1 (much) over ordinary photographs."""
+    """Scene statistics, each about -1 (little) to 1 (much) over ordinary photographs, -2 to 2 at the ends."""
 
     brightness: float
     contrast: float
     colour: float
     detail: float
+    sharpness: float = 0.0  # of what detail there is, how much is of the finest kind
+    blown: float = 0.0  # how much of the picture is burnt out
 
 
 def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:

@@ -1,0 +1,114 @@
+"""Clean pictures under other light, colours and focus."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from grmp_edge.train import backbone_scenes as room
+from grmp_edge.train.backbone_data import VARIANTS, Source, make_batch
+from grmp_edge.train.procedural import procedural_image
+
+CHANGES = ("_SOFT", "_COLOUR", "_HAZE", "_LIGHT", "_TONE")
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return procedural_image(np.random.default_rng(11), 256)
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """Make one change certain and all others impossible."""
+
+    def choose(change):
+        for name in CHANGES:
+            monkeypatch.setattr(room, name, 1.0 if name == change else 0.0)
+
+    return choose
+
+
+def many(scene, count=60):
+    return [room.vary(np.random.default_rng(i), scene) for i in range(count)]
+
+
+def test_a_change_is_a_function_of_the_seed_and_leaves_its_picture_alone(scene):
+    before = scene.copy()
+    made = many(scene)
+    assert np.array_equal(scene, before)
+    assert all(picture.shape == scene.shape and picture.dtype == np.uint8 for picture in made)
+    assert all(np.array_equal(one, two) for one, two in zip(made, many(scene), strict=True))
+    left = np.mean([np.array_equal(picture, scene) for picture in made])
+    assert 0.02 < left < 0.4 and len({picture.tobytes() for picture in made}) > 30
+
+
+def test_a_soft_lens_takes_detail_and_keeps_light(scene, only):
+    only("_SOFT")
+    for picture in many(scene, 12):
+        assert cv2.Laplacian(picture, cv2.CV_64F).var() < cv2.Laplacian(scene, cv2.CV_64F).var()
+        assert picture.mean() == pytest.approx(scene.mean(), abs=1.0)
+
+
+def test_softness_is_the_same_to_the_eye_whatever_the_size(scene, only):
+    only("_SOFT")
+    large = cv2.resize(scene, (1024, 1024), interpolation=cv2.INTER_CUBIC)
+    for seed in range(6):
+        small, big = (room.vary(np.random.default_rng(seed), picture) for picture in (scene, large))
+        shrunk = cv2.resize(big, (256, 256), interpolation=cv2.INTER_AREA)
+        edge, whole = np.s_[8:-8, 8:-8], scene.astype(float)
+        lost = [np.abs(whole - picture)[edge].mean() for picture in (small, shrunk)]
+        assert lost[1] == pytest.approx(lost[0], rel=0.35)
+
+
+def test_colours_change_and_brightness_hardly(scene, only):
+    only("_COLOUR")
+    scene = np.clip(scene * np.array([0.9, 0.6, 0.3]) + 20, 0, 255).astype(np.uint8)
+
+    def chroma(picture):
+        values = picture.astype(float)
+        return np.abs(values - values.mean(axis=2, keepdims=True)).mean()
+
+    made = many(scene, 40)
+    paler = np.mean([chroma(picture) < chroma(scene) for picture in made])
+    assert 0.4 < paler < 0.95
+    assert np.mean([picture.mean() for picture in made]) == pytest.approx(scene.mean(), rel=0.1)
+
+
+def test_haze_takes_contrast(scene, only):
+    only("_HAZE")
+    for picture in many(scene, 12):
+        assert picture.std() < 0.95 * scene.std() and picture.min() > scene.min() + 10
+
+
+def test_light_is_uneven_and_smooth(only):
+    only("_LIGHT")
+    grey = np.full((256, 256, 3), 100, np.uint8)
+    for picture in many(grey, 12):
+        field = picture[..., 0].astype(float)
+        assert (picture[..., 0] == picture[..., 2]).all() and np.ptp(field) > 8
+        assert np.abs(np.diff(field, axis=0)).max() <= 8 and np.abs(np.diff(field, axis=1)).max() <= 8
+
+
+def test_tones_are_darkened_more_often_than_lit(scene, only):
+    only("_TONE")
+    darker = np.mean([picture.mean() < scene.mean() for picture in many(scene, 200)])
+    assert darker == pytest.approx(2 / 3, abs=0.1)
+    for picture in many(scene, 12):  # a curve keeps the order of tones
+        flat, before = picture.reshape(-1), scene.reshape(-1)
+        order = np.argsort(before, kind="stable")
+        assert (np.diff(flat[order].astype(int)) >= 0).all()
+
+
+def test_changed_scenes_are_worth_what_they_look_and_faults_are_told_as_before(scene):
+    sources = [Source(str(i), scene, "others", 1.0) for i in range(12)]
+
+    def batch(varied):
+        return make_batch(np.random.default_rng(5), sources, 12, 0.0, True, varied)
+
+    plain, changed, again = batch(0.0), batch(1.0), batch(1.0)
+    assert np.array_equal(changed.images, again.images)
+    clean = [b.quality[::VARIANTS][b.severity[::VARIANTS].max(axis=1) == 0] for b in (plain, changed)]
+    assert clean[1].std() > 1.5 * clean[0].std() and clean[1].min() < clean[0].min() - 0.05
+    kept = changed.kept.reshape(-1, VARIANTS)
+    assert (kept[:, 0] > kept[:, 1]).all() and (kept[:, 1] > kept[:, 2]).all()
