@@ -51,6 +51,7 @@ class DefaultConfig:
     photographs: int = 12  # of those not held out; with 25 types at 6 levels, 1,800 pictures an epoch
     groups: int = 100  # of graded pictures for fine-tuning, each one photograph in 4 states
     unshrunk: float = 0.7  # as the backbone saw them
+    varied: float = 0.6  # likewise: some in other light, colours and focus
     validation: float = 0.2  # of the graded pictures, to choose the epoch
     epochs: int = 8  # the prompts start close to what they end as
     batch: int = 32  # nine steps an epoch
@@ -85,7 +86,7 @@ def write_graded(folder: Path, sources: Sequence[Source], config: DefaultConfig)
         for number in range(config.groups):
             rng = np.random.default_rng([config.seed, number])
             source = sources[number % len(sources)]
-            base, pictures, plans = graded_group(rng, source, config.unshrunk)
+            base, pictures, plans = graded_group(rng, source, config.unshrunk, varied=config.varied)
             scene = statistics(base)
             for state, (picture, faults) in enumerate(zip(pictures, plans, strict=True)):
                 name = f"{number:04d}-{state}.png"
