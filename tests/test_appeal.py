@@ -90,7 +90,7 @@ def test_states_are_ranked_by_their_faults_however_appealing_the_scene(scene):
 
 
 def test_worst_faults_weigh_more_than_ordinary_differences_of_scenes():
-    sharp, plain = Statistics(0, 0, 0.5, 0.5), Statistics(0, 0, -0.5, -0.5)
+    sharp, plain = Statistics(0, 0, 0.4, 0.4), Statistics(0, 0, -0.4, -0.4)
     assert perceived_quality(0.1, appeal(sharp, sharp)) < perceived_quality(1.0, appeal(plain, plain))
 
 

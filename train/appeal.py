@@ -11,7 +11,7 @@ import math
 
 from grmp_edge.train.captions import Statistics
 
-__all__ = ["appeal", "perceived_quality"]
+__all__ = ["FAULTS", "appeal", "perceived_quality"]
 
 # Weights of the scene statistics in logits, set by hand: docs/experiments.md, 16 and 23. Detail and sharpness
 # first, as they are what a soft lens, a wrong focus and heavy coding take away.
@@ -19,8 +19,9 @@ _DETAIL, _SHARPNESS, _COLOUR = 1.8, 0.9, 0.6
 # Too little light costs most; above the middle more of it still helps, until parts of the picture burn out.
 # With less, a picture darkened a little would look better for the contrast and colour that its lights gain.
 _DARK, _LIGHT, _BRIGHT_ENOUGH, _BLOWN = 1.8, 1.2, 1.5, 1.2
-# What lies between no faults and the worst, in logits: more than between any but extreme scenes.
-_FAULTS = 4.0
+# What lies between no faults and the worst, in logits: as much as between a good scene and a poor one. With
+# more, faults outweigh the scene in real photographs, where they are less sure (docs/experiments.md, 26).
+FAULTS = 2.5
 # Of an ordinary scene without faults: about .8, with room above it.
 _CLEAN = 1.4
 
@@ -48,6 +49,9 @@ def appeal(scene: Statistics, shown: Statistics) -> float:
     )
 
 
-def perceived_quality(kept: float, appealing: float) -> float:
-    """Join what faults leave of the quality, 0..1, and a scene's appeal: (0, 1)."""
-    return 1 / (1 + math.exp(-(_CLEAN - _FAULTS * (1 - kept) + appealing)))
+def perceived_quality(kept: float, appealing: float, faults: float = FAULTS) -> float:
+    """Join what faults leave of the quality, 0..1, and a scene's appeal: (0, 1).
+
+    ``faults`` is the weight of the worst ones, in logits.
+    """
+    return 1 / (1 + math.exp(-(_CLEAN - faults * (1 - kept) + appealing)))

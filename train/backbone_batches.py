@@ -45,7 +45,13 @@ def _produce(queue: Any, photos: Sequence[Source], wild: Sequence[Source], confi
             share = 0.5 * sum(photo.weight for photo in photos) / len(pool)
             sources = [*photos, *(Source(p.name, p.image, p.scene, share) for p in pool)]
             batch = make_batch(
-                rng, sources, config.groups, config.unshrunk, config.scenes_differ, config.varied
+                rng,
+                sources,
+                config.groups,
+                config.unshrunk,
+                config.scenes_differ,
+                config.varied,
+                config.fault_logits,
             )
             if config.wild:
                 batch = add_wild(rng, batch, wild, config.wild.groups)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grmp_edge.errors import DataError
-from grmp_edge.train.appeal import appeal, perceived_quality
+from grmp_edge.train.appeal import FAULTS, appeal, perceived_quality
 from grmp_edge.train.backbone_faults import (
     CAMERA_KINDS,
     HARD_KINDS,
@@ -211,6 +211,7 @@ def make_batch(
     unshrunk: float = 0.0,
     scenes_differ: bool = False,
     varied: float = 0.0,
+    fault_logits: float = FAULTS,
 ) -> Batch:
     """Draw ``groups`` sources by weight and make VARIANTS states of each.
 
@@ -221,6 +222,7 @@ def make_batch(
         unshrunk: share of them squashed straight from their own size rather than shrunk smoothly before.
         scenes_differ: whether a picture without faults is as good as its scene is appealing, or always 1.
         varied: share of them first changed as ``backbone_scenes.vary`` does.
+        fault_logits: what the worst faults weigh where scenes differ.
 
     Returns:
         The pictures with their labels.
@@ -249,7 +251,7 @@ def make_batch(
             found = statistics(image)
             quality[i] = kept[i] = quality_of(faults)
             if clean is not None:
-                quality[i] = perceived_quality(kept[i], appeal(clean, found))
+                quality[i] = perceived_quality(kept[i], appeal(clean, found), fault_logits)
             measured[i] = astuple(found)
             scene[i] = SCENES.index(source.scene)
             worst_first = sorted(faults, key=lambda fault: quality_of([fault]))

@@ -34,7 +34,7 @@ class LossConfig:
     statistics: float = 0.3  # light, contrast, colour, detail, ...: what faults must be told apart from
     scene: float = 0.1  # little can be learned of nine scenes from a hundred photographs
     instances: float = 0.3  # pictures told apart: starts at 6 nats and ends near 1
-    margin: float = 0.5  # of the ranking, in logits per unit of quality difference / 0.1
+    margin: float = 0.25  # of the ranking, in logits per tenth of what faults leave: as appeal.FAULTS has it
 
 
 def normalise(images: Tensor) -> Tensor:

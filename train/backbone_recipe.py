@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grmp_edge.errors import DataError, GrmpError
+from grmp_edge.train.appeal import FAULTS
 from grmp_edge.train.backbone_batches import batches_of
 from grmp_edge.train.backbone_data import load_photos
 from grmp_edge.train.backbone_init import start_image_tower
@@ -57,8 +58,9 @@ class BackboneConfig:
     procedural: int = 60  # pictures in the pool, one replaced each step
     held_out: int = 7  # every 7th photograph is never trained on, so that ranking can be measured
     unshrunk: float = 0.0  # see PHASES
-    scenes_differ: bool = False  # True in all PHASES: else the quality axis only knows faults; see appeal.py
+    scenes_differ: bool = False  # True in the later PHASES: until then the axis only knows faults; appeal.py
     varied: float = 0.0  # share of clean pictures taken with another lens, in other light: backbone_scenes.py
+    fault_logits: float = FAULTS  # what the worst faults weigh beside the scene; see appeal.py
     start: Path | None = None  # weights to go on from, instead of random ones
     average: bool = False  # with the weights it started from: better than both (docs/experiments.md, 16)
     save_every: float = 5.0  # minutes between snapshots
@@ -67,14 +69,27 @@ class BackboneConfig:
     wild: WildConfig | None = None  # set where unlabelled real photographs take part
 
 
-# What made the shipped weights. The first phase learns mostly from smoothly shrunk pictures, being easier;
-# the second mostly from pictures squashed straight from full size, which alias as in use; the third's mean
-# with its start is what ships.
-_SCENES = BackboneConfig(scenes_differ=True, varied=0.6, unshrunk=0.7)
+# What made the shipped weights. The first phase learns from smoothly shrunk pictures, being easier; the later
+# ones mostly from pictures squashed straight from full size, which alias as in use. Three phases only know
+# faults; then scenes differ too, at first with a heavier hand on faults, so that these are not forgotten.
+_FAULTS_FIRST = BackboneConfig(fault_logits=4.0, loss=LossConfig(rank=0.5, margin=0.5), unshrunk=0.7)
+_SCENES = replace(_FAULTS_FIRST, scenes_differ=True, full_share=0.06)
 PHASES = (
-    replace(_SCENES, seed=1, steps=1300, unshrunk=0.3),
-    replace(_SCENES, seed=2, steps=3600, learning_rate=5e-4),
-    replace(_SCENES, seed=3, steps=700, learning_rate=3e-4, average=True),
+    replace(_FAULTS_FIRST, seed=1, steps=1090, unshrunk=0.0, full_share=0.12),
+    replace(_FAULTS_FIRST, seed=2, steps=2447, learning_rate=5e-4, full_share=0.12),
+    replace(_FAULTS_FIRST, seed=3, steps=867, learning_rate=4e-4, full_share=0.12),
+    replace(_SCENES, seed=4, steps=450, learning_rate=5e-4),
+    replace(_SCENES, seed=5, steps=550, learning_rate=4e-4, average=True),
+    replace(_SCENES, seed=11, steps=800, learning_rate=5e-4, varied=0.7, full_share=0.12),
+    BackboneConfig(
+        seed=12,
+        steps=500,
+        learning_rate=4e-4,
+        unshrunk=0.7,
+        varied=0.6,
+        scenes_differ=True,
+        average=True,
+    ),
 )
 
 

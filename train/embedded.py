@@ -37,7 +37,7 @@ EMBEDDED_NAME = "embedded-s16"
 # One copy serves training and, in the default bundle, scoring.
 EMBEDDED_PATH = DEFAULT_BUNDLE / f"{EMBEDDED_NAME}.safetensors"
 # Of the shipped file; changes whenever the weights are trained anew.
-EMBEDDED_SHA256 = "0b8921afd46cbc31ecb3f064a28a4d44f1be3ce54052f81079700a7de0776fc6"
+EMBEDDED_SHA256 = "fd1eac502548ed82e0e13869b6c1e3ed8c981ebb0619e396df3a8da554de0edc"
 # Meta-learned on synthetic distortions for exactly these weights (train/default_model.py).
 PROMPTS_PATH = Path(__file__).resolve().parent / "weights" / f"{EMBEDDED_NAME}.prompts.safetensors"
 
