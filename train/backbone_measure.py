@@ -110,7 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not held:
             raise DataError("--held-out 0 leaves no photograph to measure on", "give 1 or more")
         model = load_checkpoint(given.checkpoint).model if given.checkpoint else load_embedded(given.weights)
-        Console().print(ranking_report(judge_of(model), held, given.seed))
+        told = Console(width=None if sys.stdout.isatty() else 110)  # else a file's lines would be cut at 80
+        told.print(ranking_report(judge_of(model), held, given.seed))
     except GrmpError as error:
         console.print(f"error: {error}")
         return error.exit_code
