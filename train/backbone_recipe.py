@@ -72,12 +72,14 @@ class BackboneConfig:
 # What made the shipped weights. The first phase learns from smoothly shrunk pictures, being easier; the later
 # ones mostly from pictures squashed straight from full size, which alias as in use. Three phases only know
 # faults; then scenes differ too, at first with a heavier hand on faults, so that these are not forgotten.
-_FAULTS_FIRST = BackboneConfig(fault_logits=4.0, loss=LossConfig(rank=0.5, margin=0.5), unshrunk=0.7)
+_FAULTS_FIRST = BackboneConfig(
+    fault_logits=4.0, loss=LossConfig(rank=0.5, margin=0.5), unshrunk=0.7, full_share=0.12
+)
 _SCENES = replace(_FAULTS_FIRST, scenes_differ=True, full_share=0.06)
 PHASES = (
-    replace(_FAULTS_FIRST, seed=1, steps=1090, unshrunk=0.0, full_share=0.12),
-    replace(_FAULTS_FIRST, seed=2, steps=2447, learning_rate=5e-4, full_share=0.12),
-    replace(_FAULTS_FIRST, seed=3, steps=867, learning_rate=4e-4, full_share=0.12),
+    replace(_FAULTS_FIRST, seed=1, steps=1090, unshrunk=0.0),
+    replace(_FAULTS_FIRST, seed=2, steps=2447, learning_rate=5e-4),
+    replace(_FAULTS_FIRST, seed=3, steps=867, learning_rate=4e-4),
     replace(_SCENES, seed=4, steps=450, learning_rate=5e-4),
     replace(_SCENES, seed=5, steps=550, learning_rate=4e-4, average=True),
     replace(_SCENES, seed=11, steps=800, learning_rate=5e-4, varied=0.7, full_share=0.12),

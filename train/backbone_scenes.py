@@ -7,13 +7,11 @@ been seen. What they are worth follows from their own statistics (``appeal.py``)
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from grmp_edge.train.distort import Image
+from grmp_edge.train.distort_colour import tone_curve
 
 __all__ = ["vary"]
 
@@ -39,19 +37,14 @@ def vary(rng: np.random.Generator, image: Image) -> Image:
         image = _recolour(rng, image)
     if rng.random() < _HAZE:
         air, thickness = rng.uniform(150, 230), rng.uniform(0.1, 0.5)
-        image = _tone(image, np.arange(256) * (1 - thickness) + air * thickness)
+        image = tone_curve(image, np.arange(256) * (1 - thickness) + air * thickness)
     if rng.random() < _LIGHT:
         image = _relight(rng, image)
     if rng.random() < _TONE:
         # More often darker than lighter, as a lack of light is the commoner.
         exponent = np.exp(rng.uniform(-0.45, 0.9))
-        image = _tone(image, 255 * np.linspace(0, 1, 256) ** exponent)
+        image = tone_curve(image, 255 * np.linspace(0, 1, 256) ** exponent)
     return image
-
-
-def _tone(image: Image, curve: NDArray[np.floating[Any]]) -> Image:
-    """Apply a curve of 256 values to each channel."""
-    return np.asarray(cv2.LUT(image, np.clip(np.rint(curve), 0, 255).astype(np.uint8)), np.uint8)
 
 
 def _recolour(rng: np.random.Generator, image: Image) -> Image:

@@ -20,10 +20,11 @@ __all__ = [
     "mean_shift",
     "quantization",
     "scale_chroma",
+    "tone_curve",
 ]
 
 
-def _lut(image: Image, curve: NDArray[Any]) -> Image:
+def tone_curve(image: Image, curve: NDArray[Any]) -> Image:
     """Apply a tone curve of 256 values in 0..255 to every channel."""
     return np.asarray(cv2.LUT(image, to_uint8(curve)), np.uint8)
 
@@ -84,29 +85,29 @@ def scale_chroma(image: Image, strength: float, rng: np.random.Generator) -> Ima
 def brighten(image: Image, strength: float, rng: np.random.Generator) -> Image:
     """Lift the tones: 1 - (1 - x) ** strength; highlights wash out."""
     x = np.linspace(0, 1, 256)
-    return _lut(image, 255 * (1 - (1 - x) ** strength))
+    return tone_curve(image, 255 * (1 - (1 - x) ** strength))
 
 
 def darken(image: Image, strength: float, rng: np.random.Generator) -> Image:
     """Lower the tones: x ** strength; shadows drown."""
     x = np.linspace(0, 1, 256)
-    return _lut(image, 255 * x**strength)
+    return tone_curve(image, 255 * x**strength)
 
 
 def mean_shift(image: Image, strength: float, rng: np.random.Generator) -> Image:
     """Add or take away ``strength`` grey values, the sign by chance."""
     sign = 1 if rng.random() < 0.5 else -1
-    return _lut(image, np.arange(256) + sign * strength)
+    return tone_curve(image, np.arange(256) + sign * strength)
 
 
 def quantization(image: Image, strength: float, rng: np.random.Generator) -> Image:
     """Leave ``strength`` evenly spaced levels in each channel."""
     steps = strength - 1
-    return _lut(image, np.rint(np.arange(256) / 255 * steps) / steps * 255)
+    return tone_curve(image, np.rint(np.arange(256) / 255 * steps) / steps * 255)
 
 
 def contrast_change(image: Image, strength: float, rng: np.random.Generator) -> Image:
     """Lower the contrast about the mean by the share ``strength``, or raise it likewise, by chance."""
     gain = 1 - strength if rng.random() < 0.5 else 1 / (1 - 0.9 * strength)
     mean = float(image.mean())
-    return _lut(image, mean + (np.arange(256) - mean) * gain)
+    return tone_curve(image, mean + (np.arange(256) - mean) * gain)
