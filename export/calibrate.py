@@ -33,20 +33,39 @@ class Activations:
 
 
 class JoinedEmitter(Emitter):
-    """Computes queries, keys and values by one product: three that share a rounded input are not fused."""
+    """Lays the graph out for CPUs, where the eight-bit one is for.
 
-    def projections(self, name: str, normed: Value, block: FoldedBlock) -> tuple[Value, Value, Value]:
+    Queries, keys and values are one product: three that share a rounded input are not fused. So are the
+    patches, whose pixels are moved by rows of a patch, where planes would part them one by one.
+    """
+
+    def patch_rows(self) -> Value:
+        """As in :class:`Emitter`."""
+        g, patch = self.g, self.folded.patch
+        side, rest = divmod(self.folded.size, patch)
+        if rest:  # a rim that no patch reads
+            return super().patch_rows()
+        strips = g.op("Reshape", "strips", self.pixels, g.ints(0, side, patch, side, 3 * patch))
+        cells = g.op("Transpose", "cells", strips, perm=[0, 1, 3, 2, 4])
+        rows = g.op("Reshape", "cells.rows", cells, g.ints(0, side * side, 3 * patch * patch))
+        weight = self.folded.patch_weight.transpose(2, 3, 1, 0).reshape(3 * patch * patch, -1)
+        return g.op("MatMul", "patches", rows, g.constant("patches.rows.weight", weight, "f32"))
+
+    def heads_of(self, name: str, normed: Value, block: FoldedBlock) -> tuple[Value, Value, Value]:
         """As in :class:`Emitter`; the layer is called ``attn.qkv``."""
-        g, width = self.g, self.folded.width
+        g, heads = self.g, self.heads
         weight = np.concatenate([block.q_weight, block.k_weight, block.v_weight], axis=1)
-        joined = self.linear(f"{name}.attn.qkv", normed, weight)
-        names = [f"{name}.attn.q", f"{name}.attn.k", f"{name}.attn.v"]
-        q, k, v = g.ops("Split", f"{name}.attn.split", names, joined, g.ints(width, width, width), axis=2)
-        return (
-            g.op("Add", f"{name}.attn.q.sum", q, g.constant(f"{name}.attn.q.bias", block.q_bias, "f32")),
-            k,
-            v,
+        # Turned before they are parted: one pass over memory, and the parts are contiguous.
+        joined = self.split_heads(
+            f"{name}.attn.qkv", self.linear(f"{name}.attn.qkv", normed, weight), 3 * heads
         )
+        names = [f"{name}.attn.q", f"{name}.attn.k", f"{name}.attn.v"]
+        query, key, value = g.ops(
+            "Split", f"{name}.attn.split", names, joined, g.ints(heads, heads, heads), axis=1
+        )
+        bias = block.q_bias.reshape(1, heads, 1, -1)
+        shifted = g.op("Add", f"{name}.attn.q.sum", query, g.constant(f"{name}.attn.q.bias", bias, "f32"))
+        return shifted, key, value
 
 
 class _Noting(JoinedEmitter):

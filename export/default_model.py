@@ -23,7 +23,6 @@ from rich.console import Console
 
 from grmp_edge.default_bundle import DEFAULT_BUNDLE
 from grmp_edge.errors import GrmpError
-from grmp_edge.export.int8 import Int8Config
 from grmp_edge.export.pipeline import ExportConfig, export_bundle
 from grmp_edge.export.share import share_weights
 from grmp_edge.files import replace_folder
@@ -156,9 +155,7 @@ def make_default(
         resume=tuned.exists(),
         reporter=reporter,
     )
-    # Unsmoothed, what stays in float32 is the backbone's own weight and can be read from its file.
-    quantize = Int8Config(smoothing=(0.0,))
-    wanted = ExportConfig(fp16=True, int8=True, quantize=quantize)
+    wanted = ExportConfig(fp16=True, int8=True)
     whole = export_bundle(tuned, work / "bundle", wanted, reporter.note)
     share_weights(whole, EMBEDDED_PATH, bundle)
 

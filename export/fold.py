@@ -84,11 +84,16 @@ class FoldedModel:
     ln_post: Norm
     proj: Array  # (W, E)
     direction: Array  # (E,): exp(logit_scale) * (text feature of high - of low quality)
+    merging: tuple[int, ...] = ()  # blocks before which each 2 x 2 tokens become their mean
 
     @property
     def width(self) -> int:
         """W, the size of a token."""
         return int(self.tokens.shape[1])
+
+    def side(self, block: int) -> int:
+        """Places a side that block ``block`` works on; -1 is before the first."""
+        return (self.size // self.patch) >> sum(at <= block for at in self.merging)
 
     @property
     def prompts(self) -> int:
@@ -133,6 +138,7 @@ def fold(model: GrmpIqa, prompts: bool = True) -> FoldedModel:
         ln_post=_norm(visual.ln_post),
         proj=_array(visual.proj),
         direction=(scale * (high - low)).astype(np.float32),
+        merging=model.image.merging,
     )
 
 

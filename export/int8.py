@@ -175,11 +175,23 @@ class _Search:
             difference = float(np.abs(scores - self.gate.reference[:count]).mean())
             harm[name] = np.nan_to_num(difference, nan=np.inf)
         ranked = sorted(names, key=lambda name: -harm[name])
-        kept, size, most = 0, 1, max(1, int(len(names) * self.config.most_kept))
+        most = max(1, int(len(names) * self.config.most_kept))
+
+        def judge(count: int) -> Link:
+            words = f"checking {method} int8, {count} layers in float32"
+            return self._judge(method, strength, frozenset(ranked[:count]), words)
+
+        few, kept = 0, 0
         while not self._enough(found) and kept < most:
-            kept, size = min(size, most), size * 2
-            words = f"checking {method} int8, {kept} layers in float32"
-            found = self._judge(method, strength, frozenset(ranked[:kept]), words)
+            few, kept = kept, min(max(1, 2 * kept), most)
+            found = judge(kept)
+        while self._enough(found) and kept - few > 1:  # doubling may have gone too far: each costs time
+            middle = (few + kept) // 2
+            fewer = judge(middle)
+            if self._enough(fewer):
+                kept, found = middle, fewer
+            else:
+                few = middle
         return sorted(ranked[:kept], key=names.index), found
 
     def _enough(self, found: Link) -> bool:

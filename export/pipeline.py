@@ -202,6 +202,7 @@ def _backbone(loaded: Checkpoint, folded: FoldedModel) -> dict[str, Any]:
         "patch": folded.patch,
         "width": folded.width,
         "blocks": len(folded.blocks),
+        "merging": list(folded.merging),
         "heads": folded.heads,
         "visual_prompts": folded.prompts,
     }

@@ -71,8 +71,11 @@ def emit_model(
     for index, block in enumerate(blocks):
         dtype: DType = "f32" if index in fp32_blocks else "f16" if precision == "fp16" else "f32"
         stream = "f32" if dtype == "f32" else stream
+        x = builder.cast(x, stream, f"block{index}.in")
+        if index in emitter.folded.merging:
+            x = emitter.merge(f"block{index}.merge", x, emitter.folded.side(index - 1))
         emit = emitter.last_block if index == len(blocks) - 1 else emitter.block
-        x = emit(f"block{index}", builder.cast(x, stream, f"block{index}.in"), block, dtype)
+        x = emit(f"block{index}", x, block, dtype)
     scores = emitter.head(builder.cast(x, "f32", "cls"))
     return builder.model("grmp-edge", scores, ("batch",), metadata or {}, weights)
 
@@ -105,33 +108,46 @@ class Emitter:
 
     def embed(self) -> Value:
         """The tokens (B, L, W) before the first block, float32."""
+        g, folded, rows = self.g, self.folded, self.patch_rows()
+        # A row of zeros in front makes room for the class token, which the addition then fills in.
+        padded = g.op("Pad", "tokens.padded", rows, g.ints(0, 1, 0, 0, 0, 0))
+        tokens = g.op("Add", "tokens", padded, g.constant("tokens.constant", folded.tokens[None], "f32"))
+        return tokens if folded.ln_pre is None else self.norm("ln_pre", tokens, folded.ln_pre)
+
+    def patch_rows(self) -> Value:
+        """The patches' products (B, patches, W), float32, without their constant."""
         g, folded = self.g, self.folded
         planes = g.op("Transpose", "planes", self.pixels, perm=[0, 3, 1, 2])
         weight = g.constant("patches.weight", folded.patch_weight, "f32")
         side = [folded.patch, folded.patch]
         patches = g.op("Conv", "patches", planes, weight, kernel_shape=side, strides=side)
         flat = g.op("Reshape", "patches.flat", patches, g.ints(0, folded.width, -1))
-        rows = g.op("Transpose", "patches.rows", flat, perm=[0, 2, 1])
-        # A row of zeros in front makes room for the class token, which the addition then fills in.
-        padded = g.op("Pad", "tokens.padded", rows, g.ints(0, 1, 0, 0, 0, 0))
-        tokens = g.op("Add", "tokens", padded, g.constant("tokens.constant", folded.tokens[None], "f32"))
-        return tokens if folded.ln_pre is None else self.norm("ln_pre", tokens, folded.ln_pre)
+        return g.op("Transpose", "patches.rows", flat, perm=[0, 2, 1])
+
+    def merge(self, name: str, x: Value, side: int) -> Value:
+        """(B, 1 + side ** 2, W) to (B, 1 + side ** 2 / 4, W): each 2 x 2 places become their mean."""
+        g, half = self.g, side // 2
+        rest = g.op("Slice", f"{name}.places", x, g.ints(1), g.ints(1 + side * side), g.ints(1))
+        # The batch and the half of the rows share an axis, as five are what every runtime takes.
+        grid = g.op("Reshape", f"{name}.grid", rest, g.ints(-1, 2, half, 2, self.folded.width))
+        means = g.op("ReduceMean", f"{name}.means", grid, axes=[1, 3], keepdims=0)
+        flat = g.op("Reshape", f"{name}.rows", means, g.ints(-1, half * half, self.folded.width))
+        return g.op("Concat", name, self.class_token(f"{name}.cls", x), flat, axis=1)
 
     def block(self, name: str, x: Value, block: FoldedBlock, dtype: DType) -> Value:
         """One whole block over (B, L, W), computed in ``dtype``; the result has the type of ``x``."""
         g = self.g
         normed = g.cast(self.norm(f"{name}.ln_1", x, block.ln_1), dtype, f"{name}.ln_1.out")
-        query, key, value = self.projections(name, normed, block)
-        query = self.split_heads(f"{name}.attn.q", query, [0, 2, 1, 3])
-        key = self.split_heads(f"{name}.attn.k", key, [0, 2, 3, 1])  # (B, H, D, L)
-        value = self.split_heads(f"{name}.attn.v", value, [0, 2, 1, 3])
+        query, key, value = self.heads_of(name, normed, block)
         if block.prompt_keys.shape[1]:
-            keys = g.constant(f"{name}.prompt.keys", block.prompt_keys.transpose(0, 2, 1)[None], dtype)
+            keys = g.constant(f"{name}.prompt.keys", block.prompt_keys[None], dtype)
             values = g.constant(f"{name}.prompt.values", block.prompt_values[None], dtype)
             keys = self.repeated(f"{name}.prompt.k", keys)
             values = self.repeated(f"{name}.prompt.v", values)
-            key = g.op("Concat", f"{name}.attn.k.all", key, keys, axis=3)
+            key = g.op("Concat", f"{name}.attn.k.all", key, keys, axis=2)
             value = g.op("Concat", f"{name}.attn.v.all", value, values, axis=2)
+        # Turned last and as two axes only, so that runtimes make it part of the product.
+        key = g.op("Transpose", f"{name}.attn.k.t", key, perm=[0, 1, 3, 2])
         weights = g.op(
             "Softmax", f"{name}.attn.weights", g.op("MatMul", f"{name}.attn.scores", query, key), axis=-1
         )
@@ -140,13 +156,18 @@ class Emitter:
         mixed = g.op("Reshape", f"{name}.attn.mixed.tokens", mixed, g.ints(0, 0, self.folded.width))
         return self.rest(name, x, mixed, block, dtype)
 
-    def projections(self, name: str, normed: Value, block: FoldedBlock) -> tuple[Value, Value, Value]:
-        """Queries, keys and values (B, L, W) of the image tokens."""
-        return (
+    def heads_of(self, name: str, normed: Value, block: FoldedBlock) -> tuple[Value, Value, Value]:
+        """Queries, keys and values (B, H, L, D) of the image tokens."""
+        projected = (
             self.linear(f"{name}.attn.q", normed, block.q_weight, block.q_bias),
             self.linear(f"{name}.attn.k", normed, block.k_weight),
             self.linear(f"{name}.attn.v", normed, block.v_weight),
         )
+        query, key, value = (
+            self.split_heads(f"{name}.attn.{kind}", part, self.heads)
+            for kind, part in zip("qkv", projected, strict=True)
+        )
+        return query, key, value
 
     def last_block(self, name: str, x: Value, block: FoldedBlock, dtype: DType) -> Value:
         """The last block (B, L, W) to its class token (B, 1, W): all that is read of it.
@@ -155,7 +176,8 @@ class Emitter:
         (q Wk') n', and a (n Wv) is (a n) Wv.
         """
         g, heads, width = self.g, self.heads, self.folded.width
-        tokens, prompts = int(self.folded.tokens.shape[0]), int(block.prompt_keys.shape[1])
+        tokens = 1 + self.folded.side(len(self.folded.blocks) - 1) ** 2
+        prompts = int(block.prompt_keys.shape[1])
         normed = g.cast(self.norm(f"{name}.ln_1", x, block.ln_1), dtype, f"{name}.ln_1.out")
         first = self.linear(
             f"{name}.attn.q", self.class_token(f"{name}.cls", normed), block.q_weight, block.q_bias
@@ -232,10 +254,10 @@ class Emitter:
             else g.op("Add", f"{name}.sum", product, g.constant(f"{name}.bias", bias, x.dtype))
         )
 
-    def split_heads(self, name: str, x: Value, order: list[int]) -> Value:
-        """(B, L, W) to (B, L, H, D), then transposed."""
-        split = self.g.op("Reshape", f"{name}.split", x, self.g.ints(0, 0, self.heads, self.head_width))
-        return self.g.op("Transpose", f"{name}.heads", split, perm=order)
+    def split_heads(self, name: str, x: Value, heads: int) -> Value:
+        """(B, L, heads x D) to (B, heads, L, D)."""
+        split = self.g.op("Reshape", f"{name}.split", x, self.g.ints(0, 0, heads, self.head_width))
+        return self.g.op("Transpose", f"{name}.heads", split, perm=[0, 2, 1, 3])
 
     def class_token(self, name: str, x: Value) -> Value:
         """(B, L, W) to (B, 1, W)."""

@@ -65,7 +65,7 @@ def test_the_text_side_alone_moves():
 
 
 def test_the_scores_of_the_shipped_model_come_onto_the_labels_scale():
-    model = GrmpIqa(load_backbone(BackboneConfig()), PromptConfig(normalization="clip")).eval()
+    model = GrmpIqa(load_backbone(BackboneConfig()), PromptConfig.for_backbone("embedded-s16")).eval()
     load_parameters(model, load_prompts(), PROMPTS_PATH)
     images, _ = blurred(32, 244)
     scores = predict(model, images).astype(np.float64)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from grmp_edge.errors import DataError, ModelError
 from grmp_edge.train import embedded
+from grmp_edge.train.backbone import BackboneConfig
 from grmp_edge.train.backbone_data import VARIANTS, load_photos, make_batch, procedural_sources
 from grmp_edge.train.backbone_faults import KINDS
 from grmp_edge.train.backbone_init import cosine_filters, start_image_tower
@@ -21,7 +22,9 @@ from grmp_edge.train.backbone_loss import LossConfig, Objective, normalise, text
 from grmp_edge.train.backbone_measure import shown, zero_shot
 from grmp_edge.train.captions import KIND_WORDS, SCENES, Statistics, caption, scene_prompts, vocabulary
 from grmp_edge.train.distort import distort
+from grmp_edge.train.model import PromptConfig
 from grmp_edge.train.procedural import procedural_image
+from grmp_edge.train.run import ModelConfig
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +38,11 @@ def batch():
     return make_batch(rng, procedural_sources(rng, 4, 256), 3)
 
 
-def test_architecture_is_an_ordinary_open_clip_vit(model):
+def test_architecture_is_an_open_clip_vit_one_block_of_which_merges(model):
     assert type(model) is CLIP and type(model.visual) is VisionTransformer
     assert model.visual.pool_type == "tok" and not model.training
-    assert len(model.visual.transformer.resblocks) == 8
-    assert sum(p.numel() for p in model.visual.parameters()) == pytest.approx(6.6e6, rel=0.01)
+    assert len(model.visual.transformer.resblocks) == 5
+    assert sum(p.numel() for p in model.visual.parameters()) == pytest.approx(4.26e6, rel=0.01)
     assert all(p.dtype == torch.float32 and p.requires_grad for p in model.parameters())
     with torch.no_grad():
         assert model.encode_image(torch.zeros(2, 3, 224, 224)).shape == (2, 256)
@@ -230,3 +233,9 @@ def test_a_few_steps_lower_the_loss(batch):
     row = SimpleTokenizer().encode("quality")[0]
     place = embedded.token_ids_of(vocabulary()).index(row)
     assert torch.equal(made.token_embedding.weight[row], objective.rows[place])
+
+
+def test_prompts_are_fewer_among_fewer_places():
+    assert ModelConfig.of(BackboneConfig()).prompts == PromptConfig(visual_tokens=50, normalization="clip")
+    assert ModelConfig.of(BackboneConfig("ViT-B-16")).prompts == PromptConfig(visual_tokens=100)
+    assert ModelConfig.of(BackboneConfig(), "imagenet").prompts.normalization == "imagenet"

@@ -20,10 +20,10 @@ from grmp_edge.errors import DataError, ParityError
 from grmp_edge.export import pipeline
 from grmp_edge.export.calibrate import Activations, calibrate
 from grmp_edge.export.fold import fold
-from grmp_edge.export.int8 import Int8Config
-from grmp_edge.export.parity import Limit, ParityConfig
+from grmp_edge.export.int8 import Int8Config, _Search
+from grmp_edge.export.parity import Gate, Limit, Link, ParityConfig
 from grmp_edge.export.pipeline import ExportConfig, export_bundle
-from grmp_edge.export.quantize import activation_scale, build_int8, layers, quantize_weight, smooth
+from grmp_edge.export.quantize import Method, activation_scale, build_int8, layers, quantize_weight, smooth
 from grmp_edge.export.to_onnx import build_onnx
 from grmp_edge.runtime.bench import BenchConfig, graph_runner, open_session
 from grmp_edge.score import MosScale
@@ -205,6 +205,32 @@ def test_a_sensitive_layer_is_found_and_stays_in_float32(
     assert bundle.parity["links"]["int8"]["mean_abs"] < 1e-3
     kept = weights_of(onnx.load(bundle.graph("int8")))["block1.mlp.proj.weight"]
     assert kept.dtype == np.float32
+
+
+@pytest.mark.parametrize("needed", [0, 1, 2, 3, 5, 6, 7, 8, 9])
+def test_no_more_layers_stay_in_float32_than_are_needed(tmp_path: Path, needed: int) -> None:
+    """The search is told how many of the worst layers must go back; half of 16 is the most."""
+    model = tiny_model(layers=4)
+    names = layers(fold(model))
+    harm = {name: float(value) for value, name in enumerate(np.random.default_rng(1).permutation(names))}
+    asked: list[int] = []
+
+    class Told(_Search):
+        def _judge(self, method: Method, strength: float, keep: frozenset[str], words: str) -> Link:
+            asked.append(len(keep))
+            mean = 0.0 if len(keep) >= needed else 0.009
+            return Link(mean, mean, 1.0, None, 0.01, 0.99, "")
+
+        def _scores(self, method: Method, strength: float, keep: frozenset[str], count: int) -> np.ndarray:
+            (alone,) = set(names) - keep
+            return self.gate.reference[:count] + harm[alone]
+
+    gate = Gate(model, pictures(2), ParityConfig())
+    found = Told(fold(model), pictures(2), gate, tmp_path, Int8Config(smoothing=(0.0,)), {}, lambda _: None)
+    graph = found.best("static")
+    worst = sorted(names, key=lambda name: -harm[name])[: min(needed, 8)]
+    assert list(graph.kept) == sorted(worst, key=names.index)
+    assert graph.link.mean_abs == (0.0 if needed <= 8 else 0.009) and len(asked) <= 7
 
 
 def test_what_fails_the_gate_is_refused_with_what_was_tried(

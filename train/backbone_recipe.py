@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from open_clip.model import CLIP
-from open_clip.transformer import PatchDropout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -33,12 +32,21 @@ from grmp_edge.train.backbone_loss import LossConfig, Objective, normalise
 from grmp_edge.train.backbone_measure import judge_of, ranking_report
 from grmp_edge.train.backbone_wild import WildConfig, load_wild
 from grmp_edge.train.captions import vocabulary
-from grmp_edge.train.embedded import build_embedded, load_embedded, save_embedded, token_ids_of
+from grmp_edge.train.embedded import (
+    Shape,
+    build_embedded,
+    load_embedded,
+    save_embedded,
+    thinned,
+    token_ids_of,
+)
+from grmp_edge.train.merging import GroupDropout
 from grmp_edge.train.patch_conv import as_patches
 
 __all__ = ["PHASES", "RECIPE", "BackboneConfig", "train_backbone"]
 
-RECIPE = "4"
+RECIPE = "5"
+_FIRST = Shape(layers=8, merge=None)  # what is trained from random weights; the last phase makes it smaller
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,8 @@ class BackboneConfig:
     varied: float = 0.0  # share of clean pictures taken with another lens, in other light: backbone_scenes.py
     fault_logits: float = FAULTS  # what the worst faults weigh beside the scene; see appeal.py
     start: Path | None = None  # weights to go on from, instead of random ones
+    blocks: tuple[int, ...] | None = None  # those of the start's image blocks to go on with; None: all
+    merge: int | None = None  # with `blocks`: the one of them before which tokens merge; see merging.py
     average: bool = False  # with the weights it started from: better than both (docs/experiments.md, 16)
     save_every: float = 5.0  # minutes between snapshots
     bfloat16: bool = True  # 1.5 times as fast where the CPU has it, and no slower elsewhere
@@ -71,11 +81,15 @@ class BackboneConfig:
 
 # What made the shipped weights. The first phase learns from smoothly shrunk pictures, being easier; the later
 # ones mostly from pictures squashed straight from full size, which alias as in use. Three phases only know
-# faults; then scenes differ too, at first with a heavier hand on faults, so that these are not forgotten.
+# faults; then scenes differ too, at first with a heavier hand on faults, so that these are not forgotten. The
+# last two keep what the network turned out to need: five blocks of eight, three of them at a quarter of the
+# places, which leaves the time to see more of each picture.
 _FAULTS_FIRST = BackboneConfig(
     fault_logits=4.0, loss=LossConfig(rank=0.5, margin=0.5), unshrunk=0.7, full_share=0.12
 )
 _SCENES = replace(_FAULTS_FIRST, scenes_differ=True, full_share=0.06)
+_LAST = BackboneConfig(learning_rate=4e-4, unshrunk=0.7, varied=0.6, scenes_differ=True, average=True)
+_THIN = replace(_LAST, keep=0.6, full_share=0.12)
 PHASES = (
     replace(_FAULTS_FIRST, seed=1, steps=1090, unshrunk=0.0),
     replace(_FAULTS_FIRST, seed=2, steps=2447, learning_rate=5e-4),
@@ -83,15 +97,9 @@ PHASES = (
     replace(_SCENES, seed=4, steps=450, learning_rate=5e-4),
     replace(_SCENES, seed=5, steps=550, learning_rate=4e-4, average=True),
     replace(_SCENES, seed=11, steps=800, learning_rate=5e-4, varied=0.7, full_share=0.12),
-    BackboneConfig(
-        seed=12,
-        steps=500,
-        learning_rate=4e-4,
-        unshrunk=0.7,
-        varied=0.6,
-        scenes_differ=True,
-        average=True,
-    ),
+    replace(_LAST, seed=12, steps=500),
+    replace(_THIN, seed=13, steps=1000, blocks=(0, 1, 2, 3, 5), merge=2),
+    replace(_THIN, seed=14, steps=500),
 )
 
 
@@ -152,7 +160,10 @@ def train_backbone(
     if config.wild and len(wild) < config.wild.groups:
         raise DataError(f"{len(wild)} real photographs are too few", f"give at least {config.wild.groups}")
     torch.manual_seed(config.seed)
-    model = load_embedded(config.start).train() if config.start else build_embedded()
+    model = load_embedded(config.start) if config.start else build_embedded(_FIRST)
+    if config.blocks is not None:
+        model = thinned(model, config.blocks, config.merge)
+    model.train()
     # Now, as the snapshots may take the place of the file.
     began_with = {n: v.detach().clone() for n, v in model.named_parameters()} if config.average else {}
     model.visual.conv1 = as_patches(model.visual.conv1)
@@ -169,7 +180,7 @@ def train_backbone(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    dropping = PatchDropout(1 - config.keep)
+    dropping = GroupDropout(config.keep, int(model.visual.grid_size[0]))
     smooth: dict[str, float] = {}
     step, done = 0, 0.0
     with batches_of(training, wild, config) as batches, Progress(*columns, console=console) as progress:
@@ -222,6 +233,10 @@ def train_backbone(
     return model
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and train; returns the exit code."""
     parser = argparse.ArgumentParser(description="train the embedded backbone")
@@ -232,6 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--start", type=Path, help="weights to go on from")
+    parser.add_argument("--blocks", type=_numbers, help="image blocks of the start to keep, such as 0,1,2,5")
+    parser.add_argument("--merge", type=int, help="of those kept, the one before which tokens merge")
     parser.add_argument("--unshrunk", type=float)
     parser.add_argument("--varied", type=float, help="share of pictures in other light, colours and focus")
     parser.add_argument("--learning-rate", type=float)
@@ -254,6 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--wild belongs to a phase: give --start or --steps with it")
     if "average" in asked and "start" not in asked:
         parser.error("--average needs --start: else it would be with random weights")
+    if ("blocks" in asked and "start" not in asked) or ("merge" in asked and "blocks" not in asked):
+        parser.error("--merge belongs to --blocks, and --blocks to --start")
     try:
         for number, phase in enumerate(phases):
             console.print(f"phase {number + 1} of {len(phases)}")

@@ -7,7 +7,9 @@ the recipe use a few hundred, and the whole table would be as large as the image
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,17 +21,20 @@ from safetensors.torch import load, save
 from grmp_edge.default_bundle import DEFAULT_BUNDLE
 from grmp_edge.errors import ModelError
 from grmp_edge.files import replace_file
+from grmp_edge.train.merging import merge_from, merges
 
 __all__ = [
     "EMBEDDED_NAME",
     "EMBEDDED_PATH",
     "EMBEDDED_SHA256",
     "PROMPTS_PATH",
+    "Shape",
     "build_embedded",
     "load_embedded",
     "load_prompts",
     "save_embedded",
     "save_prompts",
+    "thinned",
     "token_ids_of",
 ]
 
@@ -37,17 +42,17 @@ EMBEDDED_NAME = "embedded-s16"
 # One copy serves training and, in the default bundle, scoring.
 EMBEDDED_PATH = DEFAULT_BUNDLE / f"{EMBEDDED_NAME}.safetensors"
 # Of the shipped file; changes whenever the weights are trained anew.
-EMBEDDED_SHA256 = "fd1eac502548ed82e0e13869b6c1e3ed8c981ebb0619e396df3a8da554de0edc"
+EMBEDDED_SHA256 = "579523a0343d0de21465eba8e5e5bb5778d312e2148633209643b80086ce4383"
 # Meta-learned on synthetic distortions for exactly these weights (train/default_model.py).
 PROMPTS_PATH = Path(__file__).resolve().parent / "weights" / f"{EMBEDDED_NAME}.prompts.safetensors"
 
 _FORMAT = "grmp-edge-embedded-1"
 _PROMPTS_FORMAT = "grmp-edge-prompts-1"
 _TABLE = "token_embedding.weight"
+_BLOCKS = "visual.transformer.resblocks."
 _EMBED_DIM = 256
-# 6.6 M parameters: an eleventh of ViT-B/16 per image; head width 64 as in every ViT of CLIP.
+# Head width 64 as in every ViT of CLIP.
 _VISION = {
-    "layers": 8,
     "width": 256,
     "head_width": 64,
     "mlp_ratio": 4.0,
@@ -58,14 +63,60 @@ _VISION = {
 _TEXT = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 3}
 
 
-def build_embedded() -> CLIP:
+@dataclass(frozen=True)
+class Shape:
+    """What differs between the network that the recipe begins with and the one that ships."""
+
+    layers: int = 5  # of the image tower: 4.3 M parameters
+    merge: int | None = 2  # the block before which tokens merge: all later ones cost a quarter; None: none
+
+
+def build_embedded(shape: Shape | None = None) -> CLIP:
     """Make the network with random weights from torch's global generator.
 
+    Args:
+        shape: None is the one that ships.
+
     Returns:
-        An ordinary ``open_clip.model.CLIP``, float32 on the CPU, in training mode. Images: (N, 3, 224, 224)
-        with CLIP's mean and std; texts: (N, 77) int64 of the standard tokenizer, features (N, 256).
+        An ordinary ``open_clip.model.CLIP``, but that a block may merge its tokens; float32 on the CPU, in
+        training mode. Images: (N, 3, 224, 224) with CLIP's mean and std; texts: (N, 77) int64 of the standard
+        tokenizer, features (N, 256).
     """
-    return CLIP(embed_dim=_EMBED_DIM, vision_cfg=dict(_VISION), text_cfg=dict(_TEXT))
+    shape = shape or Shape()
+    model = CLIP(embed_dim=_EMBED_DIM, vision_cfg={**_VISION, "layers": shape.layers}, text_cfg=dict(_TEXT))
+    if shape.merge is not None:
+        merge_from(model.visual, shape.merge)
+    return model
+
+
+def thinned(model: CLIP, blocks: Sequence[int], merge: int | None) -> CLIP:
+    """Copy a network with some of its image blocks only.
+
+    Args:
+        model: of the architecture of ``build_embedded``.
+        blocks: which to keep, ascending.
+        merge: the one of those kept, counted among them, before which tokens merge; None: none.
+
+    Raises:
+        ModelError: a block is not there, or the one that merges is not among those kept.
+    """
+    count = len(model.visual.transformer.resblocks)
+    if list(blocks) != sorted(set(blocks)) or not blocks or blocks[0] < 0 or blocks[-1] >= count:
+        raise ModelError(f"blocks {list(blocks)} cannot be kept of {count}", "name some of them, ascending")
+    if merge is not None and not 0 <= merge < len(blocks):
+        raise ModelError(f"of {len(blocks)} blocks none is number {merge}", "count from 0 among those kept")
+    made = build_embedded(Shape(len(blocks), merge))
+    state = model.state_dict()
+    kept = {name: value for name, value in state.items() if not name.startswith(_BLOCKS)}
+    for place, index in enumerate(blocks):
+        own = f"{_BLOCKS}{index}."
+        kept |= {
+            f"{_BLOCKS}{place}.{name.removeprefix(own)}": value
+            for name, value in state.items()
+            if name.startswith(own)
+        }
+    made.load_state_dict(kept)
+    return made
 
 
 def token_ids_of(texts: Iterable[str]) -> list[int]:
@@ -107,6 +158,9 @@ def save_embedded(
             raise ModelError(f"{name} is not finite in float16", "train again with a lower learning rate")
     tensors["token_embedding.ids"] = ids.to(torch.int32)
     header = {**(metadata or {}), "format": _FORMAT, "name": EMBEDDED_NAME}
+    merging = [i for i, block in enumerate(model.visual.transformer.resblocks) if merges(block)]
+    if merging:
+        header["merge"] = str(merging[0])
     data = save(tensors, metadata=header)
     with replace_file(path) as temporary:
         temporary.write_bytes(data)
@@ -138,11 +192,12 @@ def load_embedded(path: Path | None = None) -> CLIP:
         ids = tensors.pop("token_embedding.ids").long()
         rows = tensors.pop("token_embedding.rows").float()
         fallback = tensors.pop("token_embedding.fallback").float()
-    except (SafetensorError, KeyError) as error:
+        shape = _shape_of(data, tensors)
+    except (SafetensorError, KeyError, ValueError) as error:
         raise ModelError(f"{file} is not an embedded backbone: {error}", remedy) from error
     # The random values are all replaced, so the caller's random stream must not feel them.
     with torch.random.fork_rng(devices=[]):
-        model = build_embedded()
+        model = build_embedded(shape)
     table = fallback.repeat(model.vocab_size, 1)
     table[ids] = rows
     try:
@@ -150,6 +205,17 @@ def load_embedded(path: Path | None = None) -> CLIP:
     except RuntimeError as error:
         raise ModelError(f"{file} does not fit the architecture {EMBEDDED_NAME}: {error}", remedy) from error
     return model.eval()
+
+
+def _shape_of(data: bytes, tensors: Mapping[str, torch.Tensor]) -> Shape:
+    """Read the shape off a file of ``save_embedded``; ValueError: it is none that can be."""
+    length = int.from_bytes(data[:8], "little")
+    merge = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("merge")
+    layers = sum(name.startswith(_BLOCKS) and name.endswith(".ln_1.weight") for name in tensors)
+    shape = Shape(layers, None if merge is None else int(merge))
+    if shape.merge is not None and not 0 <= shape.merge < layers:
+        raise ValueError(f"{layers} blocks of which number {merge} merges")
+    return shape
 
 
 def save_prompts(prompts: Mapping[str, torch.Tensor], path: Path, backbone: str | None = None) -> None:

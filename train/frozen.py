@@ -49,7 +49,7 @@ def group_size(model: GrmpIqa, images: UInt8Array, batch: int, epochs: int, budg
     the run is too short to come back to most of them: the rest of a group would be computed for nothing.
     """
     margin = images.shape[1] - model.image.size
-    width, places = model.image.width, 1 + (model.image.size // model.image.patch) ** 2
+    width, places = model.image.width, _places(model)
     views = 2 * max(1, margin)
     everything = views * len(images) * places * width * 4
     whole = batch >= len(images) or (everything <= budget and epochs >= views)
@@ -158,8 +158,7 @@ class CentreScores:
     @property
     def most_bytes(self) -> int:
         """What will be kept at most."""
-        places = 1 + (self.model.image.size // self.model.image.patch) ** 2
-        return min(self.budget, len(self.images) * places * self.model.image.width * 4)
+        return min(self.budget, len(self.images) * _places(self.model) * self.model.image.width * 4)
 
     @torch.inference_mode()
     def predict(self) -> Float32Array:
@@ -194,6 +193,11 @@ class CentreScores:
             self.kept[at] = tokens
             self.used += size
         return tokens
+
+
+def _places(model: GrmpIqa) -> int:
+    """Tokens of a picture after the frozen blocks."""
+    return model.image.places(model.first_trained_image_block - 1)
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grmp_edge.preprocess import NORMALIZATIONS
-from grmp_edge.train.backbone import Backbone
+from grmp_edge.train.backbone import EMBEDDED, Backbone
+from grmp_edge.train.merging import MergingBlock, merged
 from grmp_edge.train.towers import (
     ImageTower,
     TextTower,
@@ -39,6 +40,15 @@ class PromptConfig:
     text_tokens: int = 4  # context vectors shared by both classes; the paper's choice
     dropout: float = 0.1  # on the projected visual prompts while they are being learned, as the reference
     normalization: str = "imagenet"  # what the reference feeds; "clip" is what CLIP was trained with
+
+    @classmethod
+    def for_backbone(cls, name: str) -> PromptConfig:
+        """The prompts that go with a backbone: the reference's for CLIP.
+
+        The embedded one was trained with CLIP's normalisation, and its later blocks see 49 places, among
+        which a hundred prompts would be the majority: half of them rank better (docs/experiments.md, 31).
+        """
+        return cls(visual_tokens=50, normalization="clip") if name == EMBEDDED else cls()
 
 
 class GrmpIqa(nn.Module):
@@ -161,6 +171,7 @@ class GrmpIqa(nn.Module):
         for index in range(start, stop):
             extra = extras[index - start] if extras else self.prompt_keys_values(index, len(tokens))
             queries = 1 if index == len(self.image.blocks) - 1 else None
+            tokens = self.image.enter(index, tokens)
             tokens = block_forward(self.image.blocks[index], tokens, extra=extra, queries=queries)
         return tokens
 
@@ -180,7 +191,10 @@ class GrmpIqa(nn.Module):
         cls, rest = tokens[:, :1], tokens[:, 1:]
         for index, block in enumerate(self.image.blocks):
             prompts = self.prompt_dropout(self.projected_prompts(index).expand(len(pixels), -1, -1))
-            tokens = block(torch.cat([cls, prompts, rest], dim=1))
+            if isinstance(block, MergingBlock):  # of what flows, not of the prompts
+                cls, rest = merged(torch.cat([cls, rest], dim=1), block.side).tensor_split([1], dim=1)
+            whole = block.attend if isinstance(block, MergingBlock) else block
+            tokens = whole(torch.cat([cls, prompts, rest], dim=1))
             cls, rest = tokens[:, :1], tokens[:, 1 + count :]
         return self.image_head(tokens)
 

@@ -15,7 +15,7 @@ from grmp_edge import __version__
 from grmp_edge.errors import CheckpointError, UsageError
 from grmp_edge.files import sha256_file
 from grmp_edge.preprocess import Preprocess
-from grmp_edge.train.backbone import EMBEDDED, BackboneConfig, load_backbone
+from grmp_edge.train.backbone import BackboneConfig, load_backbone
 from grmp_edge.train.checkpoint import (
     CheckpointWriter,
     backbone_settings,
@@ -60,12 +60,11 @@ class ModelConfig:
 
     @classmethod
     def of(cls, backbone: BackboneConfig, normalization: str | None = None, **other: Any) -> ModelConfig:
-        """Choose the normalisation that goes with a backbone unless one is named.
-
-        The embedded backbone was trained with CLIP's; for CLIP's own weights the reference uses ImageNet's.
-        """
-        chosen = normalization or ("clip" if backbone.name == EMBEDDED else "imagenet")
-        return cls(backbone=backbone, prompts=PromptConfig(normalization=chosen), **other)
+        """Choose the prompts that go with a backbone, and the normalisation unless one is named."""
+        prompts = PromptConfig.for_backbone(backbone.name)
+        if normalization:
+            prompts = replace(prompts, normalization=normalization)
+        return cls(backbone=backbone, prompts=prompts, **other)
 
 
 def pick_device(wish: str) -> torch.device:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grmp_edge.errors import ModelError
+from grmp_edge.train.merging import MergingBlock, merged
 
 __all__ = ["ImageTower", "TextTower", "block_forward", "full_precision", "keys_values", "widened"]
 
@@ -52,6 +53,21 @@ class ImageTower:
         if visual.proj is None:
             raise ModelError(f"backbone {name!r} has no projection", "choose ViT-B-16 or another CLIP ViT")
 
+    @property
+    def merging(self) -> tuple[int, ...]:
+        """The blocks before which tokens merge: none but in the embedded backbone."""
+        return tuple(i for i, block in enumerate(self.blocks) if isinstance(block, MergingBlock))
+
+    def places(self, block: int) -> int:
+        """How many tokens block ``block`` works on, the class token among them."""
+        side = (self.size // self.patch) >> sum(at <= block for at in self.merging)
+        return 1 + side * side
+
+    def enter(self, block: int, tokens: Tensor) -> Tensor:
+        """The tokens (B, L, W) that flow into block ``block``, merged if it is one that merges."""
+        module = self.blocks[block]
+        return merged(tokens, module.side) if isinstance(module, MergingBlock) else tokens
+
     def embed(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, S, S) to tokens (B, 1 + patches, W), class token first, after ln_pre."""
         patches = self.visual.conv1(pixels).flatten(2).transpose(1, 2)
@@ -69,9 +85,10 @@ class ImageTower:
     def plain(self, pixels: Tensor) -> Tensor:
         """CLIP's own image feature without prompts, unit length, (B, E)."""
         tokens = self.embed(pixels)
-        for block in self.blocks[:-1]:
-            tokens = block_forward(block, tokens)
-        return F.normalize(self.project(block_forward(self.blocks[-1], tokens, queries=1)[:, 0]), dim=-1)
+        for index, block in enumerate(self.blocks):
+            queries = 1 if index == len(self.blocks) - 1 else None
+            tokens = block_forward(block, self.enter(index, tokens), queries=queries)
+        return F.normalize(self.project(tokens[:, 0]), dim=-1)
 
 
 class TextTower:
@@ -158,7 +175,7 @@ def block_forward(
 
     Args:
         block: an open_clip ResidualAttentionBlock.
-        x: the tokens that flow.
+        x: the tokens that flow, merged already where the block merges (``ImageTower.enter``).
         extra: keys and values of tokens that are attended to but do not flow, each (heads, T, head_dim) or
             (B, heads, T, head_dim).
         queries: 1 to compute only the first token (all that is read of the last block); all by default.
