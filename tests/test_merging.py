@@ -69,6 +69,7 @@ def test_dropped_groups_merge_into_what_they_would_have_been():
     chosen = nearest.indices
     assert all(len(set(row.tolist())) == 12 for row in chosen) and len(set(map(tuple, chosen.tolist()))) == 4
     assert torch.equal(dropout.eval()(tokens), tokens)
+    assert torch.equal(GroupDropout(1.0, 14)(tokens), tokens)  # what is whole must merge as such
 
 
 @torch.no_grad()
