@@ -101,6 +101,10 @@ def test_a_step_moves_the_text_side_by_its_part_of_the_rate():
 def test_the_embedded_backbone_is_calibrated_and_then_moves_its_image_tower():
     usual = FinetuneConfig().for_backbone("embedded-s16")
     assert (usual.calibration_steps, usual.text_rate, usual.lr) == (400, 0.0, 0.5)
+    assert usual.image_blocks == 3 and FinetuneConfig().for_backbone("ViT-B-16").image_blocks is None
+    model = GrmpIqa(load_backbone(BackboneConfig()))
+    model.trained_image_blocks = usual.image_blocks
+    assert (model.first_trained_image_block,) == model.image.merging  # all that work on merged tokens
     # Without image blocks the text side is all there is, at a rate of its own; what is set is kept.
     alone = FinetuneConfig(image_blocks=0).for_backbone("embedded-s16")
     assert (alone.text_rate, alone.lr) == (1.0, 0.03)

@@ -79,8 +79,9 @@ class FinetuneConfig:
     # Judge and keep the mean of the weights after each epoch so far, which swings less than those of one
     # epoch. None: no, as the reference, and yes for the embedded backbone (docs/experiments.md, 19).
     average: bool | None = None
-    # From the last; None: the last third, as the reference. 0 learns the text side alone: for a handful of
-    # labels, or to leave the image tower as it is.
+    # From the last; None: the last third, as the reference, and three of the embedded backbone's five, which
+    # are all that work on merged tokens (docs/experiments.md, 32). 0 learns the text side alone: for a
+    # handful of labels, or to leave the image tower as it is.
     image_blocks: int | None = None
     seed: int = 0
 
@@ -96,6 +97,7 @@ class FinetuneConfig:
                 "qgr_strength": 1.0,
                 "calibration_steps": CALIBRATION_STEPS,
                 "average": True,
+                "image_blocks": 3,
             }
             usual |= {"text_rate": alone if self.text_rate is None else self.text_rate}
             usual |= {"lr": 0.03 if usual["text_rate"] else 0.5}
