@@ -71,9 +71,7 @@ def emit_model(
     for index, block in enumerate(blocks):
         dtype: DType = "f32" if index in fp32_blocks else "f16" if precision == "fp16" else "f32"
         stream = "f32" if dtype == "f32" else stream
-        x = builder.cast(x, stream, f"block{index}.in")
-        if index in emitter.folded.merging:
-            x = emitter.merge(f"block{index}.merge", x, emitter.folded.side(index - 1))
+        x = emitter.enter(index, builder.cast(x, stream, f"block{index}.in"))
         emit = emitter.last_block if index == len(blocks) - 1 else emitter.block
         x = emit(f"block{index}", x, block, dtype)
     scores = emitter.head(builder.cast(x, "f32", "cls"))
@@ -124,15 +122,23 @@ class Emitter:
         flat = g.op("Reshape", "patches.flat", patches, g.ints(0, folded.width, -1))
         return g.op("Transpose", "patches.rows", flat, perm=[0, 2, 1])
 
-    def merge(self, name: str, x: Value, side: int) -> Value:
-        """(B, 1 + side ** 2, W) to (B, 1 + side ** 2 / 4, W): each 2 x 2 places become their mean."""
-        g, half = self.g, side // 2
-        rest = g.op("Slice", f"{name}.places", x, g.ints(1), g.ints(1 + side * side), g.ints(1))
+    def enter(self, index: int, x: Value) -> Value:
+        """The tokens (B, L, W) that flow into a block: merged if it is one that merges."""
+        if index not in self.folded.merging:
+            return x
+        g, name = self.g, f"block{index}.merge"
+        end = 1 + self.folded.side(index - 1) ** 2
+        rest = g.op("Slice", f"{name}.places", x, g.ints(1), g.ints(end), g.ints(1))
+        return g.op("Concat", name, self.class_token(f"{name}.cls", x), self.merge(index, rest), axis=1)
+
+    def merge(self, index: int, rest: Value) -> Value:
+        """The places (B, S, W) before a block that merges, without the class token, to (B, S / 4, W)."""
+        g, name = self.g, f"block{index}.merge"
+        half = self.folded.side(index)
         # The batch and the half of the rows share an axis, as five are what every runtime takes.
         grid = g.op("Reshape", f"{name}.grid", rest, g.ints(-1, 2, half, 2, self.folded.width))
         means = g.op("ReduceMean", f"{name}.means", grid, axes=[1, 3], keepdims=0)
-        flat = g.op("Reshape", f"{name}.rows", means, g.ints(-1, half * half, self.folded.width))
-        return g.op("Concat", name, self.class_token(f"{name}.cls", x), flat, axis=1)
+        return g.op("Reshape", f"{name}.rows", means, g.ints(-1, half * half, self.folded.width))
 
     def block(self, name: str, x: Value, block: FoldedBlock, dtype: DType) -> Value:
         """One whole block over (B, L, W), computed in ``dtype``; the result has the type of ``x``."""

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from grmp_edge.errors import ModelError
+from grmp_edge.export.baselines import build_plain, build_unfolded, trace_unfolded
 from grmp_edge.export.fold import fold
 from grmp_edge.export.to_onnx import build_onnx
 from grmp_edge.runtime.bench import graph_runner, open_session
@@ -113,8 +114,14 @@ def test_prompts_do_not_merge_and_the_graph_scores_alike(shape):
     assert torch.allclose(model.image_features(pixels), wanted, atol=1e-5)
 
     scores = model.logits(wanted, model.quality_features()).softmax(-1)[:, 0].numpy()
-    graph = build_onnx(fold(model)).SerializeToString()
-    assert np.allclose(graph_runner(open_session(graph))(images.numpy()), scores, atol=1e-5)
+    for graph in (build_onnx(fold(model)), build_unfolded(model), trace_unfolded(model, 3)):
+        found = graph_runner(open_session(graph.SerializeToString()))(images.numpy())
+        assert np.allclose(found, scores, atol=1e-5)
+    plain = (
+        model.logits(by_hand(clip, pixels, shape.merge), model.quality_features()).softmax(-1)[:, 0].numpy()
+    )
+    found = graph_runner(open_session(build_plain(model).SerializeToString()))(images.numpy())
+    assert np.allclose(found, plain, atol=1e-5)
 
 
 def test_an_odd_grid_does_not_merge():

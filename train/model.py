@@ -7,7 +7,7 @@ section 3.1-3.2.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from grmp_edge.preprocess import NORMALIZATIONS
 from grmp_edge.train.backbone import EMBEDDED, Backbone
-from grmp_edge.train.merging import MergingBlock, merged
+from grmp_edge.train.merging import MergingBlock
 from grmp_edge.train.towers import (
     ImageTower,
     TextTower,
@@ -191,9 +191,10 @@ class GrmpIqa(nn.Module):
         cls, rest = tokens[:, :1], tokens[:, 1:]
         for index, block in enumerate(self.image.blocks):
             prompts = self.prompt_dropout(self.projected_prompts(index).expand(len(pixels), -1, -1))
-            if isinstance(block, MergingBlock):  # of what flows, not of the prompts
-                cls, rest = merged(torch.cat([cls, rest], dim=1), block.side).tensor_split([1], dim=1)
-            whole = block.attend if isinstance(block, MergingBlock) else block
+            whole: Callable[[Tensor], Tensor] = block
+            if isinstance(block, MergingBlock):  # what flows merges, the prompts do not
+                flowing = self.image.enter(index, torch.cat([cls, rest], dim=1))
+                cls, rest, whole = flowing[:, :1], flowing[:, 1:], block.attend
             tokens = whole(torch.cat([cls, prompts, rest], dim=1))
             cls, rest = tokens[:, :1], tokens[:, 1 + count :]
         return self.image_head(tokens)
