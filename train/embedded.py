@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from grmp_edge.default_bundle import DEFAULT_BUNDLE
 from grmp_edge.errors import ModelError
 from grmp_edge.files import replace_file
-from grmp_edge.train.merging import merge_from, merges
+from grmp_edge.train.merging import merge_from, merging_blocks
 
 __all__ = [
     "EMBEDDED_NAME",
@@ -158,7 +158,7 @@ def save_embedded(
             raise ModelError(f"{name} is not finite in float16", "train again with a lower learning rate")
     tensors["token_embedding.ids"] = ids.to(torch.int32)
     header = {**(metadata or {}), "format": _FORMAT, "name": EMBEDDED_NAME}
-    merging = [i for i, block in enumerate(model.visual.transformer.resblocks) if merges(block)]
+    merging = merging_blocks(model.visual.transformer.resblocks)
     if merging:
         header["merge"] = str(merging[0])
     data = save(tensors, metadata=header)

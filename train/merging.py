@@ -7,13 +7,14 @@ hierarchical transformers (Liu et al., "Swin Transformer", 2021), of which this 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-__all__ = ["GroupDropout", "MergingBlock", "merge_from", "merged", "merges"]
+__all__ = ["GroupDropout", "MergingBlock", "merge_from", "merged", "merging_blocks"]
 
 
 def merged(tokens: Tensor, side: int) -> Tensor:
@@ -52,9 +53,9 @@ class MergingBlock(ResidualAttentionBlock):  # type: ignore[misc]
         return found
 
 
-def merges(block: nn.Module) -> bool:
-    """Whether a block merges its tokens first."""
-    return isinstance(block, MergingBlock)
+def merging_blocks(blocks: Iterable[nn.Module]) -> tuple[int, ...]:
+    """The indices of the blocks that merge their tokens first."""
+    return tuple(index for index, block in enumerate(blocks) if isinstance(block, MergingBlock))
 
 
 def merge_from(visual: Any, index: int) -> None:
@@ -63,9 +64,7 @@ def merge_from(visual: Any, index: int) -> None:
     Raises:
         ValueError: the places a side are odd in number.
     """
-    side = int(visual.grid_size[0])
-    for block in visual.transformer.resblocks[:index]:
-        side //= 2 if merges(block) else 1
+    side = int(visual.grid_size[0]) >> len(merging_blocks(visual.transformer.resblocks[:index]))
     if side % 2:
         raise ValueError(f"{side} places a side cannot be halved")
     block = visual.transformer.resblocks[index]

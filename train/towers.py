@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grmp_edge.errors import ModelError
-from grmp_edge.train.merging import MergingBlock, merged
+from grmp_edge.train.merging import MergingBlock, merged, merging_blocks
 
 __all__ = ["ImageTower", "TextTower", "block_forward", "full_precision", "keys_values", "widened"]
 
@@ -56,7 +56,7 @@ class ImageTower:
     @property
     def merging(self) -> tuple[int, ...]:
         """The blocks before which tokens merge: none but in the embedded backbone."""
-        return tuple(i for i, block in enumerate(self.blocks) if isinstance(block, MergingBlock))
+        return merging_blocks(self.blocks)
 
     def places(self, block: int) -> int:
         """How many tokens block ``block`` works on, the class token among them."""
