@@ -1,7 +1,8 @@
 """Eight-bit linear layers: where to clip, how to round, and the two ways of writing it in plain ONNX.
 
 ``static`` is QuantizeLinear and DequantizeLinear round a MatMul with scales found by calibration, symmetric,
-int8, weights by output channel: TensorRT reads it and onnxruntime fuses it into integer products.
+int8 (weights: seven bits of it, by output channel): TensorRT reads it and onnxruntime fuses it into integer
+products.
 ``dynamic`` finds the scale of each activation at every run (DynamicQuantizeLinear, MatMulInteger).
 Everything else, softmax and norms and the class token's head, stays float32.
 
@@ -26,7 +27,13 @@ from grmp_edge.export.fold import FoldedModel, Norm
 from grmp_edge.export.graph import DType, GraphBuilder, Value, Weight
 from grmp_edge.export.to_onnx import emit_model
 
-__all__ = ["Method", "activation_scale", "build_int8", "layers", "quantize_weight", "smooth"]
+__all__ = ["WEIGHT_LEVELS", "Method", "activation_scale", "build_int8", "layers", "quantize_weight", "smooth"]
+
+# Seven bits. x86 without VNNI adds two products of an unsigned activation and a signed weight in 16 bits that
+# saturate: 2 x 255 x 64 still fits there, 2 x 255 x 127 does not, and a graph made on one CPU would compute
+# something else on another. ONNX Runtime's own way round it (session.x64quantprecision) is slower, fails on
+# weights that graphs share, and is a setting that a user of the bare file does not know.
+WEIGHT_LEVELS = 64
 
 Method = Literal["static", "dynamic"]
 Array = npt.NDArray[np.float32]
@@ -44,9 +51,10 @@ def layers(folded: FoldedModel) -> list[str]:
 
 
 def quantize_weight(weight: Array) -> tuple[npt.NDArray[np.int8], Array]:
-    """Round (in, out) to int8, symmetric, each output channel with its own scale (out,)."""
-    scale = np.maximum(np.abs(weight).max(axis=0), 1e-12) / 127.0
-    return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale.astype(np.float32)
+    """Round (in, out) to -64..64 as int8, symmetric, each output channel with its own scale (out,)."""
+    scale = np.maximum(np.abs(weight).max(axis=0), 1e-12) / WEIGHT_LEVELS
+    rounded = np.clip(np.rint(weight / scale), -WEIGHT_LEVELS, WEIGHT_LEVELS)
+    return rounded.astype(np.int8), scale.astype(np.float32)
 
 
 def activation_scale(seen: Activations, levels: int = 127) -> float:

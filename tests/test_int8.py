@@ -23,7 +23,15 @@ from grmp_edge.export.fold import fold
 from grmp_edge.export.int8 import Int8Config, _Search
 from grmp_edge.export.parity import Gate, Limit, Link, ParityConfig
 from grmp_edge.export.pipeline import ExportConfig, export_bundle
-from grmp_edge.export.quantize import Method, activation_scale, build_int8, layers, quantize_weight, smooth
+from grmp_edge.export.quantize import (
+    WEIGHT_LEVELS,
+    Method,
+    activation_scale,
+    build_int8,
+    layers,
+    quantize_weight,
+    smooth,
+)
 from grmp_edge.export.to_onnx import build_onnx
 from grmp_edge.runtime.bench import BenchConfig, graph_runner, open_session
 from grmp_edge.score import MosScale
@@ -56,12 +64,25 @@ def test_static_products_are_those_of_rounded_numbers(tmp_path: Path) -> None:
     scales = {name: activation_scale(found) for name, found in seen.items()}
     graph = build_int8(folded, "static", scales)
     onnx.checker.check_model(graph, full_check=True)
-    read, product = run(graph, images, "block0.ln_2", "block0.mlp.fc", optimize=False)
     weight = folded.blocks[0].fc_weight
-    step = np.abs(weight).max(axis=0) / 127
-    wanted = rounded(read, scales["block0.mlp.fc"], -128, 127) @ rounded(weight, step, -127, 127)
-    assert product == pytest.approx(wanted, abs=1e-4)
-    assert not np.allclose(product, read @ weight, atol=1e-4)
+    for optimize in (False, True):  # in float32 between casts; and fused into integer products
+        read, product = run(graph, images, "block0.ln_2", "block0.mlp.fc", optimize=optimize)
+        wanted = rounded(read, scales["block0.mlp.fc"], -128, 127) @ quantized(weight)
+        assert product == pytest.approx(wanted, abs=1e-4)
+        assert not np.allclose(product, read @ weight, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["static", "dynamic"])
+def test_products_of_the_largest_values_saturate_on_no_cpu(method: Method) -> None:
+    """Every activation and every weight at its end: what overflows in 16 bits where there is no VNNI."""
+    folded, images = fold(tiny_model(layers=3)), pictures(2)
+    block = folded.blocks[0]
+    loud = replace(block.ln_2, weight=np.zeros_like(block.ln_2.weight), bias=np.full_like(block.ln_2.bias, 5))
+    weight = np.where(np.arange(block.fc_weight.shape[1]) % 2, 1, -1) * np.ones_like(block.fc_weight)
+    blocks = (replace(block, ln_2=loud, fc_weight=weight.astype(np.float32)), *folded.blocks[1:])
+    graph = build_int8(replace(folded, blocks=blocks), method, dict.fromkeys(layers(folded), 5 / 127))
+    (product,) = run(graph, images, "block0.mlp.fc")
+    assert product == pytest.approx(np.broadcast_to(5 * weight.sum(axis=0), product.shape), rel=1e-5)
 
 
 def test_dynamic_products_are_those_of_rounded_numbers() -> None:
@@ -78,9 +99,10 @@ def test_dynamic_products_are_those_of_rounded_numbers() -> None:
 
 def quantized(weight: np.ndarray) -> np.ndarray:
     values, scale = quantize_weight(weight)
-    assert values.dtype == np.int8 and np.abs(values).max() <= 127 and scale.shape == (weight.shape[1],)
+    assert values.dtype == np.int8 and np.abs(values).max() <= WEIGHT_LEVELS
+    assert scale.shape == (weight.shape[1],)
     wide = values.astype(np.float64) * scale
-    assert np.abs(wide - weight).max() <= np.abs(weight).max() / 127 / 2 + 1e-9
+    assert np.abs(wide - weight).max() <= np.abs(weight).max() / WEIGHT_LEVELS / 2 + 1e-9
     return wide
 
 
