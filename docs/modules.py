@@ -30,11 +30,17 @@ def listing() -> str:
         "",
     ]
     for room, what in ROOMS.items():
-        lines += [f"## {room}/: {what}", "", "| module | |", "|---|---|"]
-        for module in sorted((ROOT / room).glob("*.py")):
-            if module.stem not in ("__init__", "__main__"):
-                lines.append(f"| {module.name} | {first_sentence(module)} |")
-        lines.append("")
+        for folder in (ROOT / room, *sorted((ROOT / room).iterdir())):
+            door = folder / "__init__.py"
+            if not door.is_file() or folder.is_symlink():
+                continue
+            inner = folder != ROOT / room
+            title = f"### {room}/{folder.name}/: {first_sentence(door)}" if inner else f"## {room}/: {what}"
+            lines += [title, "", "| module | |", "|---|---|"]
+            for module in sorted(folder.glob("*.py")):
+                if module.stem not in ("__init__", "__main__"):
+                    lines.append(f"| {module.name} | {first_sentence(module)} |")
+            lines.append("")
     return "\n".join(lines)
 
 

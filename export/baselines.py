@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from grmp_edge.export.fold import fold
-from grmp_edge.export.graph import OPSET, GraphBuilder
-from grmp_edge.export.to_onnx import Emitter
-from grmp_edge.train.model import GrmpIqa
+from grmp_edge.export.graph.builder import OPSET, GraphBuilder
+from grmp_edge.export.graph.emit import Emitter
+from grmp_edge.train.network.model import GrmpIqa
 
 __all__ = ["build_plain", "build_unfolded", "trace_unfolded"]
 

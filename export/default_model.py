@@ -4,7 +4,7 @@ python -m grmp_edge.export.default_model --photos DIR --work DIR
 
 Pictures are graded by their scene statistics and the faults put into them, not by people. Only the text side
 is fine-tuned, so that the graphs share the image tower's weights with the backbone's own file
-(``export/share.py``).
+(``export/shared_weights.py``).
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from rich.console import Console
 from grmp_edge.default_bundle import DEFAULT_BUNDLE
 from grmp_edge.errors import GrmpError
 from grmp_edge.export.pipeline import ExportConfig, export_bundle
-from grmp_edge.export.share import share_weights
+from grmp_edge.export.shared_weights import share_weights
 from grmp_edge.files import replace_folder
-from grmp_edge.train.appeal import appeal, perceived_quality
-from grmp_edge.train.backbone import EMBEDDED, BackboneConfig
-from grmp_edge.train.backbone_data import Source, graded_group, load_photos, squash, statistics
-from grmp_edge.train.backbone_faults import quality_of
-from grmp_edge.train.checkpoint import load_checkpoint
-from grmp_edge.train.data import SplitConfig, read_csv
-from grmp_edge.train.embedded import EMBEDDED_PATH, PROMPTS_PATH, save_prompts
-from grmp_edge.train.finetune import FinetuneConfig
+from grmp_edge.train.data.labelled import SplitConfig, read_csv
+from grmp_edge.train.finetune.loop import FinetuneConfig
 from grmp_edge.train.meta import MetaConfig
-from grmp_edge.train.progress import Reporter
-from grmp_edge.train.run import ModelConfig, run_finetune, run_pretrain
+from grmp_edge.train.network.backbone import EMBEDDED, BackboneConfig
+from grmp_edge.train.network.embedded import EMBEDDED_PATH, PROMPTS_PATH, save_prompts
+from grmp_edge.train.recipe.faults import quality_of
+from grmp_edge.train.recipe.groups import Source, graded_group, load_photos, squash, statistics
+from grmp_edge.train.recipe.scene_quality import appeal, perceived_quality
+from grmp_edge.train.runs import ModelConfig, run_finetune, run_pretrain
+from grmp_edge.train.session.checkpoint import load_checkpoint
+from grmp_edge.train.session.progress import Reporter
 from grmp_edge.train.tasks import SyntheticConfig, Task, synthetic_tasks
 
 __all__ = ["DefaultConfig", "make_default", "scene_aware_tasks", "write_graded"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from grmp_edge.errors import ModelError
-from grmp_edge.train.model import GrmpIqa
+from grmp_edge.train.network.model import GrmpIqa
 
 __all__ = ["Activation", "Array", "FoldedBlock", "FoldedModel", "Norm", "fold"]
 

@@ -98,8 +98,8 @@ def _spaced(paths: Sequence[Path], count: int) -> list[Path]:
 
 
 def _procedural(count: int, preprocess: Preprocess, seed: int) -> list[Images]:
-    from grmp_edge.train.distort import DISTORTIONS, distort
-    from grmp_edge.train.procedural import procedural_image
+    from grmp_edge.train.pictures.distort import DISTORTIONS, distort
+    from grmp_edge.train.pictures.procedural import procedural_image
 
     rng = np.random.default_rng(seed)
     kinds = sorted(DISTORTIONS)

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from grmp_edge.check_pictures import NAME, check_pictures
 from grmp_edge.errors import ModelError, ParityError
 from grmp_edge.files import sha256_bytes
 from grmp_edge.metrics import srcc
-from grmp_edge.runtime.bench import graph_runner, open_session
-from grmp_edge.runtime.check_pictures import NAME, check_pictures
-from grmp_edge.train.model import GrmpIqa
+from grmp_edge.runtime.measure.bench import graph_runner, open_session
+from grmp_edge.train.network.model import GrmpIqa
 
 __all__ = [
     "Gate",

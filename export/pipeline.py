@@ -17,14 +17,14 @@ from grmp_edge.bundle import Bundle, refuse_other, write_bundle
 from grmp_edge.errors import MissingDependencyError
 from grmp_edge.export.fold import FoldedModel, fold
 from grmp_edge.export.gate_images import gate_images
-from grmp_edge.export.int8 import Int8Config, choose_int8
+from grmp_edge.export.graph.emit import OPSET, build_onnx
+from grmp_edge.export.graph.save import data_file, save_graph
+from grmp_edge.export.mapped import Spool
 from grmp_edge.export.parity import Gate, ParityConfig
-from grmp_edge.export.save import data_file, save_graph
-from grmp_edge.export.spool import Spool
-from grmp_edge.export.to_onnx import OPSET, build_onnx
-from grmp_edge.export.widen import float32_blocks
+from grmp_edge.export.precision.half import float32_blocks
+from grmp_edge.export.precision.int8 import Int8Config, choose_int8
 from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
-from grmp_edge.train.checkpoint import Checkpoint, load_checkpoint
+from grmp_edge.train.session.checkpoint import Checkpoint, load_checkpoint
 
 __all__ = ["GRAPH_FILES", "ExportConfig", "export_bundle"]
 

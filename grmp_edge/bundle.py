@@ -15,7 +15,7 @@ from typing import Any
 from grmp_edge.default_bundle import MANIFEST, resolve_bundle
 from grmp_edge.errors import BundleError, ImageError
 from grmp_edge.files import replace_folder, sha256_bytes, sha256_file
-from grmp_edge.onnx_files import external_files
+from grmp_edge.onnx_wire import external_files
 from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
 from grmp_edge.score import MosScale
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import ImageError
-from grmp_edge.formats import (
+from grmp_edge.image_files import (
     is_jpeg,
     is_png,
     is_tiff,

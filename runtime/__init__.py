@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from grmp_edge.runtime.backends import Backend, BackendOptions
 from grmp_edge.runtime.scorer import Scorer
-from grmp_edge.runtime.sources import Failure, Picture, Sampling, read_sources
+from grmp_edge.runtime.sources.sources import Failure, Picture, Sampling, read_sources
 from grmp_edge.score import MosScale, Score
 
 __all__ = [

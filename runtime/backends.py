@@ -1,6 +1,6 @@
 """What runs a graph: a small protocol, and onnxruntime behind it.
 
-Another backend (:mod:`grmp_edge.runtime.backend_tensorrt`) is another class with the same members, chosen in
+Another backend (:mod:`grmp_edge.runtime.tensorrt.backend`) is another class with the same members, chosen in
 :func:`open_backend`.
 """
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from grmp_edge.bundle import Bundle, Graph
 from grmp_edge.errors import BackendError, MissingDependencyError
-from grmp_edge.runtime.engine_cache import default_cache
+from grmp_edge.runtime.tensorrt.engine_cache import default_cache
 
 __all__ = ["PROVIDERS", "Backend", "BackendOptions", "OnnxRuntimeBackend", "load_onnxruntime", "open_backend"]
 
@@ -92,8 +92,8 @@ def open_backend(
     precision = next((name for name, own in bundle.graphs.items() if own == graph), "") if bundle else ""
     try:
         if bundle and precision and options.provider == "tensorrt":
-            from grmp_edge.runtime.tensorrt_build import open_native
-            from grmp_edge.runtime.tensorrt_load import installed_tensorrt
+            from grmp_edge.runtime.tensorrt.build import open_native
+            from grmp_edge.runtime.tensorrt.tensorrt_load import installed_tensorrt
 
             if (trt := installed_tensorrt()) is not None:
                 return open_native(bundle, precision, trt=trt)

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from grmp_edge.errors import GrmpError, ImageError, UsageError
 from grmp_edge.runtime.scorer import Scorer
-from grmp_edge.runtime.sources import Failure, Listed, Picture, Sampling, decode_listed
+from grmp_edge.runtime.sources.sources import Failure, Listed, Picture, Sampling, decode_listed
 from grmp_edge.score import Score
 
 __all__ = ["BulkConfig", "cores", "score_bulk"]

@@ -15,7 +15,7 @@ from grmp_edge.bundle import Bundle
 from grmp_edge.errors import GrmpError
 from grmp_edge.preprocess import decode_image, read_image, to_rgb8
 from grmp_edge.runtime.backends import Backend, BackendOptions, open_backend
-from grmp_edge.runtime.sources import Failure, Picture, Sampling, read_sources
+from grmp_edge.runtime.sources.sources import Failure, Picture, Sampling, read_sources
 from grmp_edge.score import Score
 
 __all__ = ["ImageLike", "Scorer"]

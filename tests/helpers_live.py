@@ -17,8 +17,8 @@ import numpy as np
 from conftest import UInt8Array, encode, make_image
 
 from grmp_edge.errors import SourceError
-from grmp_edge.runtime.live import Live, LiveEvent, LiveScore
-from grmp_edge.runtime.live_config import CameraConfig
+from grmp_edge.runtime.live.config import CameraConfig
+from grmp_edge.runtime.live.live import Live, LiveEvent, LiveScore
 
 SYSTEM = "apt-get install mosquitto gstreamer1.0-plugins-ugly gir1.2-gst-rtsp-server-1.0 python3-gi"
 

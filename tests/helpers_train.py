@@ -12,9 +12,9 @@ import torch
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 
-from grmp_edge.train.backbone import Backbone, state_digest
-from grmp_edge.train.model import GrmpIqa, PromptConfig
-from grmp_edge.train.progress import Silent
+from grmp_edge.train.network.backbone import Backbone, state_digest
+from grmp_edge.train.network.model import GrmpIqa, PromptConfig
+from grmp_edge.train.session.progress import Silent
 from grmp_edge.train.tasks import Task
 
 PROMPTS = PromptConfig(visual_tokens=5, dropout=0.0, normalization="clip")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from grmp_edge.errors import UsageError
-from grmp_edge.runtime.alert import Alert, AlertRule, AlertTracker
+from grmp_edge.runtime.live.alert import Alert, AlertRule, AlertTracker
 
 
 def run(rule: AlertRule, values: list[float], step_s: float = 1.0) -> list[tuple[float, Alert]]:

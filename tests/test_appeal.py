@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from grmp_edge.export.default_model import scene_aware_tasks
-from grmp_edge.train.appeal import appeal, perceived_quality
-from grmp_edge.train.backbone_data import Source, make_batch, squash, statistics
-from grmp_edge.train.backbone_faults import KINDS, apply_fault
-from grmp_edge.train.backbone_loss import LossConfig, Objective, normalise
-from grmp_edge.train.captions import Statistics, vocabulary
-from grmp_edge.train.embedded import build_embedded, token_ids_of
-from grmp_edge.train.procedural import procedural_image
+from grmp_edge.train.network.embedded import build_embedded, token_ids_of
+from grmp_edge.train.pictures.procedural import procedural_image
+from grmp_edge.train.recipe.captions import Statistics, vocabulary
+from grmp_edge.train.recipe.faults import KINDS, apply_fault
+from grmp_edge.train.recipe.groups import Source, make_batch, squash, statistics
+from grmp_edge.train.recipe.objective import LossConfig, Objective, normalise
+from grmp_edge.train.recipe.scene_quality import appeal, perceived_quality
 from grmp_edge.train.tasks import SyntheticConfig
 
 ORDINARY = Statistics(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)

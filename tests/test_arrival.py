@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from grmp_edge.runtime.arrival import ArrivalClock
+from grmp_edge.runtime.live.staleness import ArrivalClock
 
 
 def play(arrivals: list[float], stamps: list[float | None]) -> list[tuple[float, bool]]:

@@ -13,8 +13,14 @@ from helpers_train import pictures
 from safetensors.torch import save_file
 
 from grmp_edge.errors import ModelError
-from grmp_edge.train import backbone as room
-from grmp_edge.train.backbone import BackboneConfig, load_backbone, load_state, read_state_dict, state_digest
+from grmp_edge.train.network import backbone as room
+from grmp_edge.train.network.backbone import (
+    BackboneConfig,
+    load_backbone,
+    load_state,
+    read_state_dict,
+    state_digest,
+)
 
 SMALL = {
     "embed_dim": 16,
@@ -43,7 +49,7 @@ def state():
 
 
 def features(loaded):
-    from grmp_edge.train.model import GrmpIqa, PromptConfig
+    from grmp_edge.train.network.model import GrmpIqa, PromptConfig
 
     torch.manual_seed(0)
     model = GrmpIqa(loaded, PromptConfig(visual_tokens=3)).eval()

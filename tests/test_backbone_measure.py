@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from grmp_edge.train.backbone import BackboneConfig, load_backbone
-from grmp_edge.train.backbone_data import Source
-from grmp_edge.train.backbone_measure import judge_of, level_scores, main, ranking_report, shown, zero_shot
-from grmp_edge.train.distort import DISTORTIONS, distort
-from grmp_edge.train.embedded import load_embedded
-from grmp_edge.train.model import GrmpIqa
-from grmp_edge.train.procedural import procedural_image
-from grmp_edge.train.run import ModelConfig
+from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
+from grmp_edge.train.network.embedded import load_embedded
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.pictures.distort import DISTORTIONS, distort
+from grmp_edge.train.pictures.procedural import procedural_image
+from grmp_edge.train.recipe.groups import Source
+from grmp_edge.train.recipe.measure import judge_of, level_scores, main, ranking_report, shown, zero_shot
+from grmp_edge.train.runs import ModelConfig
 
 
 @pytest.fixture(scope="module")

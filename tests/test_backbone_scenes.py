@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from grmp_edge.train import backbone_scenes as room
-from grmp_edge.train.backbone_data import VARIANTS, Source, make_batch
-from grmp_edge.train.procedural import procedural_image
+from grmp_edge.train.pictures.procedural import procedural_image
+from grmp_edge.train.recipe import light_and_lens as room
+from grmp_edge.train.recipe.groups import VARIANTS, Source, make_batch
 
 CHANGES = ("_SOFT", "_COLOUR", "_HAZE", "_LIGHT", "_TONE")
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from grmp_edge.train import embedded
-from grmp_edge.train.backbone_data import VARIANTS, make_batch, procedural_sources
-from grmp_edge.train.backbone_loss import LossConfig, Objective, normalise
-from grmp_edge.train.backbone_recipe import main
-from grmp_edge.train.backbone_wild import Instances, WildConfig, add_wild, load_wild
-from grmp_edge.train.captions import vocabulary
+from grmp_edge.train.network import embedded
+from grmp_edge.train.recipe.__main__ import main
+from grmp_edge.train.recipe.captions import vocabulary
+from grmp_edge.train.recipe.groups import VARIANTS, make_batch, procedural_sources
+from grmp_edge.train.recipe.objective import LossConfig, Objective, normalise
+from grmp_edge.train.recipe.real_photos import Instances, WildConfig, add_wild, load_wild
 
 
 def folder_of(path, count, side=300):

@@ -20,16 +20,18 @@ from conftest import make_image, tiny_score, write_tiny_graph
 from helpers_tensorrt import PROTOTYPES, FakeDriver, FakeTensorRT
 
 from grmp_edge.bundle import Bundle, write_bundle
+from grmp_edge.check_pictures import check_pictures
 from grmp_edge.errors import BackendError, BundleError, ParityError
 from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
-from grmp_edge.runtime import Scorer, tensorrt_build, tensorrt_load
-from grmp_edge.runtime.backend_tensorrt import NativeConfig, TensorRTBackend
-from grmp_edge.runtime.check_pictures import check_pictures
-from grmp_edge.runtime.cuda_driver import CudaDriver, DeviceBuffer, PinnedBuffer
-from grmp_edge.runtime.engine_cache import EngineCache, Profile
-from grmp_edge.runtime.gpu import Gpu
-from grmp_edge.runtime.tensorrt_build import BuildConfig, build, open_native
-from grmp_edge.runtime.tensorrt_gate import check_engine
+from grmp_edge.runtime import Scorer
+from grmp_edge.runtime.tensorrt import build as tensorrt_build
+from grmp_edge.runtime.tensorrt import tensorrt_load
+from grmp_edge.runtime.tensorrt.backend import NativeConfig, TensorRTBackend
+from grmp_edge.runtime.tensorrt.build import BuildConfig, build, open_native
+from grmp_edge.runtime.tensorrt.cuda import CudaDriver, DeviceBuffer, PinnedBuffer
+from grmp_edge.runtime.tensorrt.engine_cache import EngineCache, Profile
+from grmp_edge.runtime.tensorrt.gate import check_engine
+from grmp_edge.runtime.tensorrt.gpu import Gpu
 
 SIDE = 32
 ORIN = Gpu("Orin (nvgpu)", "8.7")
@@ -256,7 +258,7 @@ def test_whatever_fails_leaves_nothing_on_the_device(bundle: Bundle, driver: Fak
 
 def test_the_prototypes_are_those_of_the_header() -> None:
     """``PROTOTYPES`` was written from cuda.h, the signatures from the driver's manual."""
-    from grmp_edge.runtime.cuda_driver import _SIGNATURES
+    from grmp_edge.runtime.tensorrt.cuda import _SIGNATURES
 
     assert _SIGNATURES == PROTOTYPES
 
@@ -418,7 +420,7 @@ def test_the_scorer_runs_natively_where_the_bindings_import(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(tensorrt_load, "load_tensorrt", lambda: trt)
     monkeypatch.setattr(tensorrt_build, "find_gpu", lambda: ORIN)
-    real = ("grmp_edge.runtime.cuda_driver._load", lambda: driver)
+    real = ("grmp_edge.runtime.tensorrt.cuda._load", lambda: driver)
     monkeypatch.setattr(*real)
     image = make_image(seed=3)
     with caplog.at_level(logging.WARNING, "grmp_edge"):

@@ -21,12 +21,12 @@ from typer.testing import CliRunner
 
 from grmp_edge.cli import app
 from grmp_edge.errors import CheckpointError, DataError, UsageError
-from grmp_edge.train import niqe
-from grmp_edge.train.data import Labelled, SplitConfig, read_csv, split_indices
-from grmp_edge.train.evaluate_baselines import run_baselines
-from grmp_edge.train.handcrafted import Brisque, Laplacian, Niqe, metrics_named
-from grmp_edge.train.protocol import ProtocolConfig
-from grmp_edge.train.svr import SvrConfig, fit_predict
+from grmp_edge.train.data.labelled import Labelled, SplitConfig, read_csv, split_indices
+from grmp_edge.train.evaluate import niqe
+from grmp_edge.train.evaluate.baselines import run_baselines
+from grmp_edge.train.evaluate.handcrafted import Brisque, Laplacian, Niqe, metrics_named
+from grmp_edge.train.evaluate.protocol import ProtocolConfig
+from grmp_edge.train.evaluate.svr import SvrConfig, fit_predict
 
 
 def textured(height: int = 208, width: int = 300, seed: int = 0) -> np.ndarray:
@@ -250,8 +250,8 @@ def test_the_command_without_torch_or_a_model(data: Labelled, tmp_path: Path) ->
 def test_the_baselines_load_no_torch() -> None:
     code = (
         "import sys\n"
-        "from grmp_edge import cli_evaluate_run, cli_evaluate_tables\n"
-        "from grmp_edge.train import evaluate_baselines, handcrafted, protocol_plot, svr\n"
+        "from grmp_edge.cli import evaluate_run\n"
+        "from grmp_edge.train.evaluate import baselines, handcrafted, plot, svr, tables\n"
         "handcrafted.metrics_named(handcrafted.METRICS)\n"
         "print([name for name in ('torch', 'open_clip') if name in sys.modules])"
     )

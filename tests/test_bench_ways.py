@@ -19,9 +19,9 @@ from grmp_edge.bundle import Bundle
 from grmp_edge.errors import BackendError, SourceError, UsageError
 from grmp_edge.runtime import Scorer
 from grmp_edge.runtime.backends import PROVIDERS
-from grmp_edge.runtime.bench_frames import bench_frames
-from grmp_edge.runtime.bench_video import PLAIN, VideoBenchConfig, bench_video
-from grmp_edge.runtime.footprint import installed_sizes, measure
+from grmp_edge.runtime.measure.footprint import installed_sizes, measure
+from grmp_edge.runtime.measure.stages import bench_frames
+from grmp_edge.runtime.measure.video import PLAIN, VideoBenchConfig, bench_video
 
 COMMAND = [sys.executable, "-m", "grmp_edge"]
 

@@ -16,8 +16,8 @@ from grmp_edge.bundle import Bundle
 from grmp_edge.errors import BackendError, UsageError
 from grmp_edge.runtime import Failure, Picture, Sampling, Score, Scorer
 from grmp_edge.runtime.bulk import BulkConfig, score_bulk
-from grmp_edge.runtime.listing import natural_key, sort_names, walk
-from grmp_edge.runtime.sources import Listed, list_sources
+from grmp_edge.runtime.sources.listing import natural_key, sort_names, walk
+from grmp_edge.runtime.sources.sources import Listed, list_sources
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from scipy.stats import spearmanr
 
-from grmp_edge.train import finetune as finetune_module
-from grmp_edge.train.backbone import BackboneConfig, load_backbone
-from grmp_edge.train.calibrate import calibrate, platt
-from grmp_edge.train.checkpoint import CheckpointWriter, load_parameters
-from grmp_edge.train.distributed import ALONE
-from grmp_edge.train.embedded import PROMPTS_PATH, load_prompts
-from grmp_edge.train.finetune import FinetuneConfig, Part, finetune, predict
-from grmp_edge.train.model import GrmpIqa, PromptConfig
+from grmp_edge.train.finetune import loop as finetune_module
+from grmp_edge.train.finetune.label_scale import calibrate, platt
+from grmp_edge.train.finetune.loop import FinetuneConfig, Part, finetune, predict
+from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
+from grmp_edge.train.network.embedded import PROMPTS_PATH, load_prompts
+from grmp_edge.train.network.model import GrmpIqa, PromptConfig
+from grmp_edge.train.session.checkpoint import CheckpointWriter, load_parameters
+from grmp_edge.train.session.ranks import ALONE
 
 SIDE = 35  # a margin of 3 round the tiny network's 32
 

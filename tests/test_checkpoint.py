@@ -11,16 +11,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from grmp_edge.errors import CheckpointError
-from grmp_edge.train import checkpoint as room
-from grmp_edge.train.backbone import BackboneConfig, load_backbone
-from grmp_edge.train.checkpoint import (
+from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
+from grmp_edge.train.network.model import GrmpIqa, PromptConfig
+from grmp_edge.train.session import checkpoint as room
+from grmp_edge.train.session.checkpoint import (
     CheckpointWriter,
     State,
     backbone_settings,
     copy_parameters,
     load_checkpoint,
 )
-from grmp_edge.train.model import GrmpIqa, PromptConfig
 
 PROMPTS = {"visual_tokens": 3, "text_tokens": 4, "dropout": 0.1, "normalization": "clip"}
 

@@ -12,8 +12,8 @@ from conftest import encode, make_image
 from typer.testing import CliRunner
 
 from grmp_edge.cli import app
-from grmp_edge.train.distort import DISTORTIONS, distort
-from grmp_edge.train.preview import SheetConfig, contact_sheet
+from grmp_edge.train.pictures.contact_sheet import SheetConfig, contact_sheet
+from grmp_edge.train.pictures.distort import DISTORTIONS, distort
 
 RUN = CliRunner()
 

@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 from grmp_edge.cli import app
 from grmp_edge.errors import MissingDependencyError
-from grmp_edge.train import curves as room
-from grmp_edge.train.checkpoint import CheckpointWriter, State
-from grmp_edge.train.curves import Panel, Series, curves_for, panels
-from grmp_edge.train.curves_png import draw, ticks
-from grmp_edge.train.finetune import FinetuneConfig, Part, finetune
+from grmp_edge.train.finetune.loop import FinetuneConfig, Part, finetune
 from grmp_edge.train.meta import MetaConfig, meta_train
+from grmp_edge.train.session import curves as room
+from grmp_edge.train.session.checkpoint import CheckpointWriter, State
+from grmp_edge.train.session.curves import Panel, Series, curves_for, panels
+from grmp_edge.train.session.curves_png import draw, ticks
 
 BLUE = np.array([180, 119, 31])  # of the first curve, as OpenCV orders it
 

@@ -17,18 +17,21 @@ from helpers_live import FakeCapture, until
 from PIL import Image
 
 from grmp_edge.bundle import Bundle
-from grmp_edge.runtime import Scorer, dashboard_history, dashboard_session, serve
-from grmp_edge.runtime.camera_state import CameraEvent, CameraState
-from grmp_edge.runtime.dashboard import Dashboard
-from grmp_edge.runtime.dashboard_history import History, Ring, WallClock
-from grmp_edge.runtime.dashboard_server import Server
-from grmp_edge.runtime.dashboard_session import session_cookie, session_valid
-from grmp_edge.runtime.dashboard_thumbnails import ThumbnailConfig, Thumbnails
-from grmp_edge.runtime.live import Live, LiveScore
-from grmp_edge.runtime.live_config import CameraConfig
-from grmp_edge.runtime.serve_events import EventsConfig, Followers
-from grmp_edge.runtime.serve_guard import Guard, ServeConfig
-from grmp_edge.runtime.sinks import to_record
+from grmp_edge.runtime import Scorer
+from grmp_edge.runtime.live.config import CameraConfig
+from grmp_edge.runtime.live.events import CameraEvent, CameraState
+from grmp_edge.runtime.live.live import Live, LiveScore
+from grmp_edge.runtime.sinks.queue import to_record
+from grmp_edge.runtime.web import dashboard_session
+from grmp_edge.runtime.web import history as dashboard_history
+from grmp_edge.runtime.web import score_app as serve
+from grmp_edge.runtime.web.dashboard import Dashboard
+from grmp_edge.runtime.web.dashboard_session import session_cookie, session_valid
+from grmp_edge.runtime.web.event_stream import EventsConfig, Followers
+from grmp_edge.runtime.web.guard import Guard, ServeConfig
+from grmp_edge.runtime.web.history import History, Ring, WallClock
+from grmp_edge.runtime.web.server import Server
+from grmp_edge.runtime.web.thumbnails import ThumbnailConfig, Thumbnails
 
 
 def test_history_is_means_and_minima_within_its_memory() -> None:

@@ -21,9 +21,9 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from grmp_edge.bundle import Bundle
-from grmp_edge.cli_serve import _where
+from grmp_edge.cli.serve import _where
 from grmp_edge.errors import UsageError
-from grmp_edge.runtime.camera_state import CameraState
+from grmp_edge.runtime.live.events import CameraState
 
 
 def streams(tmp_path: Path, base: str) -> tuple[Path, tuple[float, float]]:

@@ -8,7 +8,14 @@ import pytest
 from helpers_train import pictures, write_labelled
 
 from grmp_edge.errors import DataError
-from grmp_edge.train.data import Labelled, SplitConfig, data_digest, load_squashed, read_csv, split_indices
+from grmp_edge.train.data.labelled import (
+    Labelled,
+    SplitConfig,
+    data_digest,
+    load_squashed,
+    read_csv,
+    split_indices,
+)
 
 
 def write(folder, text, encoding="utf-8", names=("a.png", "b.png")):

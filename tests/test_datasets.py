@@ -11,10 +11,10 @@ import pytest
 
 from grmp_edge.errors import DataError, GrmpError
 from grmp_edge.score import MosScale
-from grmp_edge.train.data import SplitConfig, split_indices
-from grmp_edge.train.datasets import READERS, read_spec
-from grmp_edge.train.datasets_common import DataSet
-from grmp_edge.train.distort import DISTORTIONS
+from grmp_edge.train.data.labelled import SplitConfig, split_indices
+from grmp_edge.train.data.named_sets import READERS, read_spec
+from grmp_edge.train.data.set_files import DataSet
+from grmp_edge.train.pictures.distort import DISTORTIONS
 from grmp_edge.train.tasks import labelled_tasks
 
 
@@ -142,7 +142,7 @@ def test_no_reference_is_on_two_sides_of_a_split(kadid: Path) -> None:
 
 
 def test_the_names_of_kadids_types_are_those_of_the_distortions() -> None:
-    from grmp_edge.train.datasets_synthetic import _KADID_TYPES, _TID_TYPES
+    from grmp_edge.train.data.published_sets import _KADID_TYPES, _TID_TYPES
 
     assert [name.replace(" ", "_").replace("-", "_") for name in _KADID_TYPES] == list(DISTORTIONS)
     assert len(set(_TID_TYPES)) == 24

@@ -13,9 +13,9 @@ import scipy.io as scipy_io
 
 from grmp_edge.errors import DataError, MissingDependencyError
 from grmp_edge.score import MosScale
-from grmp_edge.train.datasets import read_spec
-from grmp_edge.train.datasets_common import DataSet
-from grmp_edge.train.evaluate import InMemory
+from grmp_edge.train.data.named_sets import read_spec
+from grmp_edge.train.data.set_files import DataSet
+from grmp_edge.train.evaluate.splits import InMemory
 
 
 def livec(root: Path, count: int = 12, names: list[str] | None = None) -> None:

@@ -20,14 +20,14 @@ from grmp_edge.bundle import Bundle, write_bundle
 from grmp_edge.default_bundle import DEFAULT_BUNDLE, bundle_and_sources
 from grmp_edge.errors import ModelError
 from grmp_edge.export.fold import fold
-from grmp_edge.export.share import share_weights
-from grmp_edge.export.to_onnx import build_onnx
+from grmp_edge.export.graph.emit import build_onnx
+from grmp_edge.export.shared_weights import share_weights
 from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
 from grmp_edge.runtime import Scorer
-from grmp_edge.train.backbone import BackboneConfig, load_backbone
-from grmp_edge.train.embedded import EMBEDDED_PATH, PROMPTS_PATH, load_prompts, save_prompts
-from grmp_edge.train.model import GrmpIqa
-from grmp_edge.train.run import ModelConfig
+from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
+from grmp_edge.train.network.embedded import EMBEDDED_PATH, PROMPTS_PATH, load_prompts, save_prompts
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.runs import ModelConfig
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (3, 224, 224, 3), np.uint8)
 
@@ -134,8 +134,8 @@ def test_what_ships_belongs_together(model):
 
 def test_the_default_model_knows_ruin_in_every_precision():
     """Clean computer-made scenes above the same heavily blurred, noisy and dark, most of the time."""
-    from grmp_edge.train.distort import distort
-    from grmp_edge.train.procedural import procedural_image
+    from grmp_edge.train.pictures.distort import distort
+    from grmp_edge.train.pictures.procedural import procedural_image
 
     clean = [procedural_image(np.random.default_rng(70_000 + i), 384) for i in range(12)]
     for precision in ("fp32", "fp16", "int8"):

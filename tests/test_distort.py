@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from grmp_edge.errors import DataError, ImageError
-from grmp_edge.train.distort import DISTORTIONS, LEVELS, distort
-from grmp_edge.train.procedural import procedural_image
+from grmp_edge.train.pictures.distort import DISTORTIONS, LEVELS, distort
+from grmp_edge.train.pictures.procedural import procedural_image
 
 NAMES = [
     "gaussian_blur",

@@ -17,8 +17,8 @@ import torch
 from helpers_train import tiny_model, write_labelled
 from safetensors.torch import load_file
 
-from grmp_edge.train.distributed import Team
-from grmp_edge.train.losses import quality_loss, semantic_loss
+from grmp_edge.train.network.losses import quality_loss, semantic_loss
+from grmp_edge.train.session.ranks import Team
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = Path(__file__).resolve().parent
@@ -32,11 +32,11 @@ from pathlib import Path
 from safetensors.torch import save_file
 from helpers_train import memory_task, parameters_of, pictures, tiny_model
 from test_finetune import part
-from grmp_edge.train.checkpoint import CheckpointWriter
-from grmp_edge.train.distributed import joined
-from grmp_edge.train.finetune import FinetuneConfig, finetune
+from grmp_edge.train.session.checkpoint import CheckpointWriter
+from grmp_edge.train.session.ranks import joined
+from grmp_edge.train.finetune.loop import FinetuneConfig, finetune
 from grmp_edge.train.meta import MetaConfig, meta_train
-from grmp_edge.train.model import PromptConfig
+from grmp_edge.train.network.model import PromptConfig
 
 torch.set_num_threads(1)
 with joined("cpu") as team:
@@ -154,7 +154,7 @@ def test_losses_of_shares_add_up_to_the_mean():
 
 RANDOM = ["--weights", "random", "--device", "cpu", "--curves", "none"]
 TASKS = ["--distortions", "jpeg,gaussian_blur", "--max-photos", "2", "--meta-epochs", "1"]
-EAGER = "import grmp_edge.train.finetune as f; f._SAVE_EVERY_S = 0.0; from grmp_edge.cli import main; main()"
+EAGER = "from grmp_edge.cli import main; from grmp_edge.train.finetune import loop; loop._SAVE_EVERY_S = 0; main()"
 
 
 @pytest.fixture(scope="module")

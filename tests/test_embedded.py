@@ -13,18 +13,18 @@ from safetensors import safe_open
 from torch.nn import functional
 
 from grmp_edge.errors import DataError, ModelError
-from grmp_edge.train import embedded
-from grmp_edge.train.backbone import BackboneConfig
-from grmp_edge.train.backbone_data import VARIANTS, load_photos, make_batch, procedural_sources
-from grmp_edge.train.backbone_faults import KINDS
-from grmp_edge.train.backbone_init import cosine_filters, start_image_tower
-from grmp_edge.train.backbone_loss import LossConfig, Objective, normalise, text_features
-from grmp_edge.train.backbone_measure import shown, zero_shot
-from grmp_edge.train.captions import KIND_WORDS, SCENES, Statistics, caption, scene_prompts, vocabulary
-from grmp_edge.train.distort import distort
-from grmp_edge.train.model import PromptConfig
-from grmp_edge.train.procedural import procedural_image
-from grmp_edge.train.run import ModelConfig
+from grmp_edge.train.network import embedded
+from grmp_edge.train.network.backbone import BackboneConfig
+from grmp_edge.train.network.model import PromptConfig
+from grmp_edge.train.pictures.distort import distort
+from grmp_edge.train.pictures.procedural import procedural_image
+from grmp_edge.train.recipe.captions import KIND_WORDS, SCENES, Statistics, caption, scene_prompts, vocabulary
+from grmp_edge.train.recipe.faults import KINDS
+from grmp_edge.train.recipe.groups import VARIANTS, load_photos, make_batch, procedural_sources
+from grmp_edge.train.recipe.measure import shown, zero_shot
+from grmp_edge.train.recipe.objective import LossConfig, Objective, normalise, text_features
+from grmp_edge.train.recipe.start import cosine_filters, start_image_tower
+from grmp_edge.train.runs import ModelConfig
 
 
 @pytest.fixture(scope="module")

@@ -21,14 +21,14 @@ from typer.testing import CliRunner
 from grmp_edge.cli import app
 from grmp_edge.errors import CheckpointError, DataError
 from grmp_edge.score import MosScale
-from grmp_edge.train.backbone import BackboneConfig
-from grmp_edge.train.data import Labelled, SplitConfig, read_csv, split_indices
-from grmp_edge.train.evaluate import InMemory, ProtocolConfig, run_protocol
-from grmp_edge.train.finetune import FinetuneConfig
-from grmp_edge.train.model import PromptConfig
-from grmp_edge.train.protocol import csv_table, markdown_table, measure, summarize, text_table
-from grmp_edge.train.protocol_plot import plot_svg
-from grmp_edge.train.run import ModelConfig
+from grmp_edge.train.data.labelled import Labelled, SplitConfig, read_csv, split_indices
+from grmp_edge.train.evaluate.plot import plot_svg
+from grmp_edge.train.evaluate.protocol import csv_table, markdown_table, measure, summarize, text_table
+from grmp_edge.train.evaluate.splits import InMemory, ProtocolConfig, run_protocol
+from grmp_edge.train.finetune.loop import FinetuneConfig
+from grmp_edge.train.network.backbone import BackboneConfig
+from grmp_edge.train.network.model import PromptConfig
+from grmp_edge.train.runs import ModelConfig
 
 TINY = {
     "embed_dim": 12,

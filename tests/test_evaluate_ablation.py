@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 from grmp_edge.cli import app
 from grmp_edge.errors import CheckpointError
 from grmp_edge.preprocess import Preprocess
-from grmp_edge.train.backbone import BackboneConfig
-from grmp_edge.train.checkpoint import CheckpointWriter, State, load_checkpoint
-from grmp_edge.train.data import Labelled, SplitConfig, read_csv, split_indices
-from grmp_edge.train.evaluate import ProtocolConfig, ablation, run_variants
-from grmp_edge.train.finetune import FinetuneConfig, predict
-from grmp_edge.train.model import PromptConfig
-from grmp_edge.train.run import ModelConfig, build_network
+from grmp_edge.train.data.labelled import Labelled, SplitConfig, read_csv, split_indices
+from grmp_edge.train.evaluate.splits import ProtocolConfig, ablation, run_variants
+from grmp_edge.train.finetune.loop import FinetuneConfig, predict
+from grmp_edge.train.network.backbone import BackboneConfig
+from grmp_edge.train.network.model import PromptConfig
+from grmp_edge.train.runs import ModelConfig, build_network
+from grmp_edge.train.session.checkpoint import CheckpointWriter, State, load_checkpoint
 
 NAME = "ViT-T-8-ablated"
 TINY = {

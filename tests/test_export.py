@@ -21,24 +21,24 @@ from helpers_train import pictures, tiny_backbone, tiny_model
 from typer.testing import CliRunner
 
 from grmp_edge.bundle import Bundle
+from grmp_edge.check_pictures import check_pictures
 from grmp_edge.cli import app
 from grmp_edge.errors import BundleError, DataError, MissingDependencyError, ModelError, ParityError
-from grmp_edge.export import bench_fold as bench_fold_module
+from grmp_edge.export import compare as bench_fold_module
 from grmp_edge.export import pipeline
 from grmp_edge.export.fold import FoldedModel, fold
 from grmp_edge.export.gate_images import gate_images
+from grmp_edge.export.mapped import Spool
 from grmp_edge.export.parity import Gate, ParityConfig, link
 from grmp_edge.export.pipeline import ExportConfig, export_bundle
-from grmp_edge.export.spool import Spool
-from grmp_edge.export.widen import judge_simulated
+from grmp_edge.export.precision.half import judge_simulated
 from grmp_edge.preprocess import Preprocess
-from grmp_edge.runtime.bench import BenchConfig, bench_bundle, graph_runner, open_session
-from grmp_edge.runtime.check_pictures import check_pictures
-from grmp_edge.runtime.gpu import Gpu
+from grmp_edge.runtime.measure.bench import BenchConfig, bench_bundle, graph_runner, open_session
+from grmp_edge.runtime.tensorrt.gpu import Gpu
 from grmp_edge.score import MosScale
-from grmp_edge.train.backbone import BackboneConfig, load_backbone
-from grmp_edge.train.checkpoint import Checkpoint, CheckpointWriter, State, backbone_settings
-from grmp_edge.train.model import GrmpIqa, PromptConfig
+from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
+from grmp_edge.train.network.model import GrmpIqa, PromptConfig
+from grmp_edge.train.session.checkpoint import Checkpoint, CheckpointWriter, State, backbone_settings
 
 CONFIG = {
     "format_version": 1,
@@ -414,7 +414,7 @@ def test_export_with_an_engine(checkpoint: Path, tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(f"grmp_edge.runtime.{module}.find_gpu", lambda: Gpu("Orin (nvgpu)", "8.7"))
     for module in ("tensorrt_load", "tensorrt_build"):
         monkeypatch.setattr(f"grmp_edge.runtime.{module}.load_tensorrt", lambda: trt)
-    monkeypatch.setattr("grmp_edge.runtime.cuda_driver._load", lambda: driver)
+    monkeypatch.setattr("grmp_edge.runtime.tensorrt.cuda._load", lambda: driver)
     arguments = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--tensorrt", "--batch", "1,2,2"]
     arguments += ["--triton", str(tmp_path / "models")]
     result = CliRunner().invoke(app, arguments)

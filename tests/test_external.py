@@ -21,18 +21,22 @@ from safetensors.numpy import load_file, save_file
 
 from grmp_edge.bundle import SCHEMA_VERSION, Bundle, manifest_digest, write_bundle
 from grmp_edge.errors import BundleError, ModelError
-from grmp_edge.export import calibrate, int8, pipeline, save, widen
-from grmp_edge.export.external import places, refer
+from grmp_edge.export import pipeline
 from grmp_edge.export.fold import fold
+from grmp_edge.export.graph import save
+from grmp_edge.export.graph.emit import build_onnx
+from grmp_edge.export.graph.external_data import places, refer
+from grmp_edge.export.graph.save import data_file, discard, save_graph
+from grmp_edge.export.mapped import Spool
 from grmp_edge.export.pipeline import ExportConfig, export_bundle
-from grmp_edge.export.save import data_file, discard, save_graph
-from grmp_edge.export.spool import Spool
-from grmp_edge.export.to_onnx import build_onnx
+from grmp_edge.export.precision import activations as calibrate
+from grmp_edge.export.precision import half as widen
+from grmp_edge.export.precision import int8
 from grmp_edge.export.triton import write_triton
-from grmp_edge.onnx_files import external_files
+from grmp_edge.onnx_wire import external_files
 from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
 from grmp_edge.runtime import Scorer
-from grmp_edge.train.checkpoint import Checkpoint
+from grmp_edge.train.session.checkpoint import Checkpoint
 
 SIDE = 8
 SHARED = "weights.safetensors"

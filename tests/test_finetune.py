@@ -19,15 +19,15 @@ from helpers_train import (
 
 from grmp_edge.errors import CheckpointError, UsageError
 from grmp_edge.metrics import srcc
-from grmp_edge.train import finetune as finetune_module
-from grmp_edge.train.backbone import BackboneConfig
-from grmp_edge.train.checkpoint import CheckpointWriter, load_checkpoint, read_state
-from grmp_edge.train.data import SplitConfig, read_csv, split_indices
-from grmp_edge.train.finetune import FinetuneConfig, Part, finetune, predict
-from grmp_edge.train.frozen import FrozenCache
-from grmp_edge.train.model import SCENES, PromptConfig
-from grmp_edge.train.run import ModelConfig, run_finetune
-from grmp_edge.train.tuning_run import TuningRun
+from grmp_edge.train.data.labelled import SplitConfig, read_csv, split_indices
+from grmp_edge.train.finetune import loop as finetune_module
+from grmp_edge.train.finetune.frozen_features import FrozenCache
+from grmp_edge.train.finetune.loop import FinetuneConfig, Part, finetune, predict
+from grmp_edge.train.finetune.state import TuningRun
+from grmp_edge.train.network.backbone import BackboneConfig
+from grmp_edge.train.network.model import SCENES, PromptConfig
+from grmp_edge.train.runs import ModelConfig, run_finetune
+from grmp_edge.train.session.checkpoint import CheckpointWriter, load_checkpoint, read_state
 
 SIDE, SIZE = 35, 32  # round(32 * 244 / 224): a margin of 3
 

@@ -13,7 +13,7 @@ from test_model import MEANS, plain_norm, plain_text
 
 from grmp_edge.errors import ModelError
 from grmp_edge.export.fold import fold
-from grmp_edge.train.model import GrmpIqa
+from grmp_edge.train.network.model import GrmpIqa
 
 
 def _state(model: GrmpIqa) -> dict[str, torch.Tensor]:

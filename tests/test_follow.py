@@ -18,7 +18,7 @@ from conftest import encode, make_image, tiny_score
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.runtime import Failure
-from grmp_edge.runtime.follow import FollowConfig, follow
+from grmp_edge.runtime.sources.follow import FollowConfig, follow
 
 COMMAND = [sys.executable, "-m", "grmp_edge", "score"]
 

@@ -9,12 +9,12 @@ from helpers_train import memory_task, pictures, tiny_model
 from torch import nn
 
 from grmp_edge.preprocess import squash
-from grmp_edge.train.distributed import Team
-from grmp_edge.train.finetune import FinetuneConfig, Part, finetune, predict
-from grmp_edge.train.frozen import CentreScores, FrozenCache, Teacher, group_size
-from grmp_edge.train.pictures import PictureCache
+from grmp_edge.train.finetune.frozen_features import CentreScores, FrozenCache, Teacher, group_size
+from grmp_edge.train.finetune.loop import FinetuneConfig, Part, finetune, predict
+from grmp_edge.train.network.towers import block_forward
+from grmp_edge.train.session.ranks import Team
+from grmp_edge.train.task_pictures import PictureCache
 from grmp_edge.train.tasks import ahead, query_batches
-from grmp_edge.train.towers import block_forward
 
 SIDE, SIZE = 35, 32
 TOKENS = (1 + 16) * 24 * 4  # bytes of one picture in the tiny model
@@ -142,7 +142,7 @@ def test_one_query_is_the_first_of_all(heads):
     for parameter in parameters:
         parameter.requires_grad_(True)
     normed, others = block.ln_1(tokens), block.ln_1(prompts)
-    from grmp_edge.train.towers import keys_values
+    from grmp_edge.train.network.towers import keys_values
 
     extra = keys_values(block, others)
     if heads == 2:  # by picture, as while dropout is active

@@ -24,13 +24,53 @@ HEAVY = {"torch", "open_clip", "onnx", "onnxruntime", "tensorrt", "safetensors"}
 
 def files() -> dict[Path, str]:
     """Every module of the package with its part."""
-    found = dict.fromkeys((ROOT / "grmp_edge").glob("*.py"), "core")
-    for path in found:
-        if path.stem.startswith("cli") or path.stem == "__main__":
-            found[path] = "cli"
-    for room in ROOMS:
-        found.update(dict.fromkeys((ROOT / room).rglob("*.py"), room))
-    return found
+    parts = dict.fromkeys((ROOT / "grmp_edge").glob("*.py"), "core")
+    parts[ROOT / "grmp_edge" / "__main__.py"] = "cli"
+    for folder, part in (("grmp_edge/cli", "cli"), *((room, room) for room in ROOMS)):
+        parts.update(dict.fromkeys((ROOT / folder).rglob("*.py"), part))
+    return parts
+
+
+def module_name(path: Path) -> str:
+    """The dotted name under which a file is imported."""
+    names = list(path.relative_to(ROOT).with_suffix("").parts)
+    if names[-1] == "__init__":
+        names.pop()
+    return ".".join(names if names[0] == "grmp_edge" else ["grmp_edge", *names])
+
+
+def graph() -> dict[str, set[str]]:
+    """Which module imports which, anywhere in it, TYPE_CHECKING included; doors (__init__) left out."""
+    modules = {module_name(path): path for path in files() if path.stem != "__init__"}
+    edges: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        used = imports(ast.parse(path.read_text(encoding="utf-8")))
+        ends = {each if each in modules else each.rpartition(".")[0] for each in used}
+        edges[name] = (ends & set(modules)) - {name}
+    return edges
+
+
+def folder(module: str) -> str:
+    """A module's folder below a room or the command line; for what lies beside a room's door, the module."""
+    names = module.split(".")
+    return ".".join(names[:3]) if len(names) > 3 else "grmp_edge.cli" if names[1] == "cli" else module
+
+
+def circles(edges: dict[str, set[str]]) -> set[frozenset[str]]:
+    """The sets of nodes that can reach each other."""
+
+    def reach(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = list(edges[start])
+        while todo:
+            at = todo.pop()
+            if at not in seen:
+                seen.add(at)
+                todo.extend(edges[at])
+        return seen
+
+    far = {node: reach(node) for node in edges}
+    return {frozenset(end for end in far[node] if node in far[end]) for node in far if node in far[node]}
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -52,7 +92,7 @@ def part(name: str) -> str | None:
     second = [*name.split("."), ""][1]
     if second in ROOMS:
         return second
-    return "cli" if second.startswith("cli") else "core"
+    return "cli" if second == "cli" else "core"
 
 
 def at_import_time(tree: ast.Module) -> ast.Module:
@@ -92,6 +132,33 @@ def test_imports_point_one_way(path: Path) -> None:
 
 def test_every_part_is_looked_at() -> None:
     assert set(files().values()) == set(ALLOWED)
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    edges = graph()
+    assert edges["grmp_edge.runtime.bulk"] >= {"grmp_edge.runtime.scorer"}
+    assert circles(edges) == set()
+
+
+def test_folders_import_each_other_in_no_circle() -> None:
+    edges: dict[str, set[str]] = {}
+    for module, ends in graph().items():
+        own = folder(module)
+        edges.setdefault(own, set()).update({folder(end) for end in ends} - {own})
+    assert {"grmp_edge.train.network", "grmp_edge.runtime.live", "grmp_edge.cli"} <= set(edges)
+    assert circles(edges) == set()
+
+
+def test_nothing_in_training_needs_the_recipe_and_nothing_below_the_cameras_knows_them() -> None:
+    """Rules of one direction that circles alone would not show."""
+    for module, ends in graph().items():
+        own, others = folder(module), {folder(end) for end in ends}
+        if own.startswith("grmp_edge.train.") and own != "grmp_edge.train.recipe":
+            assert "grmp_edge.train.recipe" not in others, module
+        if own in ("grmp_edge.runtime.sources", "grmp_edge.runtime.video"):
+            assert not others & {"grmp_edge.runtime.scorer", "grmp_edge.runtime.live"}, module
+        if own == "grmp_edge.train.network":
+            assert not {end for end in others if end.startswith("grmp_edge.train.")} - {own}, module
 
 
 def loaded_by(*arguments: str) -> set[str]:

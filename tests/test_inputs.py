@@ -20,8 +20,8 @@ from conftest import UInt8Array, encode, make_image, tiny_score
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import SourceError, UsageError
 from grmp_edge.runtime import Failure, Picture, read_sources
-from grmp_edge.runtime.fetch import FetchConfig, fetch_picture
-from grmp_edge.runtime.stdin import RawFormat, read_raw_frames
+from grmp_edge.runtime.sources.http import FetchConfig, fetch_picture
+from grmp_edge.runtime.sources.stdin import RawFormat, read_raw_frames
 
 COMMAND = [sys.executable, "-m", "grmp_edge", "score"]
 

@@ -59,11 +59,12 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
         names = set(archive.namelist())
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"grmp_edge"}
-    for path in [*ROOT.glob("grmp_edge/*.py"), ROOT / "grmp_edge" / "py.typed"]:
-        assert f"grmp_edge/{path.name}" in names
+    assert "grmp_edge/py.typed" in names
+    for path in [*ROOT.glob("grmp_edge/*.py"), *ROOT.glob("grmp_edge/cli/*.py")]:
+        assert path.relative_to(ROOT).as_posix() in names
     for room in ("train", "export", "runtime"):
-        for path in (ROOT / room).glob("*.py"):
-            assert f"grmp_edge/{room}/{path.name}" in names
+        for path in (ROOT / room).rglob("*.py"):
+            assert f"grmp_edge/{path.relative_to(ROOT).as_posix()}" in names
         assert [name for name in names if name.startswith(f"grmp_edge/{room}/")]
 
 

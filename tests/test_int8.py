@@ -18,12 +18,13 @@ from typer.testing import CliRunner
 from grmp_edge.cli import app
 from grmp_edge.errors import DataError, ParityError
 from grmp_edge.export import pipeline
-from grmp_edge.export.calibrate import Activations, calibrate
 from grmp_edge.export.fold import fold
-from grmp_edge.export.int8 import Int8Config, _Search
+from grmp_edge.export.graph.emit import build_onnx
 from grmp_edge.export.parity import Gate, Limit, Link, ParityConfig
 from grmp_edge.export.pipeline import ExportConfig, export_bundle
-from grmp_edge.export.quantize import (
+from grmp_edge.export.precision.activations import Activations, calibrate
+from grmp_edge.export.precision.int8 import Int8Config, _Search
+from grmp_edge.export.precision.quantize import (
     WEIGHT_LEVELS,
     Method,
     activation_scale,
@@ -32,11 +33,10 @@ from grmp_edge.export.quantize import (
     quantize_weight,
     smooth,
 )
-from grmp_edge.export.to_onnx import build_onnx
-from grmp_edge.runtime.bench import BenchConfig, graph_runner, open_session
+from grmp_edge.runtime.measure.bench import BenchConfig, graph_runner, open_session
 from grmp_edge.score import MosScale
-from grmp_edge.train.checkpoint import Checkpoint
-from grmp_edge.train.model import GrmpIqa
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.session.checkpoint import Checkpoint
 
 ONE_RUN = BenchConfig(batches=(1,), runs=1)
 

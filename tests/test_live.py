@@ -16,11 +16,11 @@ from helpers_live import STALL, FakeCapture, free_port, http_cameras, opener, sc
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import SourceError, UsageError
-from grmp_edge.runtime.camera_state import CameraEvent, CameraState, backoff
-from grmp_edge.runtime.capture import PermanentSourceError, is_live, open_capture
-from grmp_edge.runtime.live import Live, LiveScore
-from grmp_edge.runtime.live_config import CameraConfig, LiveConfig
+from grmp_edge.runtime.live.config import CameraConfig, LiveConfig
+from grmp_edge.runtime.live.events import CameraEvent, CameraState, backoff
+from grmp_edge.runtime.live.live import Live, LiveScore
 from grmp_edge.runtime.scorer import Scorer
+from grmp_edge.runtime.video.capture import PermanentSourceError, is_live, open_capture
 
 
 def bgr(seed: int) -> UInt8Array:

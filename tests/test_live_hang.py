@@ -21,11 +21,11 @@ from helpers_live import FakeCapture, frame_bytes, http_cameras, opener, scores,
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import SourceError
-from grmp_edge.runtime.camera_state import CameraEvent, CameraState
-from grmp_edge.runtime.capture import open_capture
-from grmp_edge.runtime.live import Live, LiveEvent
-from grmp_edge.runtime.live_config import CameraConfig
+from grmp_edge.runtime.live.config import CameraConfig
+from grmp_edge.runtime.live.events import CameraEvent, CameraState
+from grmp_edge.runtime.live.live import Live, LiveEvent
 from grmp_edge.runtime.scorer import Scorer
+from grmp_edge.runtime.video.capture import open_capture
 
 OPTIONS_ONLY = b"RTSP/1.0 200 OK\r\nCSeq: 1\r\nPublic: DESCRIBE, SETUP, PLAY\r\n\r\n"
 MULTIPART = b'HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary="frame"\r\n\r\n'

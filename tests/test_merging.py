@@ -14,12 +14,10 @@ from safetensors.torch import load_file, save_file
 from grmp_edge.errors import ModelError
 from grmp_edge.export.baselines import build_plain, build_unfolded, trace_unfolded
 from grmp_edge.export.fold import fold
-from grmp_edge.export.to_onnx import build_onnx
-from grmp_edge.runtime.bench import graph_runner, open_session
-from grmp_edge.train.backbone import Backbone
-from grmp_edge.train.backbone_recipe import main
-from grmp_edge.train.captions import vocabulary
-from grmp_edge.train.embedded import (
+from grmp_edge.export.graph.emit import build_onnx
+from grmp_edge.runtime.measure.bench import graph_runner, open_session
+from grmp_edge.train.network.backbone import Backbone
+from grmp_edge.train.network.embedded import (
     Shape,
     build_embedded,
     load_embedded,
@@ -27,9 +25,11 @@ from grmp_edge.train.embedded import (
     thinned,
     token_ids_of,
 )
-from grmp_edge.train.merging import GroupDropout, MergingBlock, merge_from, merged
-from grmp_edge.train.model import GrmpIqa, PromptConfig
-from grmp_edge.train.procedural import procedural_image
+from grmp_edge.train.network.merging import GroupDropout, MergingBlock, merge_from, merged
+from grmp_edge.train.network.model import GrmpIqa, PromptConfig
+from grmp_edge.train.pictures.procedural import procedural_image
+from grmp_edge.train.recipe.__main__ import main
+from grmp_edge.train.recipe.captions import vocabulary
 
 
 @pytest.fixture(autouse=True)

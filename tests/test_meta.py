@@ -11,12 +11,12 @@ from helpers_train import PROMPTS, Stop, memory_task, parameters_of, tiny_model
 
 from grmp_edge.errors import CheckpointError, DataError, UsageError
 from grmp_edge.metrics import srcc
-from grmp_edge.train.backbone import BackboneConfig
-from grmp_edge.train.checkpoint import CheckpointWriter
 from grmp_edge.train.meta import MetaConfig, adapt, evaluate_tasks, hold_out, meta_train
-from grmp_edge.train.model import PromptConfig
-from grmp_edge.train.progress import Silent
-from grmp_edge.train.run import ModelConfig, run_pretrain
+from grmp_edge.train.network.backbone import BackboneConfig
+from grmp_edge.train.network.model import PromptConfig
+from grmp_edge.train.runs import ModelConfig, run_pretrain
+from grmp_edge.train.session.checkpoint import CheckpointWriter
+from grmp_edge.train.session.progress import Silent
 from grmp_edge.train.tasks import query_batches, support_batches
 
 SMALL = MetaConfig(epochs=2, support_batch=5, query_batch=2, held_out=0, inner_lr=1e-3, outer_lr=0.1)

@@ -18,7 +18,7 @@ import pytest
 from helpers_live import SYSTEM, free_port, until
 from test_sinks import LOST, alert_event, put, score_event
 
-from grmp_edge.runtime.sinks import make_sink
+from grmp_edge.runtime.sinks.queue import make_sink
 
 pytestmark = pytest.mark.system
 
@@ -107,7 +107,7 @@ def test_scores_alerts_discovery_and_the_last_will(tmp_path: Path) -> None:
         assert not any(b"SECRET" in payload for _, _, payload in ears.heard)
 
         code = (
-            "import os, sys, time; from grmp_edge.runtime.sinks_net import MqttWriter\n"
+            "import os, sys, time; from grmp_edge.runtime.sinks.network import MqttWriter\n"
             f"w = MqttWriter({url!r}, node='edge2')\n"
             "while not w._client.is_connected(): time.sleep(0.05)\n"
             "time.sleep(0.5); os.kill(os.getpid(), 9)"

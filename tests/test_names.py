@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from grmp_edge.runtime.names import safe_name, scrub, slug, split_credentials
+from grmp_edge.redact import safe_name, scrub, slug, split_credentials
 
 
 @pytest.mark.parametrize(

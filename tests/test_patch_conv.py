@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from grmp_edge.train.backbone_loss import normalise
-from grmp_edge.train.patch_conv import as_patches
+from grmp_edge.train.recipe.objective import normalise
+from grmp_edge.train.recipe.patch_conv import as_patches
 
 
 @pytest.mark.parametrize("bias", [False, True])

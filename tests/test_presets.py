@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from grmp_edge.cli import app
 from grmp_edge.errors import UsageError
-from grmp_edge.train.data import SplitConfig
-from grmp_edge.train.finetune import FinetuneConfig
+from grmp_edge.train.data.labelled import SplitConfig
+from grmp_edge.train.finetune.loop import FinetuneConfig
 from grmp_edge.train.meta import MetaConfig
 from grmp_edge.train.presets import PRESETS, Preset, differences, leaks, preset_named
 
@@ -75,8 +75,8 @@ def test_the_command_lists_every_difference_with_its_reason() -> None:
 
 
 def test_options_override_the_preset() -> None:
-    from grmp_edge import cli_options as opt
-    from grmp_edge.cli_stages import MetaChoice, ModelChoice, TuningChoice, preset_of
+    from grmp_edge.cli import options as opt
+    from grmp_edge.cli.training_options import MetaChoice, ModelChoice, TuningChoice, preset_of
 
     def tuning(fraction: float | None, on_test: bool | None, preset: opt.PresetChoice) -> TuningChoice:
         return TuningChoice(
@@ -110,8 +110,8 @@ def test_options_override_the_preset() -> None:
 
 @pytest.mark.parametrize("backbone", ["embedded-s16", "ViT-B-16"])
 def test_calibration_and_the_text_sides_rate_can_be_asked_for(backbone: str) -> None:
-    from grmp_edge import cli_options as opt
-    from grmp_edge.cli_stages import TuningChoice
+    from grmp_edge.cli import options as opt
+    from grmp_edge.cli.training_options import TuningChoice
 
     def tuning(
         given: tuple[bool | None, float | None], preset: opt.PresetChoice

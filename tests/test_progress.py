@@ -8,9 +8,9 @@ import pytest
 from conftest import encode, make_image
 from typer.testing import CliRunner
 
-from grmp_edge import cli_progress as room
 from grmp_edge.cli import app
-from grmp_edge.cli_progress import TrainProgress
+from grmp_edge.cli import progress as room
+from grmp_edge.cli.progress import TrainProgress
 
 
 def test_no_time_left_is_told_before_the_first_step(

@@ -7,8 +7,8 @@ import pytest
 import torch
 from helpers_train import pictures, tiny_model
 
-from grmp_edge.train.losses import quality_loss, semantic_loss
-from grmp_edge.train.qgr import regularise
+from grmp_edge.train.finetune.qgr import regularise
+from grmp_edge.train.network.losses import quality_loss, semantic_loss
 
 RNG = np.random.default_rng(0)
 

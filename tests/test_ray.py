@@ -13,8 +13,8 @@ from conftest import encode, make_image, write_clip
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import BackendError, GrmpError, UsageError
 from grmp_edge.runtime import Failure, Sampling, Score, Scorer
-from grmp_edge.runtime.ray_score import RayConfig, RayScorer
-from grmp_edge.runtime.sources import list_sources
+from grmp_edge.runtime.cluster import RayConfig, RayScorer
+from grmp_edge.runtime.sources.sources import list_sources
 
 pytestmark = pytest.mark.ray
 COMMAND = [sys.executable, "-m", "grmp_edge", "score"]

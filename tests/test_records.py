@@ -18,8 +18,8 @@ from conftest import encode, make_image, tiny_score, write_clip
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import ImageError, UsageError
 from grmp_edge.runtime import Failure, Score
-from grmp_edge.runtime.keys import Keys, name_key
-from grmp_edge.runtime.records import ScoreFile
+from grmp_edge.runtime.score_file import ScoreFile
+from grmp_edge.runtime.sources.name_set import Keys, name_key
 
 COMMAND = [sys.executable, "-m", "grmp_edge", "score"]
 ODD = 'a "quoted", name\nof two lines \udcff.png'
@@ -249,7 +249,7 @@ def test_resident_memory_does_not_grow_with_the_number_of_files(tiny_bundle: Bun
         "import sys\n"
         "from grmp_edge.runtime import Scorer\n"
         "from grmp_edge.runtime.bulk import score_bulk\n"
-        "from grmp_edge.runtime.sources import list_sources\n"
+        "from grmp_edge.runtime.sources.sources import list_sources\n"
         "def resident():\n"
         "    return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
         "with Scorer.open(sys.argv[1], threads=1) as scorer:\n"

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from grmp_edge.cli import app
 from grmp_edge.errors import CheckpointError, ModelError
-from grmp_edge.train.checkpoint import load_checkpoint
-from grmp_edge.train.reference import ImportConfig, import_reference
+from grmp_edge.train.import_released import ImportConfig, import_reference
+from grmp_edge.train.session.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -177,10 +177,10 @@ def test_import_then_export_then_score(tmp_path: Path) -> None:
 def test_an_imported_model_cannot_be_fine_tuned(tmp_path: Path) -> None:
     from helpers_train import write_labelled
 
-    from grmp_edge.train.backbone import BackboneConfig
-    from grmp_edge.train.data import SplitConfig, read_csv
-    from grmp_edge.train.finetune import FinetuneConfig
-    from grmp_edge.train.run import ModelConfig, run_finetune
+    from grmp_edge.train.data.labelled import SplitConfig, read_csv
+    from grmp_edge.train.finetune.loop import FinetuneConfig
+    from grmp_edge.train.network.backbone import BackboneConfig
+    from grmp_edge.train.runs import ModelConfig, run_finetune
 
     torch.save(released(TINY, prompts=3), tmp_path / "released.pt")
     import_reference(tmp_path / "released.pt", tmp_path / "checkpoint")

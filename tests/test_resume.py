@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 
 from grmp_edge.cli import app
 from grmp_edge.errors import CheckpointError, UsageError
-from grmp_edge.train.backbone import BackboneConfig
-from grmp_edge.train.checkpoint import CheckpointWriter, State, read_state, refuse_unfinished
-from grmp_edge.train.data import SplitConfig, read_csv
-from grmp_edge.train.finetune import FinetuneConfig, Part, finetune
+from grmp_edge.train.data.labelled import SplitConfig, read_csv
+from grmp_edge.train.finetune.loop import FinetuneConfig, Part, finetune
 from grmp_edge.train.meta import MetaConfig, meta_train
-from grmp_edge.train.model import PromptConfig
-from grmp_edge.train.resume_rules import difference, version_notes
-from grmp_edge.train.run import ModelConfig, build_network, run_finetune, run_pretrain
+from grmp_edge.train.network.backbone import BackboneConfig
+from grmp_edge.train.network.model import PromptConfig
+from grmp_edge.train.runs import ModelConfig, build_network, run_finetune, run_pretrain
+from grmp_edge.train.session.checkpoint import CheckpointWriter, State, read_state, refuse_unfinished
+from grmp_edge.train.session.resume_rules import difference, version_notes
 
 CHOICE = ModelConfig(BackboneConfig(pretrained="random"), PromptConfig(visual_tokens=4), "cpu", 3)
 

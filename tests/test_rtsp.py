@@ -10,9 +10,9 @@ import pytest
 from helpers_live import Proxy, free_port, made_at, rtsp_server, scores, take
 
 from grmp_edge.bundle import Bundle
-from grmp_edge.runtime.camera_state import CameraEvent, CameraState
-from grmp_edge.runtime.live import Live
-from grmp_edge.runtime.live_config import CameraConfig
+from grmp_edge.runtime.live.config import CameraConfig
+from grmp_edge.runtime.live.events import CameraEvent, CameraState
+from grmp_edge.runtime.live.live import Live
 from grmp_edge.runtime.scorer import Scorer
 
 pytestmark = pytest.mark.system

@@ -13,11 +13,11 @@ from helpers_live import free_port, made_at, rtsp_server, scores, take
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import SourceError
-from grmp_edge.runtime.camera_state import CameraState
-from grmp_edge.runtime.live import Live
-from grmp_edge.runtime.live_config import CameraConfig
-from grmp_edge.runtime.rtsp_relay import RtspRelay, _Connection, with_delimiters
+from grmp_edge.runtime.live.config import CameraConfig
+from grmp_edge.runtime.live.events import CameraState
+from grmp_edge.runtime.live.live import Live
 from grmp_edge.runtime.scorer import Scorer
+from grmp_edge.runtime.video.rtsp import RtspRelay, _Connection, with_delimiters
 
 SDP = b"v=0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 %b/90000\r\nm=audio 0 RTP/AVP 0\r\n"
 DESCRIBE = b"RTSP/1.0 200 OK\r\nCSeq: 3\r\nContent-Length: %d\r\n\r\n%b"

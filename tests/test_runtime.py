@@ -17,7 +17,7 @@ from grmp_edge.bundle import Bundle
 from grmp_edge.errors import BackendError, BundleError, ImageError
 from grmp_edge.runtime import BackendOptions, Failure, Picture, Sampling, Score, Scorer
 from grmp_edge.runtime.backends import OnnxRuntimeBackend, open_backend
-from grmp_edge.runtime.doctor import can_score, examine, probe_graph
+from grmp_edge.runtime.measure.doctor import can_score, examine, probe_graph
 
 
 def test_a_path_bytes_and_an_array(tiny_bundle: Bundle, photos: Path) -> None:

@@ -27,9 +27,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import UsageError
-from grmp_edge.runtime.image_size import image_size
-from grmp_edge.runtime.metrics_text import Metrics
-from grmp_edge.runtime.serve_guard import ServeConfig
+from grmp_edge.image_size import image_size
+from grmp_edge.runtime.web.guard import ServeConfig
+from grmp_edge.runtime.web.metrics_text import Metrics
 
 COMMAND = [sys.executable, "-m", "grmp_edge", "serve"]
 

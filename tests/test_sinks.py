@@ -25,10 +25,10 @@ from conftest import make_image
 from helpers_live import free_port, until
 
 from grmp_edge.errors import GrmpError, UsageError
-from grmp_edge.runtime.alert import Alert
-from grmp_edge.runtime.camera_state import CameraEvent, CameraState
-from grmp_edge.runtime.live import AlertEvent, LiveScore
-from grmp_edge.runtime.sinks import Message, QueuedSink, Record, close_all, make_sink, to_record
+from grmp_edge.runtime.live.alert import Alert
+from grmp_edge.runtime.live.events import CameraEvent, CameraState
+from grmp_edge.runtime.live.live import AlertEvent, LiveScore
+from grmp_edge.runtime.sinks.queue import Message, QueuedSink, Record, close_all, make_sink, to_record
 from grmp_edge.score import Score
 
 
@@ -299,8 +299,8 @@ def test_a_webhook_follows_no_redirect() -> None:
 # Stands for a disk: files of this process may grow to 20 KB, then to as much as they like.
 FULL = """
 import json, resource, signal, sys
-from grmp_edge.runtime.sinks import QueuedSink, make_sink
-from grmp_edge.runtime.watch_view import LineWriter
+from grmp_edge.runtime.sinks.queue import QueuedSink, make_sink
+from grmp_edge.cli.watch_view import LineWriter
 from test_sinks import put, score_event
 from helpers_live import until
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -12,8 +12,8 @@ from conftest import encode, make_image, write_clip
 
 from grmp_edge.errors import SourceError, UsageError
 from grmp_edge.runtime import Failure, Picture, Sampling, read_sources
-from grmp_edge.runtime.sources import list_sources, natural_key
-from grmp_edge.runtime.video import read_video
+from grmp_edge.runtime.sources.sources import list_sources, natural_key
+from grmp_edge.runtime.video.files import read_video
 
 
 def names(*sources: str | Path) -> list[str]:

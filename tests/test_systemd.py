@@ -21,7 +21,7 @@ from conftest import write_clip
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.cli import app
-from grmp_edge.runtime.systemd import notify, supervised
+from grmp_edge.runtime.service import notify, supervised
 
 try:
     import tomllib

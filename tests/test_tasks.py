@@ -8,8 +8,8 @@ import pytest
 from helpers_train import pictures, write_labelled
 
 from grmp_edge.errors import DataError
-from grmp_edge.train.data import Labelled, read_csv
-from grmp_edge.train.distort import DISTORTIONS
+from grmp_edge.train.data.labelled import Labelled, read_csv
+from grmp_edge.train.pictures.distort import DISTORTIONS
 from grmp_edge.train.tasks import (
     SyntheticConfig,
     labelled_tasks,

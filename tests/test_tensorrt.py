@@ -15,22 +15,22 @@ import pytest
 from conftest import write_tiny_graph
 from helpers_train import tiny_model
 from onnx import TensorProto, helper
+from tensorrt_operators import OPERATORS, REFUSED, unsupported
 from typer.testing import CliRunner
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.cli import app
 from grmp_edge.errors import BackendError, BundleError, MissingDependencyError, UsageError
 from grmp_edge.export.fold import fold
-from grmp_edge.export.graph import GraphBuilder
-from grmp_edge.export.quantize import build_int8, layers
-from grmp_edge.export.tensorrt_operators import OPERATORS, REFUSED, unsupported
-from grmp_edge.export.to_onnx import build_onnx
-from grmp_edge.runtime import tensorrt_load
+from grmp_edge.export.graph.builder import GraphBuilder
+from grmp_edge.export.graph.emit import build_onnx
+from grmp_edge.export.precision.quantize import build_int8, layers
 from grmp_edge.runtime.backends import BackendOptions, open_backend
-from grmp_edge.runtime.engine_cache import EngineCache, EngineKey, Profile, default_cache
-from grmp_edge.runtime.gpu import Gpu, find_gpu
-from grmp_edge.runtime.tensorrt_build import BuildConfig, build, count_types
-from grmp_edge.runtime.trtexec import trtexec_line
+from grmp_edge.runtime.tensorrt import tensorrt_load
+from grmp_edge.runtime.tensorrt.build import BuildConfig, build, count_types
+from grmp_edge.runtime.tensorrt.engine_cache import EngineCache, EngineKey, Profile, default_cache
+from grmp_edge.runtime.tensorrt.gpu import Gpu, find_gpu
+from grmp_edge.runtime.tensorrt.trtexec import trtexec_line
 
 ORIN = Gpu("Orin (nvgpu)", "8.7")
 KEY = EngineKey(
@@ -204,7 +204,7 @@ def test_the_share_of_half_layers_is_counted() -> None:
 
 
 class StandIn:
-    """The bindings' surface as runtime/tensorrt_api.py has it; it builds nothing and notes all."""
+    """The bindings' surface as runtime/tensorrt/bindings.py has it; it builds nothing and notes all."""
 
     def __init__(
         self, version: str, plan: bytes | None = b"plan", message: str = "", parses: bool = True

@@ -15,14 +15,14 @@ from test_model import plain_scores
 
 from grmp_edge.errors import UsageError
 from grmp_edge.export.baselines import build_plain, build_unfolded, trace_unfolded
-from grmp_edge.export.count import multiply_adds
 from grmp_edge.export.fold import FoldedModel, fold
-from grmp_edge.export.graph import GraphBuilder
-from grmp_edge.export.save import save_graph
-from grmp_edge.export.to_onnx import GraphPrecision, build_onnx
-from grmp_edge.runtime.bench import graph_runner, open_session
-from grmp_edge.train.backbone import BackboneConfig, load_backbone
-from grmp_edge.train.model import GrmpIqa, PromptConfig
+from grmp_edge.export.graph.builder import GraphBuilder
+from grmp_edge.export.graph.count import multiply_adds
+from grmp_edge.export.graph.emit import GraphPrecision, build_onnx
+from grmp_edge.export.graph.save import save_graph
+from grmp_edge.runtime.measure.bench import graph_runner, open_session
+from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
+from grmp_edge.train.network.model import GrmpIqa, PromptConfig
 
 # All in the operator table of TensorRT 10.3's ONNX parser, for float32 and float16. What shape arithmetic is
 # made of (Shape, Gather, Expand, ...) and control flow are not among them.

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from grmp_edge.errors import DataError, UsageError
 from grmp_edge.metrics import srcc
-from grmp_edge.train.backbone import EMBEDDED
-from grmp_edge.train.checkpoint import CheckpointWriter, State, copy_parameters
-from grmp_edge.train.distributed import ALONE, Team, current_team
-from grmp_edge.train.losses import quality_loss
-from grmp_edge.train.model import GrmpIqa
-from grmp_edge.train.pictures import PictureCache
-from grmp_edge.train.precision import LossScaler, Numerics, Precision
-from grmp_edge.train.progress import Reporter, Silent
+from grmp_edge.train.network.backbone import EMBEDDED
+from grmp_edge.train.network.losses import quality_loss
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.session.checkpoint import CheckpointWriter, State, copy_parameters
+from grmp_edge.train.session.precision import LossScaler, Numerics, Precision
+from grmp_edge.train.session.progress import Reporter, Silent
+from grmp_edge.train.session.ranks import ALONE, Team, current_team
+from grmp_edge.train.task_pictures import PictureCache
 from grmp_edge.train.tasks import Batch, Task, ahead, query_batches, support_batches
 
 __all__ = ["MetaConfig", "adapt", "evaluate_tasks", "hold_out", "meta_train"]
@@ -47,7 +47,7 @@ class MetaConfig:
     reset_per_task: bool = True
     held_out: float = 0.15  # share of the tasks that choose the epoch instead of training it
     seed: int = 0
-    precision: Precision = "auto"  # of the towers' products: see grmp_edge.train.precision
+    precision: Precision = "auto"  # of the towers' products: see grmp_edge.train.session.precision
     picture_bytes: int = 1 << 30  # at most so much of the tasks' squashed pictures is kept in memory
 
     @classmethod

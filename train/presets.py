@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from grmp_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from grmp_edge.train.data import SplitConfig
-    from grmp_edge.train.finetune import FinetuneConfig
+    from grmp_edge.train.data.labelled import SplitConfig
+    from grmp_edge.train.finetune.loop import FinetuneConfig
     from grmp_edge.train.meta import MetaConfig
     from grmp_edge.train.tasks import Task
 

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from grmp_edge.errors import DataError, ImageError
 from grmp_edge.preprocess import IMAGE_SUFFIXES, read_image
-from grmp_edge.train.data import Labelled
-from grmp_edge.train.distort import DISTORTIONS, distort
-from grmp_edge.train.pictures import PictureCache
+from grmp_edge.train.data.labelled import Labelled
+from grmp_edge.train.pictures.distort import DISTORTIONS, distort
+from grmp_edge.train.task_pictures import PictureCache
 
 __all__ = ["Batch", "SyntheticConfig", "Task", "labelled_tasks", "load_photographs", "synthetic_tasks"]
 
@@ -175,7 +175,7 @@ def load_photographs(
 
 def procedural_photographs(count: int, side: int = 384, seed: int = 0) -> list[tuple[str, UInt8Array]]:
     """Computer-made pictures in the place of photographs, when none are at hand."""
-    from grmp_edge.train.procedural import procedural_image
+    from grmp_edge.train.pictures.procedural import procedural_image
 
     return [
         (f"procedural-{index}", procedural_image(np.random.default_rng([seed, index]), side))

@@ -21,10 +21,10 @@ from typing import Any
 
 from parts import FPS, UInt8Array, bundle_or_tiny, mjpeg_server, stamp
 
-from grmp_edge.runtime.capture import Capture, open_capture
-from grmp_edge.runtime.live import Live, LiveScore
-from grmp_edge.runtime.live_config import CameraConfig
+from grmp_edge.runtime.live.config import CameraConfig
+from grmp_edge.runtime.live.live import Live, LiveScore
 from grmp_edge.runtime.scorer import Scorer
+from grmp_edge.runtime.video.capture import Capture, open_capture
 
 STEPS = (
     ("to_here", "drawn, encoded, sent, received, decoded: until grab() has it"),

@@ -32,9 +32,9 @@ def make_checkpoint(name: str, folder: Path, from_file: bool) -> int:
     """
     from safetensors.torch import save_model
 
-    from grmp_edge.train.backbone import BackboneConfig, load_backbone
-    from grmp_edge.train.checkpoint import CheckpointWriter, State, backbone_settings
-    from grmp_edge.train.model import GrmpIqa, PromptConfig
+    from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
+    from grmp_edge.train.network.model import GrmpIqa, PromptConfig
+    from grmp_edge.train.session.checkpoint import CheckpointWriter, State, backbone_settings
 
     config, prompts = BackboneConfig(name, "random"), PromptConfig()
     backbone = load_backbone(config)

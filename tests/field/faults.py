@@ -34,10 +34,10 @@ from parts import FPS, Watcher, bundle_or_tiny, usage
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from helpers_live import Proxy, free_port, rtsp_server
 
-from grmp_edge.runtime.live import Live
-from grmp_edge.runtime.live_config import CameraConfig
+from grmp_edge.runtime.live.config import CameraConfig
+from grmp_edge.runtime.live.live import Live
 from grmp_edge.runtime.scorer import Scorer
-from grmp_edge.runtime.sinks import QueuedSink, make_sink
+from grmp_edge.runtime.sinks.queue import QueuedSink, make_sink
 
 
 class NotHere(Exception):  # noqa: N818 - nothing failed

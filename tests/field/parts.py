@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from grmp_edge.runtime.camera_state import CameraEvent
-from grmp_edge.runtime.live import Live, LiveScore
+from grmp_edge.runtime.live.events import CameraEvent
+from grmp_edge.runtime.live.live import Live, LiveScore
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -135,7 +135,7 @@ class Watcher:
             raise self.error
 
     def _run(self) -> None:
-        from grmp_edge.runtime.sinks import to_record
+        from grmp_edge.runtime.sinks.queue import to_record
 
         try:
             for event in self._live.events():

@@ -1,0 +1,290 @@
+"""Writing a folded model as ONNX, node by node: no tracing, no shape arithmetic, every type chosen.
+
+The graph reads uint8 (batch, S, S, 3) RGB and begins with Cast, Transpose, Conv; it gives float32 (batch,).
+Only operators of opset 17 that TensorRT's parser and every ONNX Runtime since 1.18 know are used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Set
+from typing import Literal
+
+import onnx
+
+from grmp_edge.errors import UsageError
+from grmp_edge.export.fold import Array, FoldedBlock, FoldedModel, Norm
+from grmp_edge.export.graph.builder import OPSET, DType, GraphBuilder, Value, Weight
+
+__all__ = ["OPSET", "Emitter", "GraphPrecision", "build_onnx", "emit_model"]
+
+GraphPrecision = Literal["fp32", "fp16"]
+
+
+def build_onnx(
+    folded: FoldedModel,
+    precision: GraphPrecision = "fp32",
+    fp32_blocks: Set[int] = frozenset(),
+    simulate_half: bool = False,
+    metadata: Mapping[str, str] | None = None,
+    weights: list[Weight] | None = None,
+) -> onnx.ModelProto:
+    """Build the graph of a folded model.
+
+    With ``fp16`` the graph is strongly typed: half weights and activations; float32 for the pixels, the
+    patch embedding, LayerNorm, and everything after the last block (norms, projection, cosine, sigmoid).
+
+    Args:
+        folded: the constants.
+        precision: of the blocks.
+        fp32_blocks: with ``fp16``, indices of blocks to keep in float32. From the first of them on the
+            residual stream stays float32, so that what overflows half there can be carried on.
+        simulate_half: emit a float32 graph that rounds, and overflows, where half hardware would; it is for
+            the parity gate, to be run without graph optimisations, and is never deployed.
+        metadata: strings for the model's metadata_props.
+        weights: a list that takes the weights in place of the model.
+
+    Returns:
+        A model with input ``images`` and output ``scores`` (0..1).
+
+    Raises:
+        UsageError: an index in ``fp32_blocks`` is not a block.
+    """
+    outside = sorted(set(fp32_blocks) - set(range(len(folded.blocks))))
+    if outside:
+        raise UsageError(f"there is no block {outside[0]}, only 0..{len(folded.blocks) - 1}")
+    builder = GraphBuilder(simulate_half=simulate_half)
+    return emit_model(Emitter(builder, folded), precision, fp32_blocks, metadata, weights)
+
+
+def emit_model(
+    emitter: Emitter,
+    precision: GraphPrecision = "fp32",
+    fp32_blocks: Set[int] = frozenset(),
+    metadata: Mapping[str, str] | None = None,
+    weights: list[Weight] | None = None,
+) -> onnx.ModelProto:
+    """The whole graph by a given emitter; see :func:`build_onnx`."""
+    builder, blocks = emitter.g, emitter.folded.blocks
+    x = emitter.embed()
+    stream: DType = "f16" if precision == "fp16" else "f32"
+    for index, block in enumerate(blocks):
+        dtype: DType = "f32" if index in fp32_blocks else "f16" if precision == "fp16" else "f32"
+        stream = "f32" if dtype == "f32" else stream
+        x = emitter.enter(index, builder.cast(x, stream, f"block{index}.in"))
+        emit = emitter.last_block if index == len(blocks) - 1 else emitter.block
+        x = emit(f"block{index}", x, block, dtype)
+    scores = emitter.head(builder.cast(x, "f32", "cls"))
+    return builder.model("grmp-edge", scores, ("batch",), metadata or {}, weights)
+
+
+class Emitter:
+    """Emits the parts of one network; B is the batch, L the tokens, W their width, H heads of D."""
+
+    def __init__(self, builder: GraphBuilder, folded: FoldedModel) -> None:
+        self.g = builder
+        self.folded = folded
+        self.heads = folded.heads
+        self.head_width = folded.width // folded.heads
+        images = builder.input("images", "u8", ("batch", folded.size, folded.size, 3))
+        self.pixels = builder.cast(images, "f32", "pixels")
+        self._zeros: dict[DType, Value] = {}
+
+    def repeated(self, name: str, constant: Value) -> Value:
+        """A constant (1, ...) of four axes, repeated over the batch.
+
+        By adding zeros of shape (B, 1, 1, 1), which are a pixel times nothing: as fast as Expand, and the
+        graph never has to read the batch size.
+        """
+        g = self.g
+        if not self._zeros:
+            corner = g.op("Slice", "corner", self.pixels, g.ints(0, 0, 0), g.ints(1, 1, 1), g.ints(1, 2, 3))
+            self._zeros["f32"] = g.op("Mul", "zero", corner, g.constant("nothing", 0.0, "f32"))
+        if constant.dtype not in self._zeros:
+            self._zeros[constant.dtype] = g.cast(self._zeros["f32"], constant.dtype, "zero.half")
+        return g.op("Add", name, constant, self._zeros[constant.dtype])
+
+    def embed(self) -> Value:
+        """The tokens (B, L, W) before the first block, float32."""
+        g, folded, rows = self.g, self.folded, self.patch_rows()
+        # A row of zeros in front makes room for the class token, which the addition then fills in.
+        padded = g.op("Pad", "tokens.padded", rows, g.ints(0, 1, 0, 0, 0, 0))
+        tokens = g.op("Add", "tokens", padded, g.constant("tokens.constant", folded.tokens[None], "f32"))
+        return tokens if folded.ln_pre is None else self.norm("ln_pre", tokens, folded.ln_pre)
+
+    def patch_rows(self) -> Value:
+        """The patches' products (B, patches, W), float32, without their constant."""
+        g, folded = self.g, self.folded
+        planes = g.op("Transpose", "planes", self.pixels, perm=[0, 3, 1, 2])
+        weight = g.constant("patches.weight", folded.patch_weight, "f32")
+        side = [folded.patch, folded.patch]
+        patches = g.op("Conv", "patches", planes, weight, kernel_shape=side, strides=side)
+        flat = g.op("Reshape", "patches.flat", patches, g.ints(0, folded.width, -1))
+        return g.op("Transpose", "patches.rows", flat, perm=[0, 2, 1])
+
+    def enter(self, index: int, x: Value) -> Value:
+        """The tokens (B, L, W) that flow into a block: merged if it is one that merges."""
+        if index not in self.folded.merging:
+            return x
+        g, name = self.g, f"block{index}.merge"
+        end = 1 + self.folded.side(index - 1) ** 2
+        rest = g.op("Slice", f"{name}.places", x, g.ints(1), g.ints(end), g.ints(1))
+        return g.op("Concat", name, self.class_token(f"{name}.cls", x), self.merge(index, rest), axis=1)
+
+    def merge(self, index: int, rest: Value) -> Value:
+        """The places (B, S, W) before a block that merges, without the class token, to (B, S / 4, W)."""
+        g, name = self.g, f"block{index}.merge"
+        half = self.folded.side(index)
+        # The batch and the half of the rows share an axis, as five are what every runtime takes.
+        grid = g.op("Reshape", f"{name}.grid", rest, g.ints(-1, 2, half, 2, self.folded.width))
+        means = g.op("ReduceMean", f"{name}.means", grid, axes=[1, 3], keepdims=0)
+        return g.op("Reshape", f"{name}.rows", means, g.ints(-1, half * half, self.folded.width))
+
+    def block(self, name: str, x: Value, block: FoldedBlock, dtype: DType) -> Value:
+        """One whole block over (B, L, W), computed in ``dtype``; the result has the type of ``x``."""
+        g = self.g
+        normed = g.cast(self.norm(f"{name}.ln_1", x, block.ln_1), dtype, f"{name}.ln_1.out")
+        query, key, value = self.heads_of(name, normed, block)
+        if block.prompt_keys.shape[1]:
+            keys = g.constant(f"{name}.prompt.keys", block.prompt_keys[None], dtype)
+            values = g.constant(f"{name}.prompt.values", block.prompt_values[None], dtype)
+            keys = self.repeated(f"{name}.prompt.k", keys)
+            values = self.repeated(f"{name}.prompt.v", values)
+            key = g.op("Concat", f"{name}.attn.k.all", key, keys, axis=2)
+            value = g.op("Concat", f"{name}.attn.v.all", value, values, axis=2)
+        # Turned last and as two axes only, so that runtimes make it part of the product.
+        key = g.op("Transpose", f"{name}.attn.k.t", key, perm=[0, 1, 3, 2])
+        weights = g.op(
+            "Softmax", f"{name}.attn.weights", g.op("MatMul", f"{name}.attn.scores", query, key), axis=-1
+        )
+        mixed = g.op("MatMul", f"{name}.attn.mixed", weights, value)
+        mixed = g.op("Transpose", f"{name}.attn.mixed.t", mixed, perm=[0, 2, 1, 3])
+        mixed = g.op("Reshape", f"{name}.attn.mixed.tokens", mixed, g.ints(0, 0, self.folded.width))
+        return self.rest(name, x, mixed, block, dtype)
+
+    def heads_of(self, name: str, normed: Value, block: FoldedBlock) -> tuple[Value, Value, Value]:
+        """Queries, keys and values (B, H, L, D) of the image tokens."""
+        projected = (
+            self.linear(f"{name}.attn.q", normed, block.q_weight, block.q_bias),
+            self.linear(f"{name}.attn.k", normed, block.k_weight),
+            self.linear(f"{name}.attn.v", normed, block.v_weight),
+        )
+        query, key, value = (
+            self.split_heads(f"{name}.attn.{kind}", part, self.heads)
+            for kind, part in zip("qkv", projected, strict=True)
+        )
+        return query, key, value
+
+    def last_block(self, name: str, x: Value, block: FoldedBlock, dtype: DType) -> Value:
+        """The last block (B, L, W) to its class token (B, 1, W): all that is read of it.
+
+        With one query the key and value projections of all tokens need not be computed: q (n Wk)' is
+        (q Wk') n', and a (n Wv) is (a n) Wv.
+        """
+        g, heads, width = self.g, self.heads, self.folded.width
+        tokens = 1 + self.folded.side(len(self.folded.blocks) - 1) ** 2
+        prompts = int(block.prompt_keys.shape[1])
+        normed = g.cast(self.norm(f"{name}.ln_1", x, block.ln_1), dtype, f"{name}.ln_1.out")
+        first = self.linear(
+            f"{name}.attn.q", self.class_token(f"{name}.cls", normed), block.q_weight, block.q_bias
+        )
+        query = g.op("Reshape", f"{name}.attn.q.heads", first, g.ints(0, heads, 1, self.head_width))
+        by_head = block.k_weight.reshape(width, heads, -1).transpose(1, 2, 0)
+        key_weight = g.constant(f"{name}.attn.k.weight", by_head, dtype)  # (H, D, W)
+        reach = g.op("MatMul", f"{name}.attn.qk", query, key_weight)
+        reach = g.op("Reshape", f"{name}.attn.qk.heads", reach, g.ints(0, heads, width))
+        turned = g.op("Transpose", f"{name}.ln_1.t", normed, perm=[0, 2, 1])
+        scores = g.op("MatMul", f"{name}.attn.scores", reach, turned)  # (B, H, L)
+        if prompts:
+            keys = g.constant(f"{name}.prompt.keys", block.prompt_keys.transpose(0, 2, 1), dtype)
+            extra = g.op("MatMul", f"{name}.prompt.scores", query, keys)
+            extra = g.op("Reshape", f"{name}.prompt.scores.heads", extra, g.ints(0, heads, prompts))
+            scores = g.op("Concat", f"{name}.attn.scores.all", scores, extra, axis=2)
+        weights = g.op("Softmax", f"{name}.attn.weights", scores, axis=-1)
+        if prompts:
+            parts = [f"{name}.attn.weights.image", f"{name}.attn.weights.prompt"]
+            weights, of_prompts = g.ops(
+                "Split", f"{name}.attn.weights.split", parts, weights, g.ints(tokens, prompts), axis=2
+            )
+        mixed = g.op("MatMul", f"{name}.attn.mixed", weights, normed)  # (B, H, W)
+        mixed = g.op("Reshape", f"{name}.attn.mixed.heads", mixed, g.ints(0, heads, 1, width))
+        by_head = block.v_weight.reshape(width, heads, -1).transpose(1, 0, 2)
+        mixed = g.op("MatMul", f"{name}.attn.v", mixed, g.constant(f"{name}.attn.v.weight", by_head, dtype))
+        if prompts:
+            of_prompts = g.op("Reshape", f"{name}.prompt.weights", of_prompts, g.ints(0, heads, 1, prompts))
+            values = g.constant(f"{name}.prompt.values", block.prompt_values, dtype)
+            added = g.op("MatMul", f"{name}.prompt.mixed", of_prompts, values)
+            mixed = g.op("Add", f"{name}.attn.mixed.all", mixed, added)
+        mixed = g.op("Reshape", f"{name}.attn.mixed.tokens", mixed, g.ints(0, 1, width))
+        return self.rest(name, self.class_token(f"{name}.residual", x), mixed, block, dtype)
+
+    def rest(self, name: str, x: Value, mixed: Value, block: FoldedBlock, dtype: DType) -> Value:
+        """The output projection, the MLP and both residual additions."""
+        g = self.g
+        out = self.linear(f"{name}.attn.out", mixed, block.out_weight, block.out_bias)
+        x = g.op("Add", f"{name}.middle", x, g.cast(out, x.dtype, f"{name}.attn.out.wide"))
+        normed = g.cast(self.norm(f"{name}.ln_2", x, block.ln_2), dtype, f"{name}.ln_2.out")
+        hidden = self.linear(f"{name}.mlp.fc", normed, block.fc_weight, block.fc_bias)
+        out = self.linear(
+            f"{name}.mlp.proj", self.activation(f"{name}.mlp", hidden), block.proj_weight, block.proj_bias
+        )
+        return g.op("Add", f"{name}.out", x, g.cast(out, x.dtype, f"{name}.mlp.proj.wide"))
+
+    def head(self, cls: Value) -> Value:
+        """The class token (B, 1, W) to the scores (B,), in float32 throughout."""
+        g, folded = self.g, self.folded
+        if folded.prompt_norm is not None:
+            cls = self.norm("prompt_norm", cls, folded.prompt_norm)
+        cls = self.norm("ln_post", cls, folded.ln_post)
+        feature = g.op("MatMul", "feature", cls, g.constant("proj", folded.proj, "f32"))
+        along = g.op("MatMul", "along", feature, g.constant("direction", folded.direction[:, None], "f32"))
+        length = g.op("ReduceL2", "length", feature, axes=[2], keepdims=1)
+        high = g.op("Sigmoid", "high", g.op("Div", "logit", along, length))
+        return g.op("Squeeze", "scores", high, g.ints(1, 2))
+
+    def norm(self, name: str, x: Value, norm: Norm) -> Value:
+        """LayerNorm over the last axis, in float32 whatever the type of ``x``."""
+        g = self.g
+        weight = g.constant(f"{name}.weight", norm.weight, "f32")
+        bias = g.constant(f"{name}.bias", norm.bias, "f32")
+        wide = g.cast(x, "f32", f"{name}.in")
+        return g.op("LayerNormalization", name, wide, weight, bias, axis=-1, epsilon=norm.eps)
+
+    def linear(self, name: str, x: Value, weight: Array, bias: Array | None = None) -> Value:
+        """``x @ weight + bias`` in the type of ``x``."""
+        g = self.g
+        product = g.op("MatMul", name, x, g.constant(f"{name}.weight", weight, x.dtype))
+        return (
+            product
+            if bias is None
+            else g.op("Add", f"{name}.sum", product, g.constant(f"{name}.bias", bias, x.dtype))
+        )
+
+    def split_heads(self, name: str, x: Value, heads: int) -> Value:
+        """(B, L, heads x D) to (B, heads, L, D)."""
+        split = self.g.op("Reshape", f"{name}.split", x, self.g.ints(0, 0, heads, self.head_width))
+        return self.g.op("Transpose", f"{name}.heads", split, perm=[0, 2, 1, 3])
+
+    def class_token(self, name: str, x: Value) -> Value:
+        """(B, L, W) to (B, 1, W)."""
+        return self.g.op("Slice", name, x, self.g.ints(0), self.g.ints(1), self.g.ints(1))
+
+    def activation(self, name: str, x: Value) -> Value:
+        """GELU or QuickGELU, written as the pattern that runtimes recognise and fuse."""
+        g = self.g
+        if self.folded.activation == "quick_gelu":
+            scaled = g.op("Mul", f"{name}.act.scaled", x, self.number("quick", 1.702, x.dtype))
+            return g.op("Mul", f"{name}.act", x, g.op("Sigmoid", f"{name}.act.sigmoid", scaled))
+        scaled = g.op("Div", f"{name}.act.scaled", x, self.number("sqrt2", math.sqrt(2.0), x.dtype))
+        error = g.op("Erf", f"{name}.act.erf", scaled)
+        twice = g.op(
+            "Mul",
+            f"{name}.act.twice",
+            x,
+            g.op("Add", f"{name}.act.plus1", error, self.number("one", 1.0, x.dtype)),
+        )
+        return g.op("Mul", f"{name}.act", twice, self.number("half", 0.5, x.dtype))
+
+    def number(self, name: str, value: float, dtype: DType) -> Value:
+        """A scalar constant, one for each type."""
+        return self.g.constant(f"{name}.{dtype}", value, dtype)

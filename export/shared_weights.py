@@ -1,0 +1,239 @@
+"""A bundle whose graphs share one copy of their weights: the backbone's own file, beside them.
+
+The embedded backbone is kept as float16 safetensors, and folding leaves most of its weights as they are, only
+transposed. So the graphs of a model whose image blocks were not fine-tuned can read that file instead of
+holding copies: what ships is hardly larger than the backbone. Only for such models; an ordinary bundle keeps
+each graph in one piece.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import load_file, save_file
+
+from grmp_edge.bundle import Bundle, write_bundle
+from grmp_edge.export.graph.external_data import Place, places, point
+
+__all__ = ["CONSTANTS", "share_weights"]
+
+CONSTANTS = "constants.safetensors"  # what several graphs hold and the backbone's file does not
+_SMALLEST = 4096  # bytes; less is not worth a reference
+
+# 1 / sqrt(64), which folding puts into the queries of heads 64 wide
+_SCALES = (1.0, 0.125)
+
+Array: TypeAlias = "npt.NDArray[Any]"
+_Key: TypeAlias = "tuple[str, tuple[int, ...], bytes]"  # type, shape, SHA-256 of the content
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Float16 values of a file that a weight can be computed from, and how."""
+
+    place: Place
+    order: tuple[int, ...]  # of the axes, after reading
+    scale: float
+
+
+def share_weights(bundle: Bundle, weights: Path, output: Path) -> Bundle:
+    """Write a bundle's twin whose graphs read their weights from a copy of ``weights`` beside them.
+
+    The values are the same bit by bit: only what the file holds exactly is taken from it.
+
+    Args:
+        bundle: an exported bundle, each graph in one piece.
+        weights: the backbone's float16 safetensors file, to be copied in.
+        output: the bundle to write; replaced in one step.
+
+    Raises:
+        BundleError: ``output`` is something other than a bundle.
+        ValueError: the graphs share nothing with the file: the image blocks are not the backbone's.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent) as temporary:
+        folder = Path(temporary)
+        backbone = folder / weights.name
+        shutil.copyfile(weights, backbone)
+        models = {name: onnx.load_model(bundle.graph(name)) for name in bundle.graphs}
+        known = _known(backbone)
+        found = 0
+        for model in models.values():
+            found += _refer(model, backbone.name, known)
+        if not found:
+            raise ValueError(f"{weights} holds none of the weights of {bundle.path}")
+        files = [backbone]
+        constants = _common(list(models.values()))
+        if constants:
+            files.append(folder / CONSTANTS)
+            save_file(constants, files[-1])
+            files[-1].chmod(0o644)  # safetensors makes it private
+            _refer_to_constants(list(models.values()), files[-1], constants)
+        graphs = {}
+        for name, model in models.items():
+            path = folder / bundle.graphs[name].file
+            path.write_bytes(model.SerializeToString())
+            graphs[name] = (path, bundle.graphs[name].opset)
+        return write_bundle(
+            output,
+            graphs,
+            backbone=bundle.backbone,
+            preprocess=bundle.preprocess,
+            normalization=bundle.normalization,
+            mos=bundle.mos,
+            parity=bundle.parity,
+            provenance=bundle.provenance,
+            files=files,
+        )
+
+
+def _known(path: Path) -> dict[_Key, tuple[Place, float]]:
+    """What can be computed from a file's float16 tensors, and of three stacked projections from each one.
+
+    Keys are what comes out before it is transposed, values the bytes read and the factor.
+    """
+    values = load_file(path)
+    known: dict[_Key, tuple[Place, float]] = {}
+    for name, place in places(path).items():
+        if place.data_type != TensorProto.FLOAT16 or place.length < _SMALLEST:
+            continue
+        parts = 3 if name.endswith("in_proj_weight") else 1
+        size = place.length // parts
+        for part, value in enumerate(np.split(values[name], parts)):
+            here = Place(place.data_type, value.shape, place.offset + part * size, size)
+            for dtype in (np.float16, np.float32):
+                for scale in _SCALES:
+                    scaled = value.astype(dtype) * dtype(scale)
+                    known.setdefault(_key(scaled), (here, scale))
+    return known
+
+
+def _key(value: Array) -> _Key:
+    return value.dtype.str, value.shape, hashlib.sha256(np.ascontiguousarray(value).tobytes()).digest()
+
+
+def _ways(value: Array) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The orders of axes in which folding lays a weight out, with the stored shape: see FoldedBlock."""
+    if value.ndim == 2:
+        yield (0, 1), value.shape
+        yield (1, 0), (value.shape[1], value.shape[0])
+    elif value.ndim == 3:  # of the last block, by head: keys (H, D, W) as stored, values (H, W, D) turned
+        heads, a, b = value.shape
+        yield (0, 1, 2), (heads * a, b)
+        yield (0, 2, 1), (heads * b, a)
+
+
+def _source(value: Array, known: Mapping[_Key, tuple[Place, float]]) -> _Source | None:
+    """How a file gives a weight exactly, if it does."""
+    for order, stored in _ways(value):
+        content = np.ascontiguousarray(value.transpose(np.argsort(order)))
+        match = known.get(_key(content.reshape(stored)))
+        if match is not None:
+            place, scale = match
+            return _Source(replace(place, shape=content.shape), order, scale)
+    return None
+
+
+def _refer(model: onnx.ModelProto, location: str, known: Mapping[_Key, tuple[Place, float]]) -> int:
+    """Take from the backbone's file what it holds; returns how many weights those are."""
+    nodes: list[onnx.NodeProto] = []
+    found = 0
+    for weight in list(_inline(model)):
+        source = _source(numpy_helper.to_array(weight), known)
+        if source is not None:
+            _attach(model.graph, weight, location, source, nodes)
+            found += 1
+    _prepend(model.graph, nodes)
+    return found
+
+
+def _attach(
+    graph: onnx.GraphProto, weight: TensorProto, location: str, source: _Source, nodes: list[onnx.NodeProto]
+) -> None:
+    """Make a weight a reference, with the nodes that compute it; of constants, runtimes do that at load."""
+    wanted, stored = weight.data_type, source.place.data_type
+    steps: list[tuple[str, dict[str, Any], list[str]]] = []
+    if source.scale != 1.0:
+        # In float32, where a CPU can: few have half arithmetic. The result is rounded as half would.
+        if stored != TensorProto.FLOAT:
+            steps.append(("Cast", {"to": TensorProto.FLOAT}, []))
+        steps.append(("Mul", {}, [_scalar(graph, source.scale)]))
+        stored = TensorProto.FLOAT
+    if stored != wanted:
+        steps.append(("Cast", {"to": wanted}, []))
+    if source.order != tuple(range(len(source.order))):
+        steps.append(("Transpose", {"perm": list(source.order)}, []))
+    name = weight.name
+    last = weight.name = f"{name}.stored" if steps else name
+    weight.data_type = source.place.data_type
+    del weight.dims[:]
+    weight.dims.extend(source.place.shape)
+    point(weight, location, source.place)
+    for i, (op, attributes, others) in enumerate(steps):
+        output = name if i == len(steps) - 1 else f"{name}.step{i}"
+        nodes.append(helper.make_node(op, [last, *others], [output], name=output, **attributes))
+        last = output
+
+
+def _prepend(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *rest])
+
+
+def _scalar(graph: onnx.GraphProto, value: float) -> str:
+    """A float32 constant of the graph, made once."""
+    name = f"shared.scale.{value}"
+    if all(weight.name != name for weight in graph.initializer):
+        graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+    return name
+
+
+def _inline(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Floating-point weights of some size that are still in the graph."""
+    for weight in model.graph.initializer:
+        floats = weight.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
+        if floats and weight.data_location != TensorProto.EXTERNAL and len(weight.raw_data) >= _SMALLEST:
+            yield weight
+
+
+def _common(models: Sequence[onnx.ModelProto]) -> dict[str, Array]:
+    """What more than one graph still holds under one name: the same content, or the same rounded to half."""
+    held: dict[str, list[Array]] = {}
+    for model in models:
+        for weight in _inline(model):
+            held.setdefault(weight.name, []).append(numpy_helper.to_array(weight))
+    shared = {}
+    for name, values in held.items():
+        widest = max(values, key=lambda value: value.dtype.itemsize)
+        if sum(_same(value, widest) for value in values) > 1:
+            shared[name] = widest
+    return shared
+
+
+def _same(value: Array, stored: Array) -> bool:
+    """Whether a weight is what is stored, in its own precision."""
+    return value.shape == stored.shape and np.array_equal(value, stored.astype(value.dtype))
+
+
+def _refer_to_constants(models: Sequence[onnx.ModelProto], path: Path, constants: dict[str, Array]) -> None:
+    found = places(path)
+    for model in models:
+        nodes: list[onnx.NodeProto] = []
+        for weight in list(_inline(model)):
+            stored = constants.get(weight.name)
+            if stored is not None and _same(numpy_helper.to_array(weight), stored):
+                place = found[weight.name]
+                source = _Source(place, tuple(range(len(place.shape))), 1.0)
+                _attach(model.graph, weight, path.name, source, nodes)
+        _prepend(model.graph, nodes)

@@ -1,0 +1,48 @@
+"""Commands that several processes run together, started by torchrun or with its environment variables."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import typer
+
+from grmp_edge.cli.train_result import GO_ON, need_torch
+
+__all__ = ["as_team"]
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def as_team(command: Command) -> Command:
+    """Let a training command run as one rank of a team; rank 0 alone prints.
+
+    An error is told once, by the rank that fails first. The command has the parameter ``device``.
+    """
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        context = options.get("context")
+        if os.environ.get("WORLD_SIZE", "1") == "1" or (context and context.invoked_subcommand):
+            command(**options)
+            return
+        need_torch()
+        from grmp_edge.train.session.ranks import PeerFailedError, joined
+
+        try:
+            with joined(options["device"]) as team, ExitStack() as stack:
+                if not team.leads:
+                    nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+                    stack.enter_context(redirect_stdout(nowhere))
+                    stack.enter_context(redirect_stderr(nowhere))
+                command(**options)
+        except PeerFailedError as error:
+            if error.status == 130 and os.environ.get("RANK") == "0":  # another rank was interrupted first
+                typer.echo(f"stopped; {GO_ON}", err=True)
+            raise typer.Exit(error.status) from None
+
+    return cast(Command, run)

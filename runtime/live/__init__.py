@@ -1,0 +1,1 @@
+"""Live cameras: their states, scores and alerts."""

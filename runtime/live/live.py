@@ -1,0 +1,242 @@
+"""Many cameras, one network: frames gathered fairly into batches, scores and changes as they come."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from grmp_edge.preprocess import opencv_silent
+from grmp_edge.runtime.live.alert import Alert, AlertTracker
+from grmp_edge.runtime.live.camera import Camera
+from grmp_edge.runtime.live.config import CameraConfig, LiveConfig
+from grmp_edge.runtime.live.events import CameraEvent, CameraState, CameraStats, LiveFrame
+from grmp_edge.runtime.scorer import Scorer
+from grmp_edge.runtime.sources.sources import Picture
+from grmp_edge.runtime.video.capture import Capture, open_capture
+from grmp_edge.score import Score
+
+__all__ = ["AlertEvent", "CameraStatus", "Live", "LiveEvent", "LiveScore"]
+
+UInt8Array = npt.NDArray[np.uint8]
+
+_TICK = 0.25  # seconds between looks at hanging reads and at stop()
+_STOP_S = 3.0  # how long closing waits for reading threads; a hanging one is left to end by itself
+_NO_PIXELS: UInt8Array = np.zeros((0, 0, 3), np.uint8)
+
+
+@dataclass(frozen=True)
+class LiveScore:
+    """The score of one live frame."""
+
+    camera: str
+    score: Score
+    image: UInt8Array  # (H, W, 3) BGR, the frame that was scored
+
+
+@dataclass(frozen=True)
+class AlertEvent:
+    """An alert raised or cleared by a score."""
+
+    camera: str
+    alert: Alert
+    score: Score
+    image: UInt8Array  # (H, W, 3) BGR
+
+
+LiveEvent: TypeAlias = LiveScore | CameraEvent | AlertEvent
+
+
+@dataclass(frozen=True)
+class CameraStatus:
+    """Everything to show of one camera now."""
+
+    camera: str
+    stats: CameraStats
+    scored: int
+    last: Score | None
+    alerts: tuple[str, ...]  # kinds raised now
+    baseline: float | None  # its usual score, where a relative alert is set and has learnt it
+
+
+class Live:
+    """Scores live cameras. Use as a context manager; take what happens from :meth:`events`."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        cameras: Sequence[CameraConfig],
+        config: LiveConfig | None = None,
+        opener: Callable[[CameraConfig], Capture] = open_capture,
+    ) -> None:
+        """``opener`` opens the sources; another one is for tests and for sources of one's own."""
+        self.scorer = scorer
+        self.config = config or LiveConfig()
+        self._ready = threading.Condition()
+        self._changes: deque[CameraEvent] = deque()
+        self._stopping = False
+        self.beat_s = time.monotonic()  # when events() last went on; older than seconds: it hangs
+        self._turn = 0  # which camera comes first in the next batch
+        self._cameras = [
+            Camera(camera, self._prepare, self._ready, self._changes.append, opener)
+            for camera in _distinct(cameras)
+        ]
+        self._trackers = {camera.label: AlertTracker(camera.config.alert) for camera in self._cameras}
+        self._scored = dict.fromkeys(self._trackers, 0)
+        self._last: dict[str, Score] = {}
+        self._silence = contextlib.ExitStack()
+
+    def _prepare(self, image: UInt8Array) -> UInt8Array:
+        # Squashing works on each channel alone, so the order is turned where the picture is small.
+        return self.scorer.prepare(image)[:, :, ::-1]
+
+    def __enter__(self) -> Live:
+        self._silence.enter_context(opencv_silent())  # what goes wrong is told by events, once
+        for camera in self._cameras:
+            camera.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        for camera in self._cameras:  # all are told before one is waited for
+            camera.stop(0.0)
+        until = time.monotonic() + _STOP_S
+        for camera in self._cameras:
+            camera.stop(until)
+        self._silence.close()
+
+    @property
+    def hanging(self) -> tuple[str, ...]:
+        """Cameras whose reading thread has not come back, after the end.
+
+        It is a daemon thread, most likely inside OpenCV, and ends at its time limit. A process that ends
+        before by ``sys.exit`` may be aborted by C++ under it (Python 3.13 and older); ``os._exit`` may not.
+        """
+        return tuple(camera.label for camera in self._cameras if camera.alive)
+
+    @property
+    def cameras(self) -> list[CameraConfig]:
+        """The cameras' settings, with the names that tell them apart, in the order they were given."""
+        return [camera.config for camera in self._cameras]
+
+    def stop(self) -> None:
+        """Make :meth:`events` end; from any thread or a signal handler."""
+        self._stopping = True  # without the lock: a signal may come while this very thread holds it
+
+    def events(self) -> Iterator[LiveEvent]:
+        """Yield scores, changes and alerts until :meth:`stop`, or until no camera can give another frame.
+
+        Raises:
+            BackendError: the network failed.
+        """
+        while not self._stopping:
+            self.beat_s = time.monotonic()
+            changes, frames, over = self._gather()
+            for change in changes:
+                if change.state is not CameraState.RUNNING or change.picture != "ok":
+                    self._trackers[change.camera].interrupted()
+                yield change
+            if frames:
+                yield from self._score(frames)
+            elif over and not changes:
+                return
+
+    def status(self) -> list[CameraStatus]:
+        """A snapshot of all cameras, in the order they were given."""
+        with self._ready:
+            stats = [camera.stats() for camera in self._cameras]
+        return [
+            CameraStatus(
+                camera=camera.label,
+                stats=found,
+                scored=self._scored[camera.label],
+                last=self._last.get(camera.label),
+                alerts=self._trackers[camera.label].raised,
+                baseline=self._trackers[camera.label].baseline if camera.config.alert.drop else None,
+            )
+            for camera, found in zip(self._cameras, stats, strict=True)
+        ]
+
+    def _gather(self) -> tuple[list[CameraEvent], list[LiveFrame], bool]:
+        """Wait for something to happen; changes, frames of one batch, and whether all is over."""
+        with self._ready:
+            if not self._changes and not self._waiting():
+                self._ready.wait(_TICK)
+            now = time.monotonic()
+            for camera in self._cameras:
+                camera.watch_over(now)
+            if self._waiting():
+                self._wait_for_others(now + self.config.max_wait_s)
+            changes = list(self._changes)
+            self._changes.clear()
+            frames = self._take()
+            over = all(camera.finished for camera in self._cameras)
+        return changes, frames, over
+
+    def _waiting(self) -> int:
+        return sum(camera.waiting > 0 for camera in self._cameras)
+
+    def _wait_for_others(self, until: float) -> None:
+        running = sum(camera.running for camera in self._cameras)
+        while self._waiting() < min(self.config.batch, running):
+            rest = until - time.monotonic()
+            if rest <= 0 or not self._ready.wait(rest):
+                return
+
+    def _take(self) -> list[LiveFrame]:
+        """One frame of each camera in turn, then a second of each, until the batch is full.
+
+        The camera after the last one served begins the next batch, so that none starves under many.
+        """
+        frames: list[LiveFrame] = []
+        count, empty = len(self._cameras), 0
+        while len(frames) < self.config.batch and empty < count:
+            frame = self._cameras[self._turn % count].take()
+            self._turn = (self._turn + 1) % count
+            if frame is None:
+                empty += 1
+            else:
+                empty = 0
+                frames.append(frame)
+        return frames
+
+    def _score(self, frames: Sequence[LiveFrame]) -> Iterator[LiveEvent]:
+        pictures = [Picture(_NO_PIXELS, frame.camera, frame.index) for frame in frames]
+        scores = self.scorer.score_prepared(pictures, [frame.prepared for frame in frames])
+        now = time.monotonic()
+        for frame, plain in zip(frames, scores, strict=True):
+            age_ms = (now - frame.captured_s) * 1000.0
+            score = replace(plain, captured_s=frame.captured_s, age_ms=age_ms)
+            self._scored[frame.camera] += 1
+            self._last[frame.camera] = score
+            yield LiveScore(frame.camera, score, frame.image)
+            for alert in self._trackers[frame.camera].step(frame.captured_s, score.value):
+                yield AlertEvent(frame.camera, alert, score, frame.image)
+
+
+def _distinct(cameras: Sequence[CameraConfig]) -> list[CameraConfig]:
+    """The cameras with names that tell them apart: a second of the same name becomes "name #2"."""
+    seen: dict[str, int] = {}
+    found = []
+    for camera in cameras:
+        label = camera.label
+        seen[label] = seen.get(label, 0) + 1
+        while seen[label] > 1 and f"{label} #{seen[label]}" in seen:
+            seen[label] += 1
+        name = label if seen[label] == 1 else f"{label} #{seen[label]}"
+        seen.setdefault(name, 1)
+        found.append(replace(camera, name=name))
+    return found

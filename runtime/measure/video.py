@@ -1,0 +1,218 @@
+"""A video scored end to end, against the loop that one would write first, alternately in one process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from grmp_edge.bundle import Bundle
+from grmp_edge.errors import SourceError, UsageError
+from grmp_edge.runtime.backends import load_onnxruntime
+from grmp_edge.runtime.bulk import BulkConfig, cores, score_bulk
+from grmp_edge.runtime.scorer import Scorer
+from grmp_edge.runtime.sources.sources import Failure, Picture, Sampling
+from grmp_edge.runtime.video.files import read_video_bgr
+
+__all__ = ["PLAIN", "VideoBenchConfig", "VideoTiming", "bench_video"]
+
+PLAIN = "plain loop"
+
+
+@dataclass(frozen=True)
+class VideoBenchConfig:
+    """What is measured."""
+
+    rounds: int = 3  # each side in turn, so that a busy machine slows all alike
+    every: int = 1  # score each N-th frame
+    batch: int = 8
+    threads: int | None = None  # cores to use; None: all that this process may
+    precisions: tuple[str, ...] = ()  # of the bundle; empty: all it has
+
+    def __post_init__(self) -> None:
+        if min(self.rounds, self.every, self.batch, self.threads or 1) < 1:
+            raise UsageError("rounds, every, batch and threads must be 1 or more")
+
+
+@dataclass(frozen=True)
+class VideoTiming:
+    """The speed of one side on the whole file."""
+
+    name: str
+    frames: int  # scored
+    seconds: float  # median over the rounds
+    frames_per_s: float
+    speedup: float  # median over the rounds of the plain loop's time / this time in the same round
+    # 1 - (time of the same runs of the network with nothing else to do / time): 0 is as fast as the
+    # network allows.
+    outside_network: float
+    difference: float  # largest, of a frame's score to the plain loop's
+
+
+@dataclass
+class _Side:
+    score: Callable[[], npt.NDArray[np.float64]]  # the whole way; gives the scores
+    network: Callable[[], object]  # the same runs of the network alone
+    cv2_threads: int
+    scores: npt.NDArray[np.float64] | None = None
+
+
+def bench_video(
+    bundle: Bundle,
+    path: Path,
+    config: VideoBenchConfig | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[VideoTiming]:
+    """Score ``path`` by a plain loop and by this project, on the CPU, in turn.
+
+    The plain loop is VideoCapture.read, cvtColor, resize and one run of the network for each frame, with
+    OpenCV's and onnxruntime's defaults and the graph of the first precision.
+
+    Raises:
+        SourceError: the video cannot be read.
+        BackendError: a graph does not load.
+    """
+    config = config or VideoBenchConfig()
+    allowed = config.threads or cores()
+    precisions = config.precisions or tuple(bundle.graphs)
+    progress("reading the video once")
+    prepared = _prepare(bundle, path, config.every)
+    default_threads = cv2.getNumThreads()
+    sides = {PLAIN: _plain(bundle, precisions[0], path, config, prepared, default_threads)}
+    scorers = []
+    try:
+        for precision in precisions:
+            scorers.append(Scorer.open(bundle, precision, "cpu", threads=1))
+            sides[f"grmp-edge {precision}"] = _ours(scorers[-1], path, config, prepared, min(8, allowed))
+        times = _alternate(sides, config.rounds, progress)
+    finally:
+        cv2.setNumThreads(default_threads)
+        for scorer in scorers:
+            scorer.close()
+    return [_timing(name, side, times, sides[PLAIN]) for name, side in sides.items()]
+
+
+def _prepare(bundle: Bundle, path: Path, every: int) -> list[npt.NDArray[np.uint8]]:
+    frames = read_video_bgr(path, Sampling(every))
+    found = [np.ascontiguousarray(bundle.preprocess(frame.image)[:, :, ::-1]) for frame in frames]
+    if not found:
+        raise SourceError(f"{path}: no frame to score", "give a longer video, or a smaller --every")
+    return found
+
+
+def _plain(
+    bundle: Bundle,
+    precision: str,
+    path: Path,
+    config: VideoBenchConfig,
+    prepared: Sequence[npt.NDArray[np.uint8]],
+    cv2_threads: int,
+) -> _Side:
+    ort = load_onnxruntime("cpu")
+    settings = ort.SessionOptions()
+    if config.threads is not None:
+        settings.intra_op_num_threads = config.threads
+    session = ort.InferenceSession(str(bundle.graph(precision)), settings, providers=["CPUExecutionProvider"])
+    name, resize = session.get_inputs()[0].name, bundle.preprocess.resize
+    low = (resize - bundle.preprocess.crop) // 2
+    high = low + bundle.preprocess.crop
+
+    def run(image: npt.NDArray[np.uint8]) -> float:
+        return float(session.run(None, {name: image[None]})[0].reshape(-1)[0])
+
+    def score() -> npt.NDArray[np.float64]:
+        capture, index, values = cv2.VideoCapture(str(path)), 0, []
+        while True:
+            ok, bgr = capture.read()
+            if not ok:
+                break
+            if index % config.every == 0:
+                rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+                squashed: Any = cv2.resize(rgb, (resize, resize), interpolation=cv2.INTER_CUBIC)
+                values.append(run(squashed[low:high, low:high]))
+            index += 1
+        capture.release()
+        return np.array(values)
+
+    return _Side(score, lambda: [run(image) for image in prepared], cv2_threads)
+
+
+def _ours(
+    scorer: Scorer,
+    path: Path,
+    config: VideoBenchConfig,
+    prepared: Sequence[npt.NDArray[np.uint8]],
+    runs: int,
+) -> _Side:
+    bulk = BulkConfig(config.batch, runs=runs)
+
+    def score() -> npt.NDArray[np.float64]:
+        return _values(score_bulk(scorer, [path], bulk, Sampling(config.every)))
+
+    def network() -> object:
+        from concurrent.futures import ThreadPoolExecutor
+
+        batches = [prepared[at : at + config.batch] for at in range(0, len(prepared), config.batch)]
+        pictures = [[Picture(image, "") for image in batch] for batch in batches]
+        with ThreadPoolExecutor(runs) as pool:
+            return list(pool.map(scorer.score_prepared, pictures, batches))
+
+    return _Side(score, network, cv2_threads=1)
+
+
+def _values(results: Any) -> npt.NDArray[np.float64]:
+    values = []
+    for result in results:
+        if isinstance(result, Failure):
+            raise result.error
+        values.append(result.value)
+    return np.array(values)
+
+
+def _alternate(
+    sides: dict[str, _Side], rounds: int, progress: Callable[[str], None]
+) -> dict[str, tuple[list[float], list[float]]]:
+    """For each side, seconds of the whole way and of its network alone, by round."""
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in sides}
+    for round_ in range(rounds + 1):
+        for name, side in sides.items():
+            progress(f"warming up {name}" if round_ == 0 else f"round {round_} of {rounds}: {name}")
+            cv2.setNumThreads(side.cv2_threads)
+            start = time.perf_counter()
+            side.scores = side.score()
+            middle = time.perf_counter()
+            side.network()
+            if round_:
+                times[name][0].append(middle - start)
+                times[name][1].append(time.perf_counter() - middle)
+    return times
+
+
+def _timing(
+    name: str, side: _Side, times: dict[str, tuple[list[float], list[float]]], plain: _Side
+) -> VideoTiming:
+    whole, network = times[name]
+    assert side.scores is not None and plain.scores is not None
+    if len(side.scores) != len(plain.scores):
+        raise SourceError(
+            f"{name} scored {len(side.scores)} frames and the plain loop {len(plain.scores)}",
+            "give another video",
+        )
+    seconds = statistics.median(whole)
+    outside = statistics.median(1 - alone / own for own, alone in zip(whole, network, strict=True))
+    return VideoTiming(
+        name=name,
+        frames=len(side.scores),
+        seconds=round(seconds, 3),
+        frames_per_s=round(len(side.scores) / seconds, 2),
+        speedup=round(statistics.median(a / b for a, b in zip(times[PLAIN][0], whole, strict=True)), 3),
+        outside_network=round(outside, 3),
+        difference=float(np.abs(side.scores - plain.scores).max()),
+    )

@@ -1,0 +1,1 @@
+"""Where live events go: files, databases, MQTT, webhooks."""

@@ -1,0 +1,260 @@
+"""Sinks on disk: JSON lines with rotation, CSV, SQLite, and saved frames."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import io
+import json
+import os
+import sqlite3
+import stat
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import cv2
+
+from grmp_edge.errors import GrmpError
+from grmp_edge.files import replace_file
+from grmp_edge.redact import slug
+from grmp_edge.runtime.sinks.queue import EarlierLostError, Message, Record
+
+__all__ = ["CsvWriter", "FrameWriter", "JsonlWriter", "SqliteWriter"]
+
+_COLUMNS = (
+    "at", "event", "camera", "value", "mos", "age_ms", "latency_ms", "frame", "model", "state", "picture",
+    "kind", "raised", "limit", "detail",
+)  # fmt: skip
+
+
+class _Lines:
+    """A file that lines are appended to, each whole or not at all, also on a full disk."""
+
+    def __init__(self, path: Path, first: bytes = b"") -> None:
+        """``first``: the line a new file begins with."""
+        self._path, self._first = path, first
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = path.open("ab", buffering=0)
+        self._cut = _ends_within_a_line(path)
+        self._sized = path.is_file()  # a pipe or a device has no size to tell by
+        self._begun = False
+
+    def size(self) -> int:
+        """Bytes in the file; opened again where it has been moved or deleted, as logrotate does."""
+        if not self._stream.closed:
+            ours = os.fstat(self._stream.fileno())
+            try:
+                there = self._path.stat()
+            except FileNotFoundError:
+                self._stream.close()
+            else:
+                if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+                    return ours.st_size
+                self._stream.close()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self._path.open("ab", buffering=0)
+        self._cut = _ends_within_a_line(self._path)
+        return os.fstat(self._stream.fileno()).st_size
+
+    def append(self, line: bytes) -> None:
+        """Append a line with its end.
+
+        Raises:
+            OSError: it is not in the file, and no part of it.
+        """
+        size = self.size()
+        # A line cut by a power failure gets its end, so that only it is lost and not the next.
+        first = b"" if size or (self._begun and not self._sized) else self._first
+        data = (b"\n" if self._cut else first) + line
+        written = self._stream.write(data)
+        if written != len(data):
+            self._cut = True
+            self._stream.truncate(size)
+            self._cut = _ends_within_a_line(self._path)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        self._cut, self._begun = False, True
+
+    def close(self) -> None:
+        """Close the file; the next line opens it again."""
+        self._stream.close()
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device: nothing to look back at
+        return False
+    with path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        if not size:
+            return False
+        stream.seek(size - 1)
+        return stream.read(1) != b"\n"
+
+
+class JsonlWriter:
+    """One JSON line an event, each flushed; rotated by size: FILE, FILE.1 (newest) ... FILE.keep."""
+
+    def __init__(self, path: Path, max_bytes: int = 64 << 20, keep: int = 5) -> None:
+        """64 MB five times: a month of one score a second, and small enough to open."""
+        self._path, self._max_bytes, self._keep = path, max_bytes, max(1, keep)
+        self._lines = _Lines(path)
+
+    def wants(self, record: Record) -> bool:
+        """All of them."""
+        return True
+
+    def write(self, message: Message) -> None:
+        """Append a line."""
+        line = json.dumps(message.record).encode("ascii") + b"\n"
+        size = self._lines.size()
+        if size and size + len(line) > self._max_bytes:
+            self._rotate()
+        self._lines.append(line)
+
+    def _rotate(self) -> None:
+        self._lines.close()
+        for number in range(self._keep - 1, 0, -1):
+            older = self._path.with_name(f"{self._path.name}.{number}")
+            if older.exists():
+                older.replace(self._path.with_name(f"{self._path.name}.{number + 1}"))
+        self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+
+class CsvWriter:
+    """One row an event, each flushed; a file that exists is continued."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = _Lines(path, _row(_COLUMNS))
+
+    def wants(self, record: Record) -> bool:
+        """All of them."""
+        return True
+
+    def write(self, message: Message) -> None:
+        """Append a row."""
+        self._lines.append(_row([message.record.get(name) for name in _COLUMNS]))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+
+def _row(values: Iterable[object]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+class SqliteWriter:
+    """A table ``events``, one row an event; rows older than ``keep_days`` are deleted."""
+
+    _COMMIT_S = 1.0  # each commit waits for the disk, and flash wears by it
+
+    def __init__(self, path: Path, keep_days: float = 90.0) -> None:
+        """90 days of one score a second are 8 million rows, about 1 GB."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._keep_s = keep_days * 86400.0
+        try:
+            # Opened here, so that a wrong path is told at once; used by the sink's thread alone.
+            self._base = sqlite3.connect(path, check_same_thread=False)
+            self._base.execute("PRAGMA journal_mode=WAL")  # readers do not stop the writer
+            columns = ", ".join(f'"{name}"' for name in _COLUMNS)
+            self._base.execute(f"CREATE TABLE IF NOT EXISTS events ({columns})")
+            self._base.execute('CREATE INDEX IF NOT EXISTS events_at ON events ("at")')
+            self._base.commit()
+        except sqlite3.Error as error:
+            raise GrmpError(f"{path}: not usable as a database ({error})", "check the path") from None
+        self._insert = f"INSERT INTO events VALUES ({', '.join('?' * len(_COLUMNS))})"
+        self._committed = self._cleaned = -1e9
+        self._pending = 0  # rows of the transaction that is open
+
+    def wants(self, record: Record) -> bool:
+        """All of them."""
+        return True
+
+    def write(self, message: Message) -> None:
+        """Insert a row; committed at most once a second."""
+        with self._whole(current=1):
+            self._pending += 1
+            self._base.execute(self._insert, [message.record.get(name) for name in _COLUMNS])
+            self._commit_due()
+
+    def idle(self) -> None:
+        """Commit what has waited for a second."""
+        with self._whole():
+            self._commit_due()
+
+    def _commit_due(self) -> None:
+        now = time.monotonic()
+        if now - self._committed < self._COMMIT_S:
+            return
+        if now - self._cleaned >= 3600.0:
+            self._base.execute('DELETE FROM events WHERE "at" < ?', [time.time() - self._keep_s])
+            self._cleaned = now
+        self._commit()
+
+    def _commit(self) -> None:
+        self._base.commit()
+        self._committed, self._pending = time.monotonic(), 0
+
+    @contextlib.contextmanager
+    def _whole(self, current: int = 0) -> Iterator[None]:
+        """On a failure, such as a full disk, the open transaction is lost as a whole, and said to be."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            lost, self._pending = self._pending - current, 0
+            with contextlib.suppress(sqlite3.Error):
+                self._base.rollback()
+            raise EarlierLostError(f"{type(error).__name__}: {error}", lost) from None
+
+    def close(self) -> None:
+        """Commit and close."""
+        try:
+            with self._whole():
+                self._commit()
+        finally:
+            self._base.close()
+
+
+class FrameWriter:
+    """Saves the frame of each raised alert as a JPEG, the newest ``keep`` of them."""
+
+    needs_image = True
+
+    def __init__(self, path: Path, keep: int = 500, quality: int = 90) -> None:
+        """``path`` is a folder; 500 frames at 1080p are some 200 MB."""
+        path.mkdir(parents=True, exist_ok=True)
+        self._folder, self._keep, self._quality = path, max(1, keep), quality
+        # In the order they were made: their names alone would be wrong once the clock has been set back.
+        self._saved = deque(sorted(path.glob("alert-*.jpg")))
+
+    def wants(self, record: Record) -> bool:
+        """Raised alerts."""
+        return record["event"] == "alert" and bool(record["raised"])
+
+    def write(self, message: Message) -> None:
+        """Save the frame, whole or not at all."""
+        if message.image is None:
+            return
+        at = time.strftime("%Y%m%dT%H%M%S", time.gmtime(message.record["at"]))
+        ok, data = cv2.imencode(".jpg", message.image, [cv2.IMWRITE_JPEG_QUALITY, self._quality])
+        if not ok:
+            raise GrmpError(f"a frame of {message.record['camera']} cannot be encoded")
+        camera = slug(message.record["camera"])[-80:]
+        name = f"alert-{at}-{message.record['frame']}-{camera}-{message.record['kind']}.jpg"
+        with replace_file(self._folder / name) as file:
+            file.write_bytes(data.tobytes())
+        if self._folder / name not in self._saved:
+            self._saved.append(self._folder / name)
+        while len(self._saved) > self._keep:
+            self._saved.popleft().unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Nothing is open."""

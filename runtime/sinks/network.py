@@ -1,0 +1,277 @@
+"""Sinks over the network: MQTT with Home Assistant discovery, and webhooks with retry."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import importlib
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from grmp_edge import __version__
+from grmp_edge.errors import GrmpError, MissingDependencyError, UsageError
+from grmp_edge.redact import safe_name, slug, split_credentials
+from grmp_edge.runtime.sinks.queue import EarlierLostError, Message, Record
+
+__all__ = ["MqttWriter", "WebhookWriter"]
+
+
+class MqttWriter:
+    """Publishes to a broker; reconnects by itself.
+
+    Topics: ``PREFIX/NODE/status`` (``online`` or, as the last will, ``offline``; retained), and for each
+    camera ``PREFIX/NODE/CAMERA/score``, ``.../state`` (retained) and ``.../alert``, all JSON but the first.
+    NODE and CAMERA are names as :func:`~grmp_edge.redact.slug` makes one level of a topic of them.
+    With ``discovery``, Home Assistant finds a sensor for each camera by itself.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        node: str = "grmp-edge",
+        prefix: str = "grmp-edge",
+        discovery: str = "homeassistant",
+        interval_s: float = 1.0,
+    ) -> None:
+        """Connect in the background; a broker that is down now is no error.
+
+        Args:
+            url: ``mqtt://user:password@host:1883`` or ``mqtts://``.
+            node: this machine among others on the broker.
+            prefix: first level of all topics, or several.
+            discovery: Home Assistant's prefix; empty: no discovery.
+            interval_s: scores of a camera no faster than this; a dashboard needs no 15 a second.
+        """
+        try:
+            mqtt = importlib.import_module("paho.mqtt.client")
+        except ImportError:
+            raise MissingDependencyError("paho-mqtt", "mqtt", "publishing to MQTT") from None
+        bare, user, password = split_credentials(url)
+        parts = urlsplit(bare)
+        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
+            raise UsageError(f"{safe_name(url)}: no MQTT address", "write mqtt://HOST or mqtt://HOST:PORT")
+        self._name = safe_name(url)
+        for key, topic in (("prefix", prefix), ("discovery", discovery)):
+            if set(topic) & set("+#\0"):  # refused later, it would end the client's own thread
+                raise UsageError(f"{key} {topic!r} cannot be a topic", "use no + and no #")
+        self._node, self._base, self._discovery = slug(node), f"{prefix}/{slug(node)}", discovery
+        self._interval_s = interval_s
+        self._last: dict[str, float] = {}
+        self._known: dict[str, bytes] = {}  # by camera: its discovery message
+        # Numbers of the alerts that the broker has not confirmed, and of anything that it has. Their lock is
+        # never held while publishing: the client holds its own in its callback.
+        self._waiting: set[int] = set()
+        self._confirmed: set[int] = set()
+        self._numbers = threading.Lock()
+        self._refused = ""  # why the broker let nobody in
+        self._lock = threading.Lock()
+        self._client: Any = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+        if user:
+            self._client.username_pw_set(user, password)
+        if parts.scheme == "mqtts":
+            self._client.tls_set()
+        self._client.will_set(f"{self._base}/status", b"offline", qos=1, retain=True)
+        self._client.on_connect = self._connected
+        self._client.on_publish = self._published
+        self._client.reconnect_delay_set(1, 60)
+        self._client.max_queued_messages_set(100)  # alerts that wait for the broker
+        self._client.connect_async(parts.hostname, parts.port or (8883 if parts.scheme == "mqtts" else 1883))
+        self._client.loop_start()
+
+    def wants(self, record: Record) -> bool:
+        """All but scores that follow the last of their camera too soon."""
+        if record["event"] != "score":
+            return True
+        now = time.monotonic()
+        if now - self._last.get(record["camera"], -1e9) < self._interval_s:
+            return False
+        self._last[record["camera"]] = now
+        return True
+
+    def write(self, message: Message) -> None:
+        """Publish one event."""
+        record = message.record
+        camera = slug(record["camera"])
+        kind = {"score": "score", "alert": "alert", "camera": "state"}[record["event"]]
+        self._discover(record["camera"])
+        if kind != "alert" and not self._client.is_connected():
+            reason, remedy = self._refused, "check its user and password"
+            if not reason:
+                reason, remedy = "not connected", "check that the broker runs"
+            raise GrmpError(f"{self._name}: {reason}", remedy)
+        payload = json.dumps(record).encode("ascii")
+        # Alerts wait for a broker that is away; a score of then is of no use later.
+        result = self._client.publish(
+            f"{self._base}/{camera}/{kind}", payload, qos=1 if kind == "alert" else 0, retain=kind == "state"
+        )
+        if result.rc not in (0, 4):  # 4: no connection, the alert is queued
+            raise GrmpError(f"{self._name}: a message was refused (code {result.rc})")
+        if kind == "alert":
+            self._waiting.add(result.mid)
+            self._unconfirmed()
+
+    def _published(self, client: Any, userdata: Any, number: int, reason: Any, properties: Any) -> None:
+        with self._numbers:
+            self._confirmed.add(number)
+
+    def _unconfirmed(self) -> int:
+        """How many alerts the broker has not confirmed."""
+        with self._numbers:
+            self._waiting -= self._confirmed
+            self._confirmed.clear()
+        return len(self._waiting)
+
+    def _discover(self, camera: str) -> None:
+        with self._lock:
+            if not self._discovery or camera in self._known:
+                return
+            name = slug(camera)
+            unique = f"{self._node}_{name}"
+            self._known[camera] = json.dumps(
+                {
+                    "name": f"{camera} quality",
+                    "unique_id": unique,
+                    "object_id": unique,
+                    "state_topic": f"{self._base}/{name}/score",
+                    "value_template": "{{ (value_json.value * 100) | round(1) }}",
+                    "unit_of_measurement": "%",
+                    "state_class": "measurement",
+                    "json_attributes_topic": f"{self._base}/{name}/score",
+                    "availability_topic": f"{self._base}/status",
+                    "icon": "mdi:cctv",
+                    "device": {
+                        "identifiers": [self._node],
+                        "name": self._node,
+                        "sw_version": f"grmp-edge {__version__}",
+                    },
+                }
+            ).encode("ascii")
+        if self._client.is_connected():
+            self._announce(camera)
+
+    def _announce(self, camera: str) -> None:
+        topic = f"{self._discovery}/sensor/{self._node}/{slug(camera)}/config"
+        self._client.publish(topic, self._known[camera], qos=1, retain=True)
+
+    def _connected(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
+        if getattr(reason, "is_failure", False):
+            self._refused = f"the broker refused the connection ({reason})"
+            return
+        self._refused = ""
+        client.publish(f"{self._base}/status", b"online", qos=1, retain=True)
+        with self._lock:
+            cameras = list(self._known)
+        for camera in cameras:  # also to a broker that came back without what it had retained
+            self._announce(camera)
+
+    def close(self) -> None:
+        """Say offline, as a clean disconnect keeps the broker from doing so.
+
+        Raises:
+            EarlierLostError: alerts that the broker never confirmed.
+        """
+        if self._client.is_connected():
+            # After all alerts, and confirmed after them.
+            offline = self._client.publish(f"{self._base}/status", b"offline", qos=1, retain=True)
+            with contextlib.suppress(ValueError, RuntimeError):  # no room for it behind the alerts
+                offline.wait_for_publish(2.0)
+        left = self._unconfirmed()
+        self._client.disconnect()
+        self._client.loop_stop()
+        if left:
+            raise EarlierLostError(f"{self._name}: closed before the broker took all alerts", left)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would become a GET without the event, and would carry the token to another server."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class WebhookWriter:
+    """POSTs events as JSON, with retry."""
+
+    def __init__(
+        self,
+        url: str,
+        events: Sequence[str] = ("alert",),
+        token: str = "",
+        timeout_s: float = 5.0,
+        attempts: int = 4,
+    ) -> None:
+        """Args are checked; nothing is sent yet.
+
+        Args:
+            url: where to POST.
+            events: of ``alert``, ``camera``, ``score``.
+            token: sent as ``Authorization: Bearer``.
+            timeout_s: of one attempt.
+            attempts: with 1, 2, 4 ... seconds between them, so 7 seconds: a restarting receiver is back.
+                When the sink closes, what still waits is tried once, and not at all after one failure.
+        """
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise UsageError(f"{safe_name(url)}: no web address", "write http:// or https://")
+        if not set(events) <= {"alert", "camera", "score"}:
+            raise UsageError(f"webhook events {list(events)}", "use alert, camera, score")
+        self._url, user, password = split_credentials(url)
+        self._name = safe_name(url)
+        self._events, self._timeout_s, self._attempts = frozenset(events), timeout_s, max(1, attempts)
+        self._headers = {"Content-Type": "application/json", "User-Agent": f"grmp-edge/{__version__}"}
+        if user:
+            both = base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
+            self._headers["Authorization"] = f"Basic {both}"
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._hurry = threading.Event()
+        self._gone = False  # the server did not answer while in a hurry
+
+    def wants(self, record: Record) -> bool:
+        """The kinds of events asked for."""
+        return record["event"] in self._events
+
+    def write(self, message: Message) -> None:
+        """POST one event; again after what may pass: no connection, 429, 5xx."""
+        if self._gone:
+            raise GrmpError(f"{self._name}: no time left to send it")
+        # The same key for each attempt: a receiver that got it and answered too late sees it is no second.
+        headers = {**self._headers, "Idempotency-Key": str(uuid.uuid4())}
+        data = json.dumps(message.record).encode("ascii")
+        reason, again = "", True
+        for attempt in range(1, self._attempts + 1):
+            reason, again = self._post(data, headers)
+            if not reason:
+                return
+            if not again or attempt == self._attempts or self._hurry.wait(2.0 ** (attempt - 1)):
+                break
+        self._gone = self._hurry.is_set() and again
+        tried = "1 attempt" if attempt == 1 else f"{attempt} attempts"
+        raise GrmpError(f"{self._name}: {reason}", f"given up after {tried}")
+
+    def _post(self, data: bytes, headers: dict[str, str]) -> tuple[str, bool]:
+        """Why it was not delivered, or "", and whether another attempt may succeed."""
+        request = urllib.request.Request(self._url, data, headers, method="POST")
+        try:
+            with self._opener.open(request, timeout=self._timeout_s):
+                return "", False
+        except urllib.error.HTTPError as error:
+            error.close()
+            return f"the server says {error.code}", error.code >= 500 or error.code == 429
+        except (OSError, http.client.HTTPException) as error:
+            return str(getattr(error, "reason", error)) or type(error).__name__, True
+
+    def hurry(self) -> None:
+        """Wait for no further attempt."""
+        self._hurry.set()
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -1,0 +1,1 @@
+"""Finite inputs: from names to decoded pictures."""

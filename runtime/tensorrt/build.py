@@ -1,0 +1,284 @@
+"""A bundle's graph to a TensorRT engine, on the device that will run it. Needs neither torch nor onnx.
+
+One path for TensorRT 10.3 to 11: precision is decided in the ONNX file, the network is strongly typed, and
+the builder is asked for nothing but a profile of batch sizes and a limit of workspace. Before an engine is
+kept it must score as the graph does (:mod:`grmp_edge.runtime.tensorrt.gate`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grmp_edge.bundle import Bundle
+from grmp_edge.errors import BackendError, UsageError
+from grmp_edge.files import replace_file
+from grmp_edge.runtime.tensorrt.backend import NativeConfig, TensorRTBackend
+from grmp_edge.runtime.tensorrt.bindings import TensorRT
+from grmp_edge.runtime.tensorrt.cuda import CudaDriver
+from grmp_edge.runtime.tensorrt.engine_cache import EngineCache, EngineKey, Profile
+from grmp_edge.runtime.tensorrt.gate import check_engine, check_set
+from grmp_edge.runtime.tensorrt.gpu import Gpu, find_gpu
+from grmp_edge.runtime.tensorrt.tensorrt_load import load_tensorrt, make_logger, version
+
+__all__ = [
+    "BuildConfig",
+    "Built",
+    "build",
+    "check_graph",
+    "count_types",
+    "open_native",
+]
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """What is built."""
+
+    precision: str = "fp16"  # what GPUs are fast in
+    profile: Profile = field(default_factory=Profile)
+    # A ceiling for a tactic's scratch memory, not what is used; a Jetson shares its memory with the CPU.
+    workspace_mib: int = 1024
+    rebuild: bool = False  # also where the cache has the engine
+
+    def __post_init__(self) -> None:
+        if self.workspace_mib < 1:
+            raise UsageError(f"{self.workspace_mib} MiB of workspace", "give 1 or more")
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine in the cache."""
+
+    engine: Path
+    key: EngineKey
+    cached: bool  # it was there already
+    reasons: list[str]  # why one in the cache could not be used
+    # layers by type, seconds, and under ``check`` how it scored (None: nothing to compare with)
+    details: Mapping[str, Any]
+
+
+def check_graph(bundle: Bundle, precision: str) -> Path:
+    """The graph to build from.
+
+    Raises:
+        BundleError: the bundle has none of that precision.
+        UsageError: TensorRT cannot read it.
+    """
+    path = bundle.graph(precision)
+    if precision == "int8" and bundle.parity.get("int8", {}).get("method") == "dynamic":
+        raise UsageError(
+            f"{path}: quantised dynamically, which TensorRT does not read (DynamicQuantizeLinear)",
+            "build another with --precision fp16 or fp32",
+        )
+    return path
+
+
+def build(
+    bundle: Bundle,
+    config: BuildConfig,
+    cache: EngineCache | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+    trt: TensorRT | None = None,
+    gpu: Gpu | None = None,
+    cuda: Callable[[], CudaDriver] = CudaDriver,
+) -> Built:
+    """Take the engine from the cache, or build it, compare its scores and put it there.
+
+    Args:
+        bundle: what to build from.
+        config: what to build.
+        cache: where to look and to keep it; the user's own by default.
+        progress: told of each step.
+        trt: the bindings, if not the installed ones.
+        gpu: what is built on, if not the first device.
+        cuda: opens that device.
+
+    Raises:
+        BundleError, UsageError: the bundle has no such graph, or TensorRT cannot read it.
+        MissingDependencyError, BackendError: TensorRT or the GPU is missing, or the build failed.
+        ParityError: the engine does not score as the graph; it is not kept.
+    """
+    path = check_graph(bundle, config.precision)
+    cache = cache or EngineCache()
+    trt = trt or load_tensorrt()
+    gpu = gpu or find_gpu()
+    key = engine_key(bundle, config, trt, gpu)
+    found = cache.lookup(key)
+    if found.engine is not None and not config.rebuild:
+        sidecar = json.loads(found.engine.with_suffix(".json").read_text(encoding="utf-8"))
+        return Built(found.engine, key, True, [], sidecar)
+    reasons = ["asked to rebuild"] if found.engine is not None else found.reasons
+    progress(f"building {config.precision} on {gpu.name} with TensorRT {trt.__version__}: takes minutes")
+    start = time.monotonic()
+    messages: list[str] = []
+    logger = make_logger(trt, messages)  # it must outlive all that TensorRT makes below
+    plan, layers = _build(trt, logger, messages, path, key, cache.timing_path(key))
+    seconds = round(time.monotonic() - start, 1)
+    check = _check(trt, plan, bundle, config.precision, cuda, progress)
+    details = {"layers": layers, "seconds": seconds, "bundle": bundle.id, "check": check}
+    return Built(cache.store(key, plan, details), key, False, reasons, details)
+
+
+def _check(
+    trt: TensorRT,
+    plan: bytes,
+    bundle: Bundle,
+    precision: str,
+    cuda: Callable[[], CudaDriver],
+    progress: Callable[[str], None],
+) -> dict[str, Any] | None:
+    if check_set(bundle, precision) is None:
+        progress("not compared: the bundle records no scores to compare with; export again to have them")
+        return None
+    progress("comparing the engine's scores with those of its graph")
+    # Without graphs: each batch size is run once or twice here.
+    backend = TensorRTBackend(
+        plan, bundle.graphs[precision], bundle.input_size, trt, NativeConfig(cuda_graphs=False), cuda()
+    )
+    try:
+        return check_engine(bundle, precision, backend.raw)
+    finally:
+        backend.close()
+
+
+def open_native(
+    bundle: Bundle,
+    precision: str,
+    trt: TensorRT | None = None,
+    gpu: Gpu | None = None,
+    cache: EngineCache | None = None,
+    cuda: Callable[[], CudaDriver] = CudaDriver,
+) -> TensorRTBackend:
+    """A bundle's graph on TensorRT: the cached engine, whatever batches it was built for, or a new one.
+
+    That building takes minutes is told to the logger ``grmp_edge``, which by default shows it on stderr.
+
+    Raises: as :func:`build` and :class:`TensorRTBackend`.
+    """
+    check_graph(bundle, precision)
+    trt, gpu, cache = trt or load_tensorrt(), gpu or find_gpu(), cache or EngineCache()
+    config = BuildConfig(precision)
+    engine = cache.latest(engine_key(bundle, config, trt, gpu))
+    if engine is None:
+        engine = build(bundle, config, cache, logging.getLogger("grmp_edge").warning, trt, gpu, cuda).engine
+    graph = bundle.graphs[precision]
+    return TensorRTBackend(engine.read_bytes(), graph, bundle.input_size, trt, cuda=cuda())
+
+
+def engine_key(bundle: Bundle, config: BuildConfig, trt: TensorRT, gpu: Gpu) -> EngineKey:
+    """All that an engine of this bundle depends on, on this machine."""
+    # float32 means float32: TF32, TensorRT's default, keeps ten bits and would miss the gate's 1e-4.
+    flags = ("strongly_typed", *(("no_tf32",) if config.precision == "fp32" else ()))
+    return EngineKey(
+        onnx_sha256=bundle.graph_digest(config.precision),
+        tensorrt=trt.__version__,
+        gpu=gpu.name,
+        compute_capability=gpu.compute_capability,
+        precision=config.precision,
+        input=bundle.graphs[config.precision].input,
+        size=bundle.input_size,
+        profile=config.profile,
+        workspace_mib=config.workspace_mib,
+        flags=flags,
+    )
+
+
+def _build(
+    trt: TensorRT, logger: Any, messages: list[str], path: Path, key: EngineKey, timing: Path
+) -> tuple[bytes, dict[str, int]]:
+    builder = trt.Builder(logger)
+    flags = 0
+    if version(trt) < (11, 0):
+        flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(path)):
+        errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]
+        last = " ".join((errors or messages or ["no reason given"])[-1].split())[:300]
+        raise BackendError(
+            f"{path}: TensorRT {trt.__version__} does not read it: {last}",
+            "build another --precision, or report it",
+        )
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, key.workspace_mib << 20)
+    if "no_tf32" in key.flags:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector names no types
+    profile = builder.create_optimization_profile()
+    shapes = [
+        (batch, key.size, key.size, 3)
+        for batch in (key.profile.smallest, key.profile.best, key.profile.largest)
+    ]
+    profile.set_shape(key.input, *shapes)
+    if config.add_optimization_profile(profile) < 0:
+        raise BackendError(f"TensorRT refuses the batch sizes {key.profile}: {' '.join(messages[-1:])}")
+    known = timing.read_bytes() if timing.is_file() else b""
+    if not config.set_timing_cache(config.create_timing_cache(known), False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise _failure(messages, key)
+    with replace_file(timing) as temporary:
+        temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+    content = bytes(plan)
+    runtime = trt.Runtime(logger)  # it must outlive its engine
+    engine = runtime.deserialize_cuda_engine(content)
+    if engine is None:
+        raise _failure(messages, key)
+    inspector = engine.create_engine_inspector()
+    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    del inspector, engine
+    return content, count_types(json.loads(text))
+
+
+def _failure(messages: Sequence[str], key: EngineKey) -> BackendError:
+    text = " ".join(messages)
+    last = " ".join(messages[-1].split())[:300] if messages else "no reason given"
+    if re.search(
+        r"out of memory|outofmemory|cudaErrorMemoryAllocation|allocation.*failed", text, re.IGNORECASE
+    ):
+        return BackendError(
+            f"the GPU's memory is not enough to build for batches up to {key.profile.largest} ({last})",
+            "stop other programs on the GPU, or lower the last number of --batch, or --workspace",
+        )
+    if re.search(r"workspace", text, re.IGNORECASE):
+        return BackendError(
+            f"no tactic fits into {key.workspace_mib} MiB of workspace ({last})", "raise --workspace"
+        )
+    return BackendError(
+        f"TensorRT failed to build the engine: {last}", "try another --precision or report it"
+    )
+
+
+def count_types(information: Mapping[str, Any]) -> dict[str, int]:
+    """How many layers of a built engine compute in which type.
+
+    Args:
+        information: the engine inspector's JSON, built with detailed verbosity.
+
+    Returns:
+        Layers by the type of their first output: ``fp16``, ``fp32``, ``int8`` and ``other``; and ``all``.
+    """
+    counts = {"all": 0, "fp16": 0, "fp32": 0, "int8": 0, "other": 0}
+    for layer in information.get("Layers", []):
+        # With brief verbosity a layer is only its name.
+        outputs = layer.get("Outputs", []) if isinstance(layer, dict) else []
+        text = str(outputs[0].get("Format/Datatype", "")) if outputs else ""
+        counts["all"] += 1
+        counts[_type_of(text)] += 1
+    return counts
+
+
+def _type_of(text: str) -> str:
+    # "Half" in one version, "Row major linear FP16 format" in another.
+    for name, pattern in (("fp16", r"fp16|half"), ("int8", r"\bint8"), ("fp32", r"fp32|float")):
+        if re.search(pattern, text, re.IGNORECASE):
+            return name
+    return "other"

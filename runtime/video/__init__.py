@@ -1,0 +1,1 @@
+"""Moving pictures: frames of files, streams and cameras."""

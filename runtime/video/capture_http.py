@@ -1,0 +1,244 @@
+"""MJPEG streams and snapshot pictures over HTTP, read with timeouts of our own."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import http.client
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from grmp_edge.errors import GrmpError, SourceError
+from grmp_edge.preprocess import decode_image
+from grmp_edge.redact import scrub, split_credentials
+from grmp_edge.runtime.live.config import CameraConfig
+
+__all__ = ["MjpegCapture", "SnapshotCapture", "open_http"]
+
+UInt8Array = npt.NDArray[np.uint8]
+
+_MAX_PICTURE = 64 << 20  # bytes of one JPEG: a server that never ends one must not fill the memory
+_MAX_LINE = 4096
+_SNAPSHOT_PERIOD = 1.0  # seconds between snapshots when max_fps is not set: their servers are slow
+
+
+def open_http(config: CameraConfig) -> MjpegCapture | SnapshotCapture | None:
+    """Open an HTTP source by what the server says it is; None: neither, so a video for FFmpeg.
+
+    Raises:
+        SourceError: no answer, or an error status.
+    """
+    response = _request(config)
+    kind = response.headers.get_content_type()
+    if kind.startswith("multipart/"):
+        return MjpegCapture(config, response)
+    response.close()
+    if kind.startswith("image/"):
+        return SnapshotCapture(config)
+    return None
+
+
+def _request(config: CameraConfig) -> Any:
+    url, user, password = split_credentials(config.source)
+    handlers: list[urllib.request.BaseHandler] = []
+    if user:
+        passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+        passwords.add_password(None, url, user, password)
+        handlers = [
+            urllib.request.HTTPDigestAuthHandler(passwords),
+            urllib.request.HTTPBasicAuthHandler(passwords),
+        ]
+    opener = urllib.request.build_opener(*handlers)
+    try:
+        # One time limit for connecting and each read: the longer one would hide a dead connection.
+        return opener.open(url, timeout=min(config.open_timeout_s, config.read_timeout_s))
+    except urllib.error.HTTPError as error:
+        error.close()
+        remedy = "check its user and password" if error.code in (401, 403) else "check the address"
+        raise SourceError(f"{config.label}: the server says {error.code} {error.reason}", remedy) from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise SourceError(f"{config.label}: {scrub(str(reason))}", "check the address") from None
+
+
+def _decode(data: bytes, label: str) -> UInt8Array:
+    try:
+        rgb = decode_image(data, name=label)
+    except GrmpError as error:
+        raise SourceError(error.message, error.remedy) from None
+    return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), dtype=np.uint8)
+
+
+class _Body:
+    """The body of an answer, read against a deadline: byte by byte it never times out by itself."""
+
+    def __init__(self, response: Any, label: str, timeout_s: float) -> None:
+        self._response, self._label, self._timeout_s = response, label, timeout_s
+        self._until = 0.0
+        self._rest = b""
+
+    def begin(self) -> None:
+        """What is read from now on may take ``timeout_s`` together, and as much again for the last piece."""
+        self._until = time.monotonic() + self._timeout_s
+
+    def some(self) -> bytes:
+        """What is there, at least one byte; b"" at the end."""
+        if self._rest:
+            data, self._rest = self._rest, b""
+            return data
+        if time.monotonic() > self._until:
+            raise SourceError(f"{self._label}: too slow, nothing whole in {self._timeout_s:.0f} s")
+        return bytes(self._response.read1(1 << 16))
+
+    def waiting(self) -> int:
+        """How many bytes have come that are not read yet."""
+        unread = array.array("i", [0])
+        with contextlib.suppress(ImportError, OSError, ValueError):
+            import fcntl  # not on Windows, where only what is here already is seen
+            import termios
+
+            fcntl.ioctl(self._response.fileno(), termios.FIONREAD, unread)
+        return len(self._rest) + unread[0]
+
+    def line(self, most: int) -> bytes:
+        """Up to the end of a line, or ``most`` bytes of it; b"" at the end."""
+        parts, size = [], 0
+        while size < most and (data := self.some()):
+            end = data.find(b"\n", 0, most - size) + 1 or min(len(data), most - size)
+            self._rest = data[end:]
+            parts.append(data[:end])
+            size += end
+            if data[end - 1 : end] == b"\n":
+                break
+        return b"".join(parts)
+
+    def exactly(self, size: int) -> bytes:
+        """So many bytes; fewer at the end."""
+        parts, got = [], 0
+        while got < size and (data := self.some()):
+            take = min(len(data), size - got)
+            self._rest = data[take:]
+            parts.append(data[:take])
+            got += take
+        return b"".join(parts)
+
+
+class SnapshotCapture:
+    """One picture a request, asked for at ``max_fps`` or once a second."""
+
+    def __init__(self, config: CameraConfig) -> None:
+        self._config = config
+        self._period = 1.0 / config.max_fps if config.max_fps else _SNAPSHOT_PERIOD
+        self._due = time.monotonic()
+        self._data = b""
+
+    def grab(self) -> None:
+        """Wait until the next picture is due and fetch it."""
+        time.sleep(max(0.0, self._due - time.monotonic()))
+        self._due = time.monotonic() + self._period
+        with contextlib.closing(_request(self._config)) as response:
+            try:
+                body = _Body(response, self._config.label, self._config.read_timeout_s)
+                body.begin()
+                self._data = body.exactly(_MAX_PICTURE)
+            except (OSError, http.client.HTTPException) as error:
+                raise SourceError(f"{self._config.label}: {scrub(str(error))}", "it is tried again") from None
+
+    def stamp_s(self) -> float | None:
+        """None: there is no time stamp to go by."""
+        return None
+
+    def overtaken(self) -> bool:
+        """False: each picture is asked for when it is due."""
+        return False
+
+    def retrieve(self) -> UInt8Array:
+        """The picture, uint8 (H, W, 3) BGR."""
+        return _decode(self._data, self._config.label)
+
+    def close(self) -> None:
+        """Nothing stays open between pictures."""
+
+
+class MjpegCapture:
+    """The parts of a multipart/x-mixed-replace answer, one JPEG each."""
+
+    def __init__(self, config: CameraConfig, response: Any) -> None:
+        self._label = config.label
+        self._response = response
+        self._body = _Body(response, config.label, config.read_timeout_s)
+        self._boundary = (response.headers.get_param("boundary") or "").strip('"').lstrip("-").encode()
+        self._data = b""
+        self._at_part = False  # the boundary before the next part has been read already
+
+    def grab(self) -> None:
+        """Read the next part."""
+        self._body.begin()
+        try:
+            self._data = self._part()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise SourceError(
+                f"{self._label}: {scrub(str(error)) or 'the stream broke'}", "it is opened again"
+            ) from None
+
+    def _part(self) -> bytes:
+        length = None
+        began, self._at_part = self._at_part, False
+        # Boundary and headers of the part, up to an empty line; blank lines before them do not count.
+        while True:
+            line = self._body.line(_MAX_LINE)
+            if not line:
+                raise SourceError(f"{self._label}: the stream ended", "it is opened again")
+            line = line.strip()
+            if not line and began:
+                break
+            key, _, value = line.partition(b":")
+            if key.strip().lower() == b"content-length":
+                length = int(value)
+            began = began or bool(line)
+        if length is not None:
+            if not 0 < length <= _MAX_PICTURE:
+                raise SourceError(f"{self._label}: a part of {length} bytes", "it is opened again")
+            data = self._body.exactly(length)
+            if len(data) < length:
+                raise SourceError(f"{self._label}: the stream ended", "it is opened again")
+            return data
+        return self._until_boundary()
+
+    def _until_boundary(self) -> bytes:
+        """A part without a length: up to the line that holds the boundary."""
+        parts: list[bytes] = []
+        size = 0
+        while size <= _MAX_PICTURE:
+            line = self._body.line(_MAX_LINE)
+            if not line:
+                raise SourceError(f"{self._label}: the stream ended", "it is opened again")
+            if line.startswith(b"--") and self._boundary and self._boundary in line:
+                self._at_part = True
+                return b"".join(parts).rstrip(b"\r\n")
+            parts.append(line)
+            size += len(line)
+        raise SourceError(f"{self._label}: a picture without an end", "it is opened again")
+
+    def stamp_s(self) -> float | None:
+        """None: there is no time stamp to go by."""
+        return None
+
+    def overtaken(self) -> bool:
+        """Whether as many bytes as this part has have come after it, as behind a stall of the network."""
+        return self._body.waiting() >= len(self._data)
+
+    def retrieve(self) -> UInt8Array:
+        """The picture, uint8 (H, W, 3) BGR."""
+        return _decode(self._data, self._label)
+
+    def close(self) -> None:
+        """Close the connection."""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            self._response.close()

@@ -1,0 +1,1 @@
+"""HTTP: scoring, the live page, metrics."""

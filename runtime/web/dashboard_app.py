@@ -1,0 +1,189 @@
+"""The dashboard over HTTP: its page, the JSON it reads, its pictures, health, and the login."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from grmp_edge import __version__
+from grmp_edge.runtime.web.dashboard import STEPS, Dashboard
+from grmp_edge.runtime.web.dashboard_session import clear_cookie, session_cookie
+from grmp_edge.runtime.web.event_stream import Followers
+from grmp_edge.runtime.web.guard import LOGIN, LOGOUT, Guard, ServeConfig
+from grmp_edge.runtime.web.metrics_text import CONTENT_TYPE
+
+__all__ = ["EVENTS", "add_dashboard", "add_health", "make_watch_app"]
+
+EVENTS = "/v1/events"
+
+_STATIC = Path(__file__).resolve().parent.parent / "static"
+_KINDS = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_FIRST_PICTURE_S = 3.0  # how long a first look waits for a frame
+
+# Nothing from elsewhere, nothing inline, no text that becomes markup: what a camera is called stays text.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_SAFE = {
+    "Content-Security-Policy": _POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+_FRESH = {"Cache-Control": "no-store", **_SAFE}
+
+
+def make_watch_app(dashboard: Dashboard, config: ServeConfig) -> tuple[Any, Followers]:
+    """The ASGI application of ``watch --http``: the dashboard, ``/metrics`` and health, nothing to score."""
+    app = FastAPI(title="grmp-edge watch", version=__version__, openapi_url=None)
+    followers = add_dashboard(app, dashboard, config)
+    add_health(app, dashboard.ready)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        text = await anyio.to_thread.run_sync(dashboard.scrape)
+        return PlainTextResponse(text, media_type=CONTENT_TYPE)
+
+    return Guard(app, config, lambda path, status, seconds: None), followers
+
+
+def add_health(app: FastAPI, ready: Callable[[], bool]) -> None:
+    """Add ``/healthz`` (it answers) and ``/readyz`` (503 while it has nothing to give)."""
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        good = await anyio.to_thread.run_sync(ready)
+        return JSONResponse({"ready": good}, 200 if good else 503)
+
+
+def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Followers:
+    """Add the page, its events, the JSON API and the login; close what it gives back when the server stops.
+
+    Routes: ``GET /``, ``/static/...``, ``/v1/events`` (server-sent), ``/v1/cameras``,
+    ``/v1/cameras/{name}/history?since=&step=``, ``/v1/cameras/{name}/thumbnail.jpg``,
+    ``POST /v1/login``, ``/v1/logout``. A camera goes by its name or its id.
+    """
+    followers = Followers()
+    dashboard.count_clients = lambda: followers.count
+    _add_files(app)
+    _add_login(app, config.token)
+
+    def update(cursor: Any) -> dict[str, Any]:
+        dashboard.thumbnails.watch()
+        return {**dashboard.update(cursor), "login": bool(config.token)}
+
+    @app.get(EVENTS)
+    async def events() -> Response:
+        cursor = dashboard.cursor()
+        answer = followers.follow(lambda: update(cursor))
+        answer.headers.update(_SAFE)
+        return answer
+
+    @app.get("/v1/cameras")
+    async def cameras() -> Response:
+        found = await anyio.to_thread.run_sync(dashboard.cameras)
+        return JSONResponse({"cameras": found}, headers=_FRESH)
+
+    @app.get("/v1/cameras/{name:path}/history")
+    async def history(name: str, since: float = 0.0, step: int = 1) -> Response:
+        camera = dashboard.find(name)
+        if camera is None:
+            return _unknown()
+        if step not in STEPS or not 0 <= since < 1e12:
+            words = " or ".join(map(str, STEPS))
+            return JSONResponse({"detail": f"step is {words}, since seconds since 1970"}, 422, _FRESH)
+        found = await anyio.to_thread.run_sync(dashboard.history, camera, since, step)
+        return JSONResponse(found, headers=_FRESH)
+
+    @app.get("/v1/cameras/{name:path}/thumbnail.jpg")
+    async def thumbnail(name: str, request: Request) -> Response:
+        camera = dashboard.find(name)
+        if camera is None:
+            return _unknown()
+        found = await anyio.to_thread.run_sync(dashboard.thumbnails.get, camera)
+        for _ in range(round(_FIRST_PICTURE_S / 0.1)):
+            if found is not None:
+                break
+            await anyio.sleep(0.1)
+            found = await anyio.to_thread.run_sync(dashboard.thumbnails.get, camera)
+        if found is None:
+            detail = "no picture of this camera yet"
+            return JSONResponse({"detail": detail}, 404, {"Retry-After": "5", **_FRESH})
+        tag = f'"{dashboard.clock.read()[0]}-{found.number}"'
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers={"ETag": tag, **_FRESH})
+        return Response(found.jpeg, media_type="image/jpeg", headers={"ETag": tag, **_FRESH})
+
+    return followers
+
+
+def _unknown() -> Response:
+    return JSONResponse({"detail": "no such camera"}, 404, _FRESH)
+
+
+def _add_files(app: FastAPI) -> None:
+    """The page's own files, read once."""
+    files = {path.name: path.read_bytes() for path in _STATIC.iterdir() if path.suffix in _KINDS}
+
+    def answer(name: str, request: Request) -> Response:
+        tag = f'"{hashlib.sha256(files[name]).hexdigest()[:16]}"'
+        headers = {"Cache-Control": "no-cache", "ETag": tag, **_SAFE}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(files[name], media_type=_KINDS[Path(name).suffix], headers=headers)
+
+    @app.get("/")
+    async def page(request: Request) -> Response:
+        return answer("index.html", request)
+
+    @app.get("/static/{name}")
+    async def file(name: str, request: Request) -> Response:
+        return answer(name, request) if name in files else JSONResponse({"detail": "not found"}, 404)
+
+
+def _add_login(app: FastAPI, token: str) -> None:
+    """The token against a cookie. As JSON only: a form of another site cannot send that."""
+
+    def secure(request: Request) -> bool:
+        return request.url.scheme == "https"  # a proxy on this machine says so by X-Forwarded-Proto
+
+    @app.post(LOGIN)
+    async def login(request: Request) -> Response:
+        body = await request.body()
+        try:
+            given = json.loads(body)["token"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            given = None
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            given = None
+        if not isinstance(given, str):
+            return JSONResponse({"detail": 'send JSON: {"token": "..."}'}, 422, _FRESH)
+        if not token:
+            return Response(status_code=204, headers=_FRESH)
+        if not hmac.compare_digest(given.encode("utf-8", "replace"), token.encode()):
+            return JSONResponse({"detail": "wrong token"}, 401, _FRESH)
+        return Response(
+            status_code=204, headers={"Set-Cookie": session_cookie(token, secure(request)), **_FRESH}
+        )
+
+    @app.post(LOGOUT)
+    async def logout(request: Request) -> Response:
+        return Response(
+            status_code=204, headers={"Set-Cookie": clear_cookie(token, secure(request)), **_FRESH}
+        )

@@ -1,0 +1,221 @@
+"""Scoring over HTTP: pictures in, scores out, KServe v2 health and metadata, metrics for Prometheus."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.datastructures import UploadFile
+
+from grmp_edge import __version__
+from grmp_edge.errors import GrmpError, ImageError, UsageError
+from grmp_edge.image_size import image_size
+from grmp_edge.preprocess import decode_image
+from grmp_edge.runtime.scorer import Scorer
+from grmp_edge.runtime.web.dashboard import Dashboard
+from grmp_edge.runtime.web.dashboard_app import EVENTS, add_dashboard, add_health
+from grmp_edge.runtime.web.event_stream import Followers
+from grmp_edge.runtime.web.guard import Guard, ServeConfig
+from grmp_edge.runtime.web.metrics_text import CONTENT_TYPE, Metrics
+from grmp_edge.score import Score
+
+__all__ = ["MODEL", "ServeConfig", "listen", "make_app"]
+
+MODEL = "grmp-edge"  # the model's name in the KServe protocol
+
+SILENT_MS = 30_000  # longer than a phone takes from one network to another
+
+
+def make_app(
+    scorer: Scorer, config: ServeConfig, dashboard: Dashboard | None = None
+) -> tuple[Any, Followers]:
+    """The ASGI application and those who follow it; the scorer stays the caller's to close.
+
+    Routes: ``POST /score`` (an encoded picture as the body), ``POST /batch`` (multipart files),
+    ``GET /metrics``, and KServe v2's ``/v2``, ``/v2/health/live``, ``/v2/health/ready``,
+    ``/v2/models/grmp-edge`` and ``/v2/models/grmp-edge/ready``; ``/healthz`` and ``/readyz``.
+    ``?camera=NAME`` names what is scored, in the answer and in the metrics' camera label.
+    With a dashboard its routes too (:func:`~grmp_edge.runtime.web.dashboard_app.add_dashboard`).
+    """
+    metrics = Metrics() if dashboard is None else dashboard.metrics
+    _declare(metrics, scorer)
+    limiter = anyio.CapacityLimiter(config.workers)
+
+    app = FastAPI(title="grmp-edge", version=__version__, docs_url=None, redoc_url=None)
+
+    def work(pictures: Sequence[bytes], names: Sequence[str]) -> list[Score | GrmpError]:
+        images, results = [], dict[int, Score | GrmpError]()
+        for index, data in enumerate(pictures):
+            try:
+                images.append((index, decode_image(_checked(data, config), names[index])))
+            except GrmpError as error:
+                results[index] = error
+        start = time.perf_counter()
+        scores = scorer.score_batch([image for _, image in images], [names[index] for index, _ in images])
+        if images:
+            metrics.observe("grmp_edge_inference_seconds", time.perf_counter() - start)
+        results.update({index: score for (index, _), score in zip(images, scores, strict=True)})
+        return [results[index] for index in range(len(pictures))]
+
+    async def run(pictures: Sequence[bytes], names: Sequence[str], camera: str) -> list[Score | GrmpError]:
+        results = await anyio.to_thread.run_sync(work, pictures, names, limiter=limiter)
+        for result in results:
+            if isinstance(result, Score):
+                metrics.add("grmp_edge_scores_total", camera=camera)
+                metrics.set("grmp_edge_last_score", result.value, camera=camera)
+            else:
+                metrics.add("grmp_edge_unreadable_total", camera=camera)
+        return results
+
+    @app.post("/score")
+    async def score(request: Request) -> Response:
+        name = _camera(request)
+        (result,) = await run([await request.body()], [name or "upload"], name)
+        if isinstance(result, Score):
+            return Response(result.to_json(), media_type="application/json")
+        return JSONResponse({"detail": str(result)}, _status(result))
+
+    @app.post("/batch")
+    async def batch(request: Request) -> Response:
+        async with request.form(max_files=config.max_batch, max_fields=0) as form:
+            files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
+            pictures = [await file.read() for file in files]
+        names = [file.filename or f"image {index}" for index, file in enumerate(files)]
+        if not files:
+            return JSONResponse({"detail": "no files; send multipart/form-data (curl -F a=@1.jpg)"}, 422)
+        results = await run(pictures, names, _camera(request))
+        body = ",".join(
+            result.to_json() if isinstance(result, Score) else _failure(name, result)
+            for name, result in zip(names, results, strict=True)
+        )
+        return Response(f'{{"results":[{body}]}}', media_type="application/json")
+
+    @app.get("/metrics")
+    async def shown() -> Response:
+        text = await anyio.to_thread.run_sync(metrics.text if dashboard is None else dashboard.scrape)
+        return PlainTextResponse(text, media_type=CONTENT_TYPE)
+
+    _add_kserve(app, scorer)
+    add_health(app, (lambda: True) if dashboard is None else dashboard.ready)
+    followers = Followers() if dashboard is None else add_dashboard(app, dashboard, config)
+
+    def answered(path: str, status: int, seconds: float) -> None:
+        known = path if path in routes else "other"
+        if known != EVENTS:  # that takes as long as somebody looks
+            metrics.observe("grmp_edge_request_seconds", seconds, path=known)
+        metrics.add("grmp_edge_requests_total", path=known, status=str(status))
+
+    routes = {getattr(route, "path", "") for route in app.routes}
+    return Guard(app, config, answered), followers
+
+
+def _add_kserve(app: FastAPI, scorer: Scorer) -> None:
+    """Health and metadata as the Open Inference Protocol has them."""
+    bundle = scorer.bundle
+    size = bundle.input_size
+    graph = bundle.graphs[scorer.precision]
+
+    @app.get("/v2")
+    async def server() -> dict[str, Any]:
+        return {"name": "grmp-edge", "version": __version__, "extensions": []}
+
+    @app.get("/v2/health/live")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/v2/health/ready")
+    async def ready() -> dict[str, bool]:
+        return {"ready": True}  # the graph is loaded before the port is opened
+
+    @app.get(f"/v2/models/{MODEL}/ready")
+    async def model_ready() -> dict[str, Any]:
+        return {"name": MODEL, "ready": True}
+
+    @app.get(f"/v2/models/{MODEL}")
+    async def model() -> dict[str, Any]:
+        return {
+            "name": MODEL,
+            "versions": [bundle.id],
+            "platform": f"{scorer.backend.name}_{scorer.backend.provider}",
+            "inputs": [{"name": graph.input, "datatype": "UINT8", "shape": [-1, size, size, 3]}],
+            "outputs": [{"name": graph.output, "datatype": "FP32", "shape": [-1]}],
+        }
+
+
+def _declare(metrics: Metrics, scorer: Scorer) -> None:
+    for name, kind, text in (
+        ("grmp_edge_scores_total", "counter", "Pictures scored."),
+        ("grmp_edge_unreadable_total", "counter", "Pictures that could not be decoded or were too large."),
+        ("grmp_edge_requests_total", "counter", "HTTP requests answered."),
+        ("grmp_edge_last_score", "gauge", "The last score, 0 to 1."),
+        ("grmp_edge_request_seconds", "histogram", "Time to answer a request."),
+        ("grmp_edge_inference_seconds", "histogram", "Time of resizing and the network's run, per request."),
+        ("grmp_edge_info", "gauge", "What is running."),
+    ):
+        metrics.declare(name, kind, text)
+    metrics.set(
+        "grmp_edge_info", 1.0, version=__version__, model=scorer.bundle.id, provider=scorer.backend.provider
+    )
+
+
+class _TooLargeError(ImageError):
+    pass
+
+
+class _UnknownKindError(ImageError):
+    pass
+
+
+def _checked(data: bytes, config: ServeConfig) -> bytes:
+    """The data, if its header promises a picture that is not too large to decode."""
+    if not data:
+        raise ImageError("the body is empty", "send the bytes of a picture file")
+    size = image_size(data)
+    if size is None or 0 in size:
+        raise _UnknownKindError("not a picture that is served", "send JPEG, PNG, WebP, GIF, BMP, TIFF or PNM")
+    if size[0] * size[1] > config.max_pixels:
+        raise _TooLargeError(
+            f"{size[0]} x {size[1]} pixels are more than {config.max_pixels}", "send it smaller"
+        )
+    return data
+
+
+def _status(error: GrmpError) -> int:
+    kinds = ((_TooLargeError, 413), (_UnknownKindError, 415), (ImageError, 422))
+    return next((status for kind, status in kinds if isinstance(error, kind)), 500)
+
+
+def _failure(name: str, error: GrmpError) -> str:
+    return json.dumps({"source": name, "error": str(error), "status": _status(error)})
+
+
+def _camera(request: Request) -> str:
+    return request.query_params.get("camera", "")[:80]
+
+
+def listen(config: ServeConfig) -> socket.socket:
+    """A socket that listens where the config says.
+
+    Raises:
+        UsageError: the address is taken or none of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        door = socket.create_server((config.host, config.port), family=family, backlog=128)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {config.host}:{config.port} ({error.strerror or error})",
+            "choose another port",
+        ) from None
+    # A phone that left the network says no word, and a reader may stop reading. Connections inherit this: one
+    # is given up when what was sent is not taken for so long, not after a quarter of an hour or never.
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        door.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_MS)
+    return door

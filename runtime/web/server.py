@@ -1,0 +1,112 @@
+"""Running an application beside the cameras: in the main thread, or in one of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import uvicorn
+
+from grmp_edge.runtime.live.live import Live
+from grmp_edge.runtime.sinks.queue import QueuedSink, to_record
+from grmp_edge.runtime.web.event_stream import Followers
+
+__all__ = ["Server", "address", "cameras_in_background", "in_background"]
+
+_GRACE_S = 5  # for answers in progress when it is told to stop
+
+
+class Server(uvicorn.Server):
+    """uvicorn, ending quietly by a signal and telling the streams to end first."""
+
+    def __init__(self, app: Any, followers: Followers | None = None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_GRACE_S,
+            )
+        )
+        self._followers = followers
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM are how it is meant to end; uvicorn would raise them again afterwards."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """A stream never ends by itself, and would hold up the end until its time is over."""
+        if self._followers is not None:
+            self._followers.close()
+        await super().shutdown(sockets)
+
+
+@contextlib.contextmanager
+def in_background(server: Server, door: socket.socket) -> Iterator[None]:
+    """Serve on a thread while the block runs."""
+    thread = threading.Thread(target=server.run, args=([door],), name="http server", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(_GRACE_S + 2.0)
+
+
+@contextlib.contextmanager
+def cameras_in_background(
+    live: Live,
+    sinks: Sequence[QueuedSink],
+    server: Server,
+    errors: list[BaseException],
+    over: Callable[[], None],
+) -> Iterator[None]:
+    """Score live cameras on a thread while the block runs.
+
+    ``errors`` takes the one that ended them: when the network fails the server is told to end too, for it has
+    nothing left to score with. ``over()`` is called there when no camera can give another frame.
+    """
+    ending = threading.Event()
+
+    def run() -> None:
+        try:
+            for event in live.events():
+                record = to_record(event)
+                for sink in sinks:
+                    sink.put(event, record)
+            if not ending.is_set():
+                over()
+        except BaseException as error:  # told by the main thread
+            errors.append(error)
+            server.should_exit = True
+
+    thread = threading.Thread(target=run, name="live cameras", daemon=True)
+    with live:
+        thread.start()
+        try:
+            yield
+        finally:
+            ending.set()
+            live.stop()
+            thread.join(10.0)
+
+
+def address(host: str, door: socket.socket) -> str:
+    """Where a browser finds it."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{door.getsockname()[1]}"

@@ -1,0 +1,153 @@
+"""How long training steps take, old ways beside new ones: ``python -m steps``.
+
+The ways run alternately in one process, so that what else the machine does falls on all of them alike; the
+median of each is shown, per picture of a step's batch, and its ratio to the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from grmp_edge.preprocess import Preprocess
+from grmp_edge.train.finetune.frozen_features import CentreScores, FrozenCache, Teacher
+from grmp_edge.train.finetune.loop import FinetuneConfig
+from grmp_edge.train.finetune.step import TuningStep
+from grmp_edge.train.meta import MetaConfig, adapt
+from grmp_edge.train.network.backbone import EMBEDDED, RANDOM, BackboneConfig
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.runs import ModelConfig, build_network
+from grmp_edge.train.session.precision import Numerics, Precision
+from grmp_edge.train.task_pictures import PictureCache
+from grmp_edge.train.tasks import SyntheticConfig, procedural_photographs, synthetic_tasks
+
+__all__ = ["main"]
+
+UInt8Array = npt.NDArray[np.uint8]
+Ways = dict[str, Callable[[], object]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, measure, print; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m steps", description=__doc__)
+    parser.add_argument("--backbone", default=EMBEDDED)
+    parser.add_argument("--random", action="store_true", help="random weights: time does not depend on them")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--pictures", type=int, default=40, help="of a fine-tuning step, and of the judge")
+    parser.add_argument("--precision", default="fp32,bf16", help="comma-separated: fp32, bf16, fp16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="processor time, which other work delays less"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per line on stdout")
+    parser.add_argument("--only", default="", help="comma-separated: tune, frozen, judge, mpp")
+    given = parser.parse_args(arguments)
+    backbone = BackboneConfig(given.backbone, RANDOM if given.random else "")
+    model = build_network(ModelConfig.of(backbone, device=given.device))[0]
+    device = model.ctx.device
+    precisions: list[Precision] = [Numerics.of(p, device).precision for p in given.precision.split(",")]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    print(f"{given.backbone} on {name}, {torch.get_num_threads()} threads", file=sys.stderr)
+    side = Preprocess.for_size(model.image.size).resize
+    images = np.random.default_rng(0).integers(0, 256, (given.pictures, side, side, 3), np.uint8)
+    wanted = [part for part in given.only.split(",") if part] or ["tune", "frozen", "judge", "mpp"]
+    makers = {"tune": _tuning, "frozen": _frozen, "judge": _judging, "mpp": _meta}
+    for part in wanted:
+        ways, count = makers[part](model, images, precisions)
+        clock = time.process_time if given.cpu_time else time.perf_counter
+        _show(part, _alternate(ways, given.rounds, device, clock), count, given.json)
+    return 0
+
+
+def _tuning(model: GrmpIqa, images: UInt8Array, precisions: Sequence[Precision]) -> tuple[Ways, int]:
+    """A fine-tuning step under QGR whose frozen part is in the cache, by precision."""
+    _restore(model)
+    teacher = Teacher(model)
+    config = FinetuneConfig().for_backbone(model.backbone.name)
+    quality = np.linspace(0, 1, len(images), dtype=np.float32)
+    ways: Ways = {}
+    for precision in precisions:
+        tuned = replace(config, precision=precision)
+        step = TuningStep(model, images, quality, tuned, config.cache_bytes, teacher=teacher)
+        ways[precision] = lambda step=step: step.gradients(range(len(images)), 0, False)  # type: ignore[misc]
+    return ways, len(images)
+
+
+def _frozen(model: GrmpIqa, images: UInt8Array, precisions: Sequence[Precision]) -> tuple[Ways, int]:
+    """What a view costs when it is first seen: one picture at a time, and in groups."""
+    _restore(model)
+    teacher, kind = Teacher(model), model.ctx.device.type
+    ways: Ways = {}
+    for precision in precisions:
+        for group in (1, 8, 64):
+            cache = FrozenCache(model, teacher, images, 0, group, Numerics(precision, kind))
+            ways[f"{precision}, groups of {group}"] = (
+                lambda cache=cache: cache.get(list(range(len(images))), 0, False)  # type: ignore[misc]
+            )
+    return ways, len(images)
+
+
+def _judging(model: GrmpIqa, images: UInt8Array, precisions: Sequence[Precision]) -> tuple[Ways, int]:
+    """Scoring the pictures that choose the epoch: all blocks each time, and the frozen ones kept."""
+    _restore(model)
+    whole, kept = CentreScores(model, images, 0), CentreScores(model, images, 4 << 30)
+    return {"all blocks": whole.predict, "frozen blocks kept": kept.predict}, len(images)
+
+
+def _meta(model: GrmpIqa, images: UInt8Array, precisions: Sequence[Precision]) -> tuple[Ways, int]:
+    """A visit of one task (8 photographs, 6 states, both loops): pictures made anew, and kept."""
+    _restore(model)
+    config = MetaConfig.for_backbone(model.backbone.name)
+    (task,) = synthetic_tasks(procedural_photographs(8), SyntheticConfig(("gaussian_blur",)))
+    for _, parameter in model.prompt_parameters():
+        parameter.requires_grad_(True)
+    ways: Ways = {}
+    for precision in precisions:
+        visited = replace(config, precision=precision)
+        for label, budget in (("made anew", 0), ("kept", 1 << 30)):
+            kept = PictureCache(budget)
+            ways[f"{precision}, {label}"] = (
+                lambda visited=visited, kept=kept: adapt(model, task, visited, [0], kept)  # type: ignore[misc]
+            )
+    return ways, len(task.quality)
+
+
+def _restore(model: GrmpIqa) -> None:
+    model.eval().requires_grad_(False)
+
+
+def _alternate(ways: Ways, rounds: int, device: torch.device, clock: Callable[[], float]) -> dict[str, float]:
+    """Median seconds of each way, after one run of each that is not counted."""
+    spent: dict[str, list[float]] = {label: [] for label in ways}
+    for number in range(rounds + 1):
+        for label, way in ways.items():
+            began = clock()
+            way()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number:
+                spent[label].append(clock() - began)
+    return {label: median(times) for label, times in spent.items()}
+
+
+def _show(part: str, found: dict[str, float], count: int, as_json: bool) -> None:
+    first = next(iter(found.values()))
+    for label, seconds in found.items():
+        each = 1000 * seconds / count
+        if as_json:
+            print(json.dumps({"part": part, "way": label, "ms_per_picture": each, "ratio": first / seconds}))
+        else:
+            print(f"{part:7} {label:24} {each:9.2f} ms/picture  {first / seconds:5.2f}x", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The few-shot protocol, its baselines and its tables."""

@@ -1,0 +1,1 @@
+"""Fine-tuning on few labels under quality-aware gradient regularisation (QGR)."""

@@ -1,0 +1,209 @@
+"""What never changes in fine-tuning, computed once: the frozen blocks' tokens and the teacher's word."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.network.towers import ImageTower
+from grmp_edge.train.session.precision import Numerics
+from grmp_edge.train.session.ranks import ALONE, Team
+
+__all__ = ["CentreScores", "FrozenCache", "Teacher", "group_size"]
+
+UInt8Array = npt.NDArray[np.uint8]
+Float32Array = npt.NDArray[np.float32]
+
+# Pictures computed together. More fill a GPU; on a CPU core, past a few the products get no faster (8
+# instead of 1: 5 to 10 % on the embedded backbone) and the activations leave its cache.
+_GROUP = {"cuda": 64, "cpu": 8}
+
+
+class Teacher:
+    """The plain CLIP of the start, without any prompts, frozen: what the picture shows."""
+
+    def __init__(self, model: GrmpIqa) -> None:
+        clip = nn.Module()
+        clip.visual = copy.deepcopy(model.image.visual)  # the student's last blocks will move away
+        self.tower = ImageTower(clip, model.backbone.name)
+        with torch.no_grad():
+            self.scenes = model.scene_features()
+
+    @torch.no_grad()
+    def logits(self, model: GrmpIqa, pixels: Tensor) -> Tensor:
+        """Scaled cosines with the nine scenes, (B, 9)."""
+        return model.logits(self.tower.plain(pixels), self.scenes)
+
+
+def group_size(model: GrmpIqa, images: UInt8Array, batch: int, epochs: int, budget: int) -> int:
+    """How many pictures to compute together for what follows from the settings alone.
+
+    One at a time where batches take only a part of the pictures, and either not every view can be kept or
+    the run is too short to come back to most of them: the rest of a group would be computed for nothing.
+    """
+    margin = images.shape[1] - model.image.size
+    width, places = model.image.width, _places(model)
+    views = 2 * max(1, margin)
+    everything = views * len(images) * places * width * 4
+    whole = batch >= len(images) or (everything <= budget and epochs >= views)
+    return _GROUP.get(model.ctx.device.type, 1) if whole else 1
+
+
+class FrozenCache:
+    """What never changes in fine-tuning, by picture and view: frozen blocks' tokens, the teacher's logits.
+
+    A view is a crop offset and a flip. Pictures are computed in fixed groups: which ones are computed
+    together must not depend on which are missing, for a matrix product's rounding depends on its shape, and
+    a resumed run with its empty cache would part from one that was never stopped. Least recently used groups
+    leave when the budget is full.
+
+    Args:
+        model: its frozen blocks and prompts.
+        teacher: None without QGR.
+        images: squashed pictures, uint8 (n, R, R, 3).
+        budget: bytes of tokens to keep.
+        group: pictures computed together.
+        numerics: how; float32 by default. What is kept is float32 always.
+        team: only the rank's own pictures (see :meth:`Team.mine`) may be asked for.
+    """
+
+    def __init__(
+        self,
+        model: GrmpIqa,
+        teacher: Teacher | None,
+        images: UInt8Array,
+        budget: int,
+        group: int = 1,
+        numerics: Numerics | None = None,
+        team: Team = ALONE,
+    ) -> None:
+        self.model, self.teacher, self.images, self.budget = model, teacher, images, budget
+        self.numerics = numerics or Numerics("fp32", model.ctx.device.type)
+        own = [index for index in range(len(images)) if team.mine(index)]
+        self.groups = [own[at : at + group] for at in range(0, len(own), group)]
+        self.place = {index: (g, row) for g, of in enumerate(self.groups) for row, index in enumerate(of)}
+        self.kept: OrderedDict[tuple[int, int, bool], tuple[Tensor, Tensor | None]] = OrderedDict()
+        self.used = 0
+        self.extras = _frozen_prompts(model)
+
+    def get(self, indices: list[int], offset: int, flip: bool) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B, L, W) after the frozen blocks and the teacher's logits (B, 9), if there is a teacher."""
+        places = [self.place[index] for index in indices]
+        found = {group: self._group(group, offset, flip) for group in sorted({g for g, _ in places})}
+        tokens = torch.stack([found[group][0][row] for group, row in places])
+        logits = [wanted[row] for group, row in places if (wanted := found[group][1]) is not None]
+        return tokens, torch.stack(logits) if logits else None
+
+    def _group(self, group: int, offset: int, flip: bool) -> tuple[Tensor, Tensor | None]:
+        key = (group, offset, flip)
+        if key in self.kept:
+            self.kept.move_to_end(key)
+            return self.kept[key]
+        value = self._compute(self.groups[group], offset, flip)
+        size = value[0].element_size() * value[0].nelement()
+        while self.kept and self.used + size > self.budget:
+            _, (old, _) = self.kept.popitem(last=False)
+            self.used -= old.element_size() * old.nelement()
+        if self.used + size <= self.budget:
+            self.kept[key] = value
+            self.used += size
+        return value
+
+    @torch.no_grad()
+    def _compute(self, indices: Sequence[int], offset: int, flip: bool) -> tuple[Tensor, Tensor | None]:
+        model, size = self.model, self.model.image.size
+        cut = self.images[list(indices), offset : offset + size, offset : offset + size]
+        if flip:
+            cut = cut[:, :, ::-1]
+        pixels = model.pixels(torch.from_numpy(np.ascontiguousarray(cut)).to(model.ctx.device))
+        for numerics in self.numerics.attempts():
+            with numerics.autocast():
+                tokens = _frozen_tokens(model, pixels, self.extras)
+                logits = self.teacher.logits(model, pixels) if self.teacher else None
+            if numerics.precision != "fp16" or bool(
+                torch.isfinite(tokens).all() and (logits is None or torch.isfinite(logits).all())
+            ):
+                break
+        return tokens.float(), logits
+
+
+class CentreScores:
+    """Scores the centres of the same pictures again and again, their frozen blocks computed once; float32.
+
+    The pictures are computed in fixed batches, which the ranks of a team share; every rank gets all scores.
+
+    Args:
+        model: with the weights of the moment.
+        images: squashed pictures, uint8 (n, R, R, 3).
+        budget: bytes of tokens to keep; what is over is computed again each time.
+        batch: pictures computed together.
+        team: who shares the work; all of its ranks must score together.
+    """
+
+    def __init__(
+        self, model: GrmpIqa, images: UInt8Array, budget: int = 0, batch: int = 64, team: Team = ALONE
+    ) -> None:
+        self.model, self.images, self.budget, self.batch, self.team = model, images, budget, batch, team
+        self.kept: dict[int, Tensor] = {}
+        self.used = 0  # bytes
+        self.extras = _frozen_prompts(model)
+
+    @property
+    def most_bytes(self) -> int:
+        """What will be kept at most."""
+        return min(self.budget, len(self.images) * _places(self.model) * self.model.image.width * 4)
+
+    @torch.inference_mode()
+    def predict(self) -> Float32Array:
+        """The probability of high quality, float32 (n,) in 0..1."""
+        scores = self.model.logits(self.features(), self.model.quality_features()).softmax(-1)[:, 0]
+        return np.asarray(scores.cpu().numpy(), dtype=np.float32)
+
+    @torch.no_grad()
+    def features(self) -> Tensor:
+        """The unit image features of the weights of the moment, (n, E)."""
+        model = self.model
+        first, last = model.first_trained_image_block, len(model.image.blocks)
+        width = model.image.visual.output_dim
+        features = torch.zeros(len(self.images), width, device=model.ctx.device)
+        for number, at in enumerate(range(0, len(self.images), self.batch)):
+            if self.team.mine(number):
+                tokens = model.image_tokens(self._tokens(at), first, last)
+                features[at : at + self.batch] = model.image_head(tokens)
+        self.team.sum([features])
+        return features
+
+    def _tokens(self, at: int) -> Tensor:
+        if at in self.kept:
+            return self.kept[at]
+        size = self.model.image.size
+        start = (self.images.shape[1] - size) // 2
+        cut = self.images[at : at + self.batch, start : start + size, start : start + size]
+        pixels = self.model.pixels(torch.from_numpy(np.ascontiguousarray(cut)).to(self.model.ctx.device))
+        tokens = _frozen_tokens(self.model, pixels, self.extras)
+        size = tokens.element_size() * tokens.nelement()
+        if self.used + size <= self.budget:
+            self.kept[at] = tokens
+            self.used += size
+        return tokens
+
+
+def _places(model: GrmpIqa) -> int:
+    """Tokens of a picture after the frozen blocks."""
+    return model.image.places(model.first_trained_image_block - 1)
+
+
+@torch.no_grad()
+def _frozen_prompts(model: GrmpIqa) -> list[tuple[Tensor, Tensor]]:
+    return [model.prompt_keys_values(index, 1) for index in range(model.first_trained_image_block)]
+
+
+def _frozen_tokens(model: GrmpIqa, pixels: Tensor, extras: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    return model.image_tokens(model.image.embed(pixels), 0, len(extras), extras)

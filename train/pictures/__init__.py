@@ -1,0 +1,1 @@
+"""Pictures made by rule: distortions and procedural scenes."""

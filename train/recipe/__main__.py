@@ -1,0 +1,290 @@
+"""The recipe of the embedded backbone: from photographs and procedural pictures to the weights that ship.
+
+python -m grmp_edge.train.recipe --photos DIR -o embedded-s16.safetensors
+
+Without further options it runs the phases of the recipe one after another; with any, one phase of that kind,
+for instance to go on with unlabelled frames of one's own cameras: ``--start FILE --wild DIR --groups 8``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from open_clip.model import CLIP
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from grmp_edge.errors import DataError, GrmpError
+from grmp_edge.train.network.embedded import (
+    Shape,
+    build_embedded,
+    load_embedded,
+    save_embedded,
+    thinned,
+    token_ids_of,
+)
+from grmp_edge.train.network.merging import GroupDropout
+from grmp_edge.train.recipe.batches import batches_of
+from grmp_edge.train.recipe.captions import vocabulary
+from grmp_edge.train.recipe.groups import load_photos
+from grmp_edge.train.recipe.measure import judge_of, ranking_report
+from grmp_edge.train.recipe.objective import LossConfig, Objective, normalise
+from grmp_edge.train.recipe.patch_conv import as_patches
+from grmp_edge.train.recipe.real_photos import WildConfig, load_wild
+from grmp_edge.train.recipe.scene_quality import FAULTS
+from grmp_edge.train.recipe.start import start_image_tower
+
+__all__ = ["PHASES", "RECIPE", "BackboneConfig", "train_backbone"]
+
+RECIPE = "5"
+_FIRST = Shape(layers=8, merge=None)  # what is trained from random weights; the last phase makes it smaller
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Everything that decides the weights."""
+
+    seed: int = 1  # of pictures, weights and dropout
+    steps: int = 1100  # 70,000 pictures: 10 to 45 minutes on two cores
+    minutes: float | None = None  # if set, the schedule runs by the clock and ends there or at `steps`
+    groups: int = 16  # sources a batch, each in 4 states: as many as fit the 2 cores' cache well
+    keep: float = 0.25  # of the patches (FLIP, Li et al. 2023): a step costs a third; faults show everywhere
+    full_share: float = 0.08  # of the schedule with all patches, to close the gap to how it is used
+    learning_rate: float = 6e-4  # below the usual 1e-3: the start is worth keeping
+    warmup: float = 0.04  # of the schedule, so that the text tower does not run off
+    weight_decay: float = 0.05  # a hundred photographs are few
+    clip_norm: float = 1.0  # against single batches of extreme pictures
+    procedural: int = 60  # pictures in the pool, one replaced each step
+    held_out: int = 7  # every 7th photograph is never trained on, so that ranking can be measured
+    unshrunk: float = 0.0  # see PHASES
+    scenes_differ: bool = False  # True in the later PHASES: until then the axis only knows faults; appeal.py
+    varied: float = 0.0  # share of clean pictures taken with another lens, in other light: backbone_scenes.py
+    fault_logits: float = FAULTS  # what the worst faults weigh beside the scene; see appeal.py
+    start: Path | None = None  # weights to go on from, instead of random ones
+    blocks: tuple[int, ...] | None = None  # those of the start's image blocks to go on with; None: all
+    merge: int | None = None  # with `blocks`: the one of them before which tokens merge; see merging.py
+    average: bool = False  # with the weights it started from: better than both (docs/experiments.md, 16)
+    save_every: float = 5.0  # minutes between snapshots
+    bfloat16: bool = True  # 1.5 times as fast where the CPU has it, and no slower elsewhere
+    loss: LossConfig = field(default_factory=LossConfig)
+    wild: WildConfig | None = None  # set where unlabelled real photographs take part
+
+
+# What made the shipped weights. The first phase learns from smoothly shrunk pictures, being easier; the later
+# ones mostly from pictures squashed straight from full size, which alias as in use. Three phases only know
+# faults; then scenes differ too, at first with a heavier hand on faults, so that these are not forgotten. The
+# last two keep what the network turned out to need: five blocks of eight, three of them at a quarter of the
+# places, which leaves the time to see more of each picture.
+_FAULTS_FIRST = BackboneConfig(
+    fault_logits=4.0, loss=LossConfig(rank=0.5, margin=0.5), unshrunk=0.7, full_share=0.12
+)
+_SCENES = replace(_FAULTS_FIRST, scenes_differ=True, full_share=0.06)
+_LAST = BackboneConfig(learning_rate=4e-4, unshrunk=0.7, varied=0.6, scenes_differ=True, average=True)
+_THIN = replace(_LAST, keep=0.6, full_share=0.12)
+PHASES = (
+    replace(_FAULTS_FIRST, seed=1, steps=1090, unshrunk=0.0),
+    replace(_FAULTS_FIRST, seed=2, steps=2447, learning_rate=5e-4),
+    replace(_FAULTS_FIRST, seed=3, steps=867, learning_rate=4e-4),
+    replace(_SCENES, seed=4, steps=450, learning_rate=5e-4),
+    replace(_SCENES, seed=5, steps=550, learning_rate=4e-4, average=True),
+    replace(_SCENES, seed=11, steps=800, learning_rate=5e-4, varied=0.7, full_share=0.12),
+    replace(_LAST, seed=12, steps=500),
+    replace(_THIN, seed=13, steps=1000, blocks=(0, 1, 2, 3, 5), merge=2),
+    replace(_THIN, seed=14, steps=500),
+)
+
+
+def _optimizer(objective: Objective, config: BackboneConfig) -> torch.optim.AdamW:
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, value in objective.named_parameters():
+        if not value.requires_grad:
+            continue
+        exempt = value.ndim < 2 or "embedding" in name or name == "rows"
+        (plain if exempt else decay).append(value)
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+
+
+def _rate(config: BackboneConfig, done: float) -> float:
+    """Learning rate at the share ``done`` of the schedule: linear warm-up, then a half cosine to zero."""
+    if done < config.warmup:
+        return config.learning_rate * (done + 1e-3) / config.warmup
+    phase = (done - config.warmup) / (1 - config.warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, phase)))
+
+
+@torch.no_grad()
+def _average(model: CLIP, others: Mapping[str, Tensor]) -> None:
+    """Move every weight half of the way to another's (Wortsman et al. 2022, "model soups")."""
+    for name, value in model.named_parameters():
+        value.lerp_(others[name], 0.5)
+
+
+def train_backbone(
+    photos: Sequence[Path],
+    out: Path,
+    config: BackboneConfig,
+    console: Console,
+    wild_photos: Sequence[Path] = (),
+) -> CLIP:
+    """Train the backbone and write it, with a snapshot every few minutes.
+
+    Args:
+        photos: folders of clean photographs.
+        out: the safetensors file; its folder must exist.
+        config: the recipe.
+        console: where progress goes.
+        wild_photos: folders of real photographs of any quality; read where ``config.wild`` is set.
+
+    Returns:
+        The trained network, in evaluation mode.
+
+    Raises:
+        DataError: no photographs.
+        ModelError: the weights became infinite.
+    """
+    training, held = load_photos(photos, config.held_out)
+    if len(training) + config.procedural < config.groups:
+        raise DataError(f"{len(training)} photographs are too few", f"give at least {config.groups}")
+    wild = load_wild(wild_photos, config.wild.held_out)[0] if config.wild else []
+    if config.wild and len(wild) < config.wild.groups:
+        raise DataError(f"{len(wild)} real photographs are too few", f"give at least {config.wild.groups}")
+    torch.manual_seed(config.seed)
+    model = load_embedded(config.start) if config.start else build_embedded(_FIRST)
+    if config.blocks is not None:
+        model = thinned(model, config.blocks, config.merge)
+    model.train()
+    # Now, as the snapshots may take the place of the file.
+    began_with = {n: v.detach().clone() for n, v in model.named_parameters()} if config.average else {}
+    model.visual.conv1 = as_patches(model.visual.conv1)
+    ids = token_ids_of(vocabulary())
+    objective = Objective(model, config.loss, ids, config.wild)
+    optimizer = _optimizer(objective, config)
+    names = sorted({photo.name.split("/")[0] for photo in (*training, *wild)})
+    header = {"recipe": RECIPE, "seed": str(config.seed), "data": ", ".join([*names, "procedural"])}
+    header["config"] = repr({**asdict(config), "start": config.start.name if config.start else None})
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    dropping = GroupDropout(config.keep, int(model.visual.grid_size[0]))
+    smooth: dict[str, float] = {}
+    step, done = 0, 0.0
+    with batches_of(training, wild, config) as batches, Progress(*columns, console=console) as progress:
+        task = progress.add_task("backbone", total=1.0, state="starting")
+        pixels = normalise(torch.from_numpy(next(batches).images))
+        if not config.start:
+            start_image_tower(model, pixels, config.seed)
+        began = saved = time.monotonic()
+        while step < config.steps and done < 1:
+            batch = next(batches)
+            model.visual.patch_dropout = dropping if done < 1 - config.full_share else nn.Identity()
+            for group in optimizer.param_groups:
+                group["lr"] = _rate(config, done)
+            pixels = normalise(torch.from_numpy(batch.images))
+            # For the few tokens left the plain attention kernel is faster, for all of them the fused one.
+            few = model.visual.patch_dropout is dropping
+            with sdpa_kernel(SDPBackend.MATH if few else SDPBackend.FLASH_ATTENTION):
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bfloat16):
+                    loss, parts = objective(batch, pixels)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+            nn.utils.clip_grad_norm_(objective.parameters(), config.clip_norm)
+            optimizer.step()
+            step += 1
+            now = time.monotonic()
+            clock = (now - began) / (60 * config.minutes) if config.minutes else 0.0
+            done = max(step / config.steps, clock)
+            for name, value in parts.items():
+                smooth[name] = value if name not in smooth else 0.97 * smooth[name] + 0.03 * value
+            told = " ".join(f"{name} {value:.3f}" for name, value in smooth.items())
+            rate = step * len(batch.images) / (now - began)
+            progress.update(task, completed=min(1.0, done), state=f"step {step} {rate:.0f}/s {told}")
+            if step % 50 == 0 and not console.is_terminal:
+                console.print(
+                    f"{now - began:6.0f} s  step {step}  {rate:.0f} pictures/s  {told}", soft_wrap=True
+                )
+            if now - saved > 60 * config.save_every:
+                saved = now
+                objective.settle()
+                save_embedded(model, out, ids, {**header, "steps": str(step)})
+    objective.settle()
+    model.visual.patch_dropout = nn.Identity()
+    model.eval()
+    if began_with:
+        _average(model, began_with)
+    digest = save_embedded(model, out, ids, {**header, "steps": str(step)})
+    console.print(f"wrote {out}, {step} steps, SHA-256 {digest}")
+    if held:
+        console.print(ranking_report(judge_of(model), held, seed=config.seed))
+    return model
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and train; returns the exit code."""
+    parser = argparse.ArgumentParser(description="train the embedded backbone")
+    parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of clean photographs")
+    parser.add_argument("--wild", type=Path, nargs="+", default=[], help="folders of real photographs")
+    parser.add_argument("--groups", type=int)
+    parser.add_argument("--minutes", type=float, help="run the schedule by the clock")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--start", type=Path, help="weights to go on from")
+    parser.add_argument("--blocks", type=_numbers, help="image blocks of the start to keep, such as 0,1,2,5")
+    parser.add_argument("--merge", type=int, help="of those kept, the one before which tokens merge")
+    parser.add_argument("--unshrunk", type=float)
+    parser.add_argument("--varied", type=float, help="share of pictures in other light, colours and focus")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--scenes-differ", action="store_true", default=None, help="see scene_quality.py")
+    parser.add_argument(
+        "--average", action="store_true", default=None, help="with the weights it starts from"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    given = vars(parser.parse_args(arguments))
+    photos, out, threads, wild = (given.pop(name) for name in ("photos", "out", "threads", "wild"))
+    if threads:
+        torch.set_num_threads(threads)
+    console = Console(stderr=True)
+    asked = {name: value for name, value in given.items() if value is not None}
+    if asked and wild:  # shown whole they are soon known by heart: docs/experiments.md, 13
+        asked |= {"wild": WildConfig(), "full_share": 0.0}
+    phases = (replace(BackboneConfig(), **asked),) if asked else PHASES
+    if wild and not asked:
+        parser.error("--wild belongs to a phase: give --start or --steps with it")
+    if "average" in asked and "start" not in asked:
+        parser.error("--average needs --start: else it would be with random weights")
+    if ("blocks" in asked and "start" not in asked) or ("merge" in asked and "blocks" not in asked):
+        parser.error("--merge belongs to --blocks, and --blocks to --start")
+    try:
+        for number, phase in enumerate(phases):
+            console.print(f"phase {number + 1} of {len(phases)}")
+            train_backbone(photos, out, replace(phase, start=out) if number else phase, console, wild)
+    except GrmpError as error:
+        console.print(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.print("stopped; the last snapshot, if any, is kept")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""One training run on disk: data in, checkpoint out, resumable."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grmp_edge import __version__
+from grmp_edge.errors import CheckpointError, UsageError
+from grmp_edge.files import sha256_file
+from grmp_edge.preprocess import Preprocess
+from grmp_edge.train.data.labelled import Labelled, SplitConfig, data_digest, split_indices
+from grmp_edge.train.finetune.loop import FinetuneConfig, Part, finetune, predict
+from grmp_edge.train.meta import MetaConfig, meta_train
+from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
+from grmp_edge.train.network.embedded import PROMPTS_PATH, load_prompts
+from grmp_edge.train.network.model import GrmpIqa, PromptConfig
+from grmp_edge.train.presets import leaks
+from grmp_edge.train.session.checkpoint import (
+    CheckpointWriter,
+    backbone_settings,
+    load_checkpoint,
+    load_parameters,
+    read_state,
+    refuse_unfinished,
+)
+from grmp_edge.train.session.curves import CurveKind, curves_for
+from grmp_edge.train.session.precision import resolve_precision
+from grmp_edge.train.session.progress import Reporter, Silent
+from grmp_edge.train.session.ranks import current_team, local_device
+from grmp_edge.train.session.resume import begin_or_continue, goes_on, lead_state
+from grmp_edge.train.tasks import Task
+
+__all__ = [
+    "ModelConfig",
+    "build_network",
+    "pick_device",
+    "refuse_no_test_part",
+    "run_finetune",
+    "run_pretrain",
+]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Backbone, prompts, and where to compute."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    device: str = "auto"  # cuda where there is one
+    seed: int = 0  # of the prompts' initial values
+    # The meta-learned prompts that ship for the embedded backbone, instead of random ones.
+    shipped_prompts: bool = False
+
+    @classmethod
+    def of(cls, backbone: BackboneConfig, normalization: str | None = None, **other: Any) -> ModelConfig:
+        """Choose the prompts that go with a backbone, and the normalisation unless one is named."""
+        prompts = PromptConfig.for_backbone(backbone.name)
+        if normalization:
+            prompts = replace(prompts, normalization=normalization)
+        return cls(backbone=backbone, prompts=prompts, **other)
+
+
+def pick_device(wish: str) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda[:n]`` to a device that is there; of several processes, each its own GPU.
+
+    Raises:
+        UsageError: CUDA is asked for and not available.
+    """
+    if wish == "auto":
+        return local_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(wish)
+    except RuntimeError:
+        raise UsageError(f"--device {wish!r} is not a device", "use auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this PyTorch sees no CUDA device", "use --device cpu")
+    return local_device(device)
+
+
+def run_pretrain(
+    output: Path,
+    model: ModelConfig,
+    phases: Sequence[Sequence[Task]],
+    data: dict[str, Any],
+    config: MetaConfig,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    target: Labelled | None = None,
+    preset: str | None = None,
+    curves: CurveKind = "none",
+) -> dict[str, Any]:
+    """Meta-pre-train prompts into the checkpoint ``output``.
+
+    Args:
+        output: the folder to write.
+        model: what to build.
+        phases: the tasks, by phase.
+        data: plain JSON that describes where the tasks came from; a resumed run must have the same.
+        config: the settings.
+        resume: continue the run that is there; with more epochs also one that is finished.
+        reporter: told of the progress.
+        target: choose the epoch by SRCC on the whole of this set instead of on held-out tasks, as the
+            released code does; the result is marked.
+        preset: the name of the preset that the settings come from, for config.json.
+        curves: how training curves are drawn beside the checkpoint.
+
+    Returns:
+        The run's progress: ``history``, ``best_srcc``, ``held_out_tasks``; and ``leaks``.
+    """
+    reporter, team = reporter or Silent(), current_team()
+    network, settings = build_network(model)
+    config = replace(config, precision=resolve_precision(config.precision, network.ctx.device))
+    settings |= {"stage": "pretrain", "meta": asdict(config), "data": data, "mos": None}
+    settings["meta_select_on"] = "held-out tasks" if target is None else "target set"
+    settings |= {"preset": preset, "leaks": leaks(None, settings)}
+    judge = None
+    if target is not None:
+        part = _whole(target, Preprocess.for_size(network.image.size).resize, reporter)
+        settings["target"] = {"name": target.name, "digest": data_digest(part.images, target.mos)}
+
+        def judge(tried: GrmpIqa) -> float | None:
+            return part.measure(predict(tried, part.images))["srcc"]
+
+    writer = CheckpointWriter(output, settings, curves_for(curves, output) if team.leads else None)
+    state = begin_or_continue(writer, resume, reporter)
+    if state is None or goes_on(state, config.epochs, output):
+        meta_train(network, phases, config, writer, state, reporter, judge)
+        state = lead_state(read_state(output) if team.leads else None)
+        assert state is not None
+    return {**state.progress, "leaks": settings["leaks"]}
+
+
+def run_finetune(
+    output: Path,
+    model: ModelConfig,
+    start: Path | None,
+    data: Labelled,
+    split_config: SplitConfig,
+    config: FinetuneConfig,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    allow_unfinished: bool = False,
+    preset: str | None = None,
+    curves: CurveKind = "none",
+) -> dict[str, Any]:
+    """Fine-tune into the checkpoint ``output``.
+
+    Args:
+        output: the folder to write.
+        model: what to build, if there is no ``start``.
+        start: a pre-training checkpoint to begin from; its backbone and prompts then hold.
+        data: the labelled pictures.
+        split_config: how many labels, and what is kept for validation and testing.
+        config: the settings.
+        resume: continue the run that is there; with more epochs also one that is finished, unless its
+            learning rate has fallen below the least.
+        reporter: told of the progress.
+        allow_unfinished: begin also from a pre-training run that was not finished.
+        preset: the name of the preset that the settings come from, for config.json.
+        curves: how training curves are drawn beside the checkpoint.
+
+    Returns:
+        The run's progress: ``history``, ``metrics`` by part (zero_shot, validation, test), ``epoch``,
+        ``leaks``.
+
+    Raises:
+        UsageError: the test part shall choose the epoch, and there is none.
+        CheckpointError: ``start`` is no pre-training checkpoint or an unfinished one, or ``output`` holds a
+            run of other settings.
+    """
+    reporter, team = reporter or Silent(), current_team()
+    refuse_no_test_part(config.select_on, split_config.test_fraction)
+    split_indices(data, split_config)  # too few pictures: say so before the work
+    if start is not None:
+        loaded = load_checkpoint(start, model.backbone.pretrained or None)
+        if loaded.config.get("stage") != "pretrain":
+            # Its last blocks are no longer CLIP's, and the teacher must be plain CLIP.
+            raise CheckpointError(f"{start}: is not a pre-training checkpoint", f"try {start / 'pretrain'}")
+        if not allow_unfinished:
+            refuse_unfinished(start)
+        network = loaded.model.to(pick_device(model.device))
+        settings = {key: loaded.config[key] for key in ("backbone", "prompts", "seed")}
+        settings["versions"] = _versions()
+        settings["pretrained_by"] = {
+            key: loaded.config.get(key) for key in ("meta", "data", "meta_select_on")
+        }
+    else:
+        network, settings = build_network(model)
+        settings["pretrained_by"] = None
+        if model.shipped_prompts:
+            load_parameters(network, load_prompts(), PROMPTS_PATH)
+            settings["pretrained_by"] = {"prompts": PROMPTS_PATH.name, "sha256": sha256_file(PROMPTS_PATH)}
+    config = config.for_backbone(network.backbone.name)
+    config = replace(config, precision=resolve_precision(config.precision, network.ctx.device))
+    if split_config.validation_fraction is None:
+        fraction = config.validation_fraction(network.backbone.name)
+        split_config = replace(split_config, validation_fraction=fraction)
+    split = split_indices(data, split_config)
+    scale = data.scale_of([*split.train, *split.validation])
+    quality = data.quality(scale)
+    side = Preprocess.for_size(network.image.size).resize
+    used = [*split.train, *split.validation, *split.test]
+    reporter.start("reading pictures", len(used))
+    pixels = data.squashed(used, side, reporter.step)
+    a, b = len(split.train), len(split.train) + len(split.validation)
+    raw = (data.mos[used] - scale.low) / (scale.high - scale.low)
+    places = {"train": slice(0, a), "validation": slice(a, b), "test": slice(b, None)}
+    parts = {name: Part(pixels[at], quality[used][at], raw[at]) for name, at in places.items()}
+    found_leaks = leaks(config, settings["pretrained_by"])
+    settings |= {
+        "stage": "finetune",
+        "preset": preset,
+        "leaks": found_leaks,
+        "finetune": asdict(config),
+        "split": asdict(split_config),
+        "mos": asdict(scale),
+        "data": {
+            "name": data.name,
+            "digest": data_digest(pixels, data.mos[used]),
+            "counts": {name: len(part.images) for name, part in parts.items()},
+            "images": [str(data.paths[i].resolve()) for i in used],
+        },
+    }
+    writer = CheckpointWriter(output, settings, curves_for(curves, output) if team.leads else None)
+    state = begin_or_continue(writer, resume, reporter)
+    if state is not None and not goes_on(state, config.limits[0], output, config.min_lr):
+        return {**state.progress, "leaks": found_leaks}
+    before = {f"zero_shot_{name}": _measure(network, part) for name, part in parts.items() if name != "train"}
+    judge = parts["test"] if config.select_on == "test" else parts["validation"]
+    if state is not None:
+        # Only the prompts: the trained blocks come back inside, after the teacher has copied the plain CLIP.
+        prompts = {name for name, _ in network.prompt_parameters()}
+        load_parameters(network, {n: t for n, t in state.weights.items() if n in prompts}, output)
+    final = finetune(
+        network, parts["train"], judge if len(judge.images) else None, config, writer, state, reporter
+    )
+    metrics = {**before, **{name: _measure(network, part) for name, part in parts.items()}}
+    progress = {
+        **final.progress,
+        "metrics": {name: found for name, found in metrics.items() if found},
+        # The published protocol of the released code, honest only when it is told.
+        "selected_on_test": config.select_on == "test",
+        "leaks": found_leaks,
+    }
+    if team.leads:
+        writer.save(replace(final, progress=progress))
+    return progress
+
+
+def _measure(network: GrmpIqa, part: Part) -> dict[str, float | None] | None:
+    if len(part.images) < 2:
+        return None
+    return part.measure(predict(network, part.images, team=current_team()))
+
+
+def refuse_no_test_part(select_on: str, test_fraction: float) -> None:
+    """Raise UsageError where the test part shall choose the epoch but nothing is kept for testing.
+
+    It would become a fixed schedule that is called something else.
+    """
+    if select_on == "test" and test_fraction == 0:
+        raise UsageError(
+            "the epoch cannot be chosen on the test part: --test-fraction 0 leaves none",
+            "keep a test part, or drop --select-on-test (and --preset reference)",
+        )
+
+
+def _whole(data: Labelled, side: int, reporter: Reporter) -> Part:
+    """All of a set."""
+    every, scale = range(len(data)), data.scale_of(range(len(data)))
+    reporter.start("reading the target set", len(data))
+    return Part(data.squashed(every, side, reporter.step), data.quality(scale), data.mos)
+
+
+def build_network(model: ModelConfig) -> tuple[GrmpIqa, dict[str, Any]]:
+    """A network with fresh prompts on its device, and what config.json says of it."""
+    backbone = load_backbone(model.backbone)
+    torch.manual_seed(model.seed)
+    network = GrmpIqa(backbone, model.prompts).eval().to(pick_device(model.device))
+    settings = {
+        "backbone": backbone_settings(backbone, model.backbone),
+        "prompts": asdict(model.prompts),
+        "seed": model.seed,
+        "versions": _versions(),
+    }
+    return network, settings
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "grmp-edge": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "open_clip_torch", "numpy")},
+    }
