@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RANDOM = ["--weights", "random", "--device", "cpu"]
 TASKS = ["--distortions", "jpeg,gaussian_blur", "--max-photos", "2", "--meta-epochs", "1"]
 # Saving at every evaluation instead of every 15 seconds.
-EAGER = "from grmp_edge.cli import main; from grmp_edge.train.finetune import loop; loop._SAVE_EVERY_S = 0; main()"
+EAGER = (
+    "from grmp_edge.cli import main; "
+    "from grmp_edge.train.finetune import loop; loop._SAVE_EVERY_S = 0; main()"
+)
 
 
 def command(*arguments, eager=False):

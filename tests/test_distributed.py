@@ -154,7 +154,10 @@ def test_losses_of_shares_add_up_to_the_mean():
 
 RANDOM = ["--weights", "random", "--device", "cpu", "--curves", "none"]
 TASKS = ["--distortions", "jpeg,gaussian_blur", "--max-photos", "2", "--meta-epochs", "1"]
-EAGER = "from grmp_edge.cli import main; from grmp_edge.train.finetune import loop; loop._SAVE_EVERY_S = 0; main()"
+EAGER = (
+    "from grmp_edge.cli import main; "
+    "from grmp_edge.train.finetune import loop; loop._SAVE_EVERY_S = 0; main()"
+)
 
 
 @pytest.fixture(scope="module")
