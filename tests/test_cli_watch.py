@@ -20,7 +20,7 @@ from helpers_live import free_port, http_cameras
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import UsageError
-from grmp_edge.runtime.live.streams import read_streams
+from grmp_edge.runtime.live.config import read_streams
 
 COMMAND = [sys.executable, "-m", "grmp_edge", "watch"]
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import socket
 
     from grmp_edge.runtime import Scorer
+    from grmp_edge.runtime.live.config import Streams
     from grmp_edge.runtime.live.live import Live
-    from grmp_edge.runtime.live.streams import Streams
     from grmp_edge.runtime.sinks.queue import QueuedSink
     from grmp_edge.runtime.web.score_app import ServeConfig
 

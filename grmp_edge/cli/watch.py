@@ -28,8 +28,8 @@ from grmp_edge.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     from grmp_edge.cli.watch_view import Trends
+    from grmp_edge.runtime.live.config import Streams
     from grmp_edge.runtime.live.live import Live
-    from grmp_edge.runtime.live.streams import Streams
     from grmp_edge.runtime.sinks.queue import QueuedSink
 
 __all__ = ["close_sinks", "plan_streams", "register"]
@@ -140,8 +140,7 @@ def plan_streams(
 
     from grmp_edge.redact import safe_name
     from grmp_edge.runtime.live.alert import AlertRule
-    from grmp_edge.runtime.live.config import CameraConfig, LiveConfig
-    from grmp_edge.runtime.live.streams import Streams, read_streams
+    from grmp_edge.runtime.live.config import CameraConfig, LiveConfig, Streams, read_streams
     from grmp_edge.runtime.video.capture import is_live
 
     plan = read_streams(streams) if streams is not None else Streams((), LiveConfig())

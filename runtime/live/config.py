@@ -1,14 +1,44 @@
-"""How live cameras are read and scored; every default has its reason."""
+"""How live cameras are read and scored, from the command line or from a ``streams.toml``.
+
+A ``streams.toml`` names the cameras, their settings, and where results go:
+
+[defaults]                 # any camera setting, for all
+max_fps = 5
+[defaults.alert]
+below = 0.4
+
+[[camera]]
+name = "gate"
+source = "rtsp://viewer:${GATE_PASSWORD}@10.0.0.5/live"   # from the environment
+max_fps = 2
+alert = { drop = 0.15 }    # added to the defaults
+
+[live]                     # batch, max_wait_s
+[[sink]]
+kind = "jsonl"             # jsonl, csv, sqlite, mqtt, webhook, frames
+path = "scores.jsonl"
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
 
 from grmp_edge.errors import UsageError
-from grmp_edge.redact import safe_name
+from grmp_edge.redact import safe_name, scrub
 from grmp_edge.runtime.live.alert import AlertRule
 
-__all__ = ["POLICIES", "CameraConfig", "LiveConfig"]
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["POLICIES", "CameraConfig", "LiveConfig", "Streams", "read_streams"]
 
 POLICIES = ("latest", "every")
 
@@ -70,3 +100,102 @@ class LiveConfig:
     def __post_init__(self) -> None:
         if self.batch < 1 or self.max_wait_s < 0:
             raise UsageError(f"a batch of {self.batch} with a wait of {self.max_wait_s} s", "use 1 or more")
+
+
+_Config = TypeVar("_Config", CameraConfig, LiveConfig, AlertRule)
+
+
+@dataclass(frozen=True)
+class Streams:
+    """What a streams.toml says."""
+
+    cameras: tuple[CameraConfig, ...]
+    live: LiveConfig
+    sinks: tuple[Mapping[str, Any], ...] = ()  # each with its `kind`; read by grmp_edge.runtime.sinks.queue
+
+
+def read_streams(path: Path) -> Streams:
+    """Read and check a streams.toml.
+
+    ``${NAME}`` in a text is taken from the environment, so that passwords need not be written down. Relative
+    paths (``file:`` sources and sinks) are relative to the working directory, as on the command line.
+
+    Raises:
+        UsageError: it is missing, no TOML, has an unknown key, or a value of the wrong type.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})", "check --streams") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: no valid TOML: {scrub(str(error))}") from None
+    data = _expanded(data, path)
+    unknown = sorted(set(data) - {"defaults", "camera", "live", "sink"})
+    if unknown:
+        raise UsageError(f"{path}: unknown section {unknown[0]!r}", "use defaults, camera, live, sink")
+    cameras, sinks = data.get("camera", []), data.get("sink", [])
+    for key, value in (("camera", cameras), ("sink", sinks)):
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise UsageError(f"{path}: {key} is not a list of tables", f"write [[{key}]]")
+    if not cameras:
+        raise UsageError(f"{path}: no camera", "add a [[camera]] with its source")
+    defaults = data.get("defaults", {})
+    return Streams(
+        cameras=tuple(_camera(defaults, camera, path, index) for index, camera in enumerate(cameras)),
+        live=_make(LiveConfig, data.get("live", {}), f"{path}: [live]"),
+        sinks=tuple(sinks),
+    )
+
+
+def _camera(defaults: Any, camera: Mapping[str, Any], path: Path, index: int) -> CameraConfig:
+    where = f"{path}: camera {index + 1}"
+    if not isinstance(defaults, dict) or "source" in defaults or "name" in defaults:
+        raise UsageError(
+            f"{path}: [defaults] cannot name a camera", "give source and name in each [[camera]]"
+        )
+    merged = {**defaults, **camera}
+    alerts = [part.get("alert", {}) for part in (defaults, camera)]
+    if not all(isinstance(alert, dict) for alert in alerts):
+        raise UsageError(f"{where}: alert is no table", "write alert = { below = 0.4 }")
+    merged["alert"] = _make(AlertRule, {**alerts[0], **alerts[1]}, f"{where}: alert")
+    if "source" not in merged:
+        raise UsageError(f"{where}: it has no source", 'write source = "rtsp://..."')
+    if isinstance(merged["source"], int):
+        merged["source"] = str(merged["source"])
+    return _make(CameraConfig, merged, where)
+
+
+def _make(kind: type[_Config], values: Any, where: str) -> _Config:
+    if not isinstance(values, dict):
+        raise UsageError(f"{where}: not a table")
+    known = {field.name: str(field.type) for field in fields(kind)}
+    for key, value in values.items():
+        if key not in known:
+            raise UsageError(f"{where}: unknown setting {key!r}", f"use {', '.join(known)}")
+        wanted = known[key].removesuffix(" | None")
+        accepted: tuple[type, ...] = {
+            "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)
+        }.get(wanted, (object,))  # fmt: skip
+        if not isinstance(value, accepted) or (isinstance(value, bool) and wanted in ("int", "float")):
+            raise UsageError(f"{where}: {key} is not a {wanted}")
+    try:
+        return kind(**values)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error.message}", error.remedy) from None
+
+
+def _expanded(value: Any, path: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _expanded(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item, path) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def look_up(found: re.Match[str]) -> str:
+        name = found.group(1)
+        if name not in os.environ:
+            raise UsageError(f"{path}: ${{{name}}} is not set in the environment", f"export {name}=...")
+        return os.environ[name]
+
+    return re.sub(r"\$\{(\w+)\}", look_up, value)
