@@ -22,13 +22,12 @@ from grmp_edge.runtime.live.config import CameraConfig
 from grmp_edge.runtime.live.events import CameraEvent, CameraState
 from grmp_edge.runtime.live.live import Live, LiveScore
 from grmp_edge.runtime.sinks.queue import to_record
-from grmp_edge.runtime.web import dashboard_session
+from grmp_edge.runtime.web import guard
 from grmp_edge.runtime.web import history as dashboard_history
 from grmp_edge.runtime.web import score_app as serve
 from grmp_edge.runtime.web.dashboard import Dashboard
-from grmp_edge.runtime.web.dashboard_session import session_cookie, session_valid
 from grmp_edge.runtime.web.event_stream import EventsConfig, Followers
-from grmp_edge.runtime.web.guard import Guard, ServeConfig
+from grmp_edge.runtime.web.guard import Guard, ServeConfig, session_cookie, session_valid
 from grmp_edge.runtime.web.history import History, Ring, WallClock
 from grmp_edge.runtime.web.server import Server
 from grmp_edge.runtime.web.thumbnails import ThumbnailConfig, Thumbnails
@@ -123,7 +122,7 @@ def test_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
         f"{name}={expires}.{signature[:-1]}", f"x{pair}", f"{name}={expires}.\u00e9",
     ):  # fmt: skip
         assert not session_valid("secret", wrong)
-    monkeypatch.setattr(dashboard_session, "time", SimpleNamespace(time=lambda: float(expires) + 1))
+    monkeypatch.setattr(guard, "time", SimpleNamespace(time=lambda: float(expires) + 1))
     assert not session_valid("secret", pair)
 
 

@@ -13,7 +13,7 @@ import pytest
 # Eight threads hold memory at once; glibc itself then says how many pools there are.
 COUNT = """
 import ctypes, sys, threading
-from grmp_edge.runtime.memory import limit_arenas
+from grmp_edge.runtime.service import limit_arenas
 print(limit_arenas() if sys.argv[1] == "limit" else None, flush=True)
 held, ready = threading.Event(), threading.Barrier(9)
 def work():

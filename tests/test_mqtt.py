@@ -18,7 +18,7 @@ import pytest
 from helpers_live import SYSTEM, free_port, until
 from test_sinks import LOST, alert_event, put, score_event
 
-from grmp_edge.runtime.sinks.queue import make_sink
+from grmp_edge.runtime.sinks.make import make_sink
 
 pytestmark = pytest.mark.system
 

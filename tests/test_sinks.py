@@ -28,7 +28,8 @@ from grmp_edge.errors import GrmpError, UsageError
 from grmp_edge.runtime.live.alert import Alert
 from grmp_edge.runtime.live.events import CameraEvent, CameraState
 from grmp_edge.runtime.live.live import AlertEvent, LiveScore
-from grmp_edge.runtime.sinks.queue import Message, QueuedSink, Record, close_all, make_sink, to_record
+from grmp_edge.runtime.sinks.make import make_sink
+from grmp_edge.runtime.sinks.queue import Message, QueuedSink, Record, close_all, to_record
 from grmp_edge.score import Score
 
 
@@ -299,7 +300,8 @@ def test_a_webhook_follows_no_redirect() -> None:
 # Stands for a disk: files of this process may grow to 20 KB, then to as much as they like.
 FULL = """
 import json, resource, signal, sys
-from grmp_edge.runtime.sinks.queue import QueuedSink, make_sink
+from grmp_edge.runtime.sinks.make import make_sink
+from grmp_edge.runtime.sinks.queue import QueuedSink
 from grmp_edge.cli.watch_view import LineWriter
 from test_sinks import put, score_event
 from helpers_live import until
@@ -429,6 +431,7 @@ def test_wrong_settings(tmp_path: Path) -> None:
     for wrong in (
         {"kind": "smoke"}, {}, {"kind": "jsonl"}, {"kind": "jsonl", "path": "x", "colour": "red"},
         {"kind": "csv", "path": tmp_path / "file" / "a.csv"}, {"kind": "jsonl", "path": tmp_path},
+        {"kind": "jsonl", "path": tmp_path / "a", "room": "many"},
         {"kind": "webhook", "url": "ftp://x"}, {"kind": "webhook", "url": "http://x", "events": ["all"]},
         {"kind": "mqtt", "url": "http://x"}, {"kind": "mqtt", "url": "mqtt://x", "discovery": "home/#"},
     ):  # fmt: skip

@@ -71,8 +71,7 @@ def serve(
 ) -> None:
     """Score pictures over HTTP until Ctrl-C: POST one to /score. With cameras, also a live page of them."""
     with _needs_serve():
-        from grmp_edge.runtime.memory import limit_arenas
-        from grmp_edge.runtime.service import supervised
+        from grmp_edge.runtime.service import limit_arenas, supervised
         from grmp_edge.runtime.web.score_app import ServeConfig, listen, make_app
         from grmp_edge.runtime.web.server import Server, address
 
@@ -115,7 +114,7 @@ def _serve_cameras(
     """Serve and watch until it is told to end; the sinks are closed with the stack."""
     from grmp_edge.runtime.live.live import Live
     from grmp_edge.runtime.service import supervised
-    from grmp_edge.runtime.sinks.queue import make_sink
+    from grmp_edge.runtime.sinks.make import make_sink
     from grmp_edge.runtime.web.dashboard import Dashboard
     from grmp_edge.runtime.web.score_app import make_app
     from grmp_edge.runtime.web.server import Server, cameras_in_background

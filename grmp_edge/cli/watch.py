@@ -90,9 +90,8 @@ def watch(
 ) -> None:
     """Score live cameras until Ctrl-C, and tell when one goes bad."""
     from grmp_edge.runtime.live.live import Live
-    from grmp_edge.runtime.memory import limit_arenas
-    from grmp_edge.runtime.service import supervised
-    from grmp_edge.runtime.sinks.queue import make_sink
+    from grmp_edge.runtime.service import limit_arenas, supervised
+    from grmp_edge.runtime.sinks.make import make_sink
 
     limit_arenas()
     bundle, sources = named_bundle(arguments)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from grmp_edge.errors import GrmpError, UsageError
+from grmp_edge.errors import GrmpError
 from grmp_edge.redact import scrub
 from grmp_edge.runtime.live.events import CameraEvent
-from grmp_edge.runtime.live.live import AlertEvent, LiveEvent, LiveScore
+from grmp_edge.runtime.live.live import AlertEvent, LiveEvent
 
 __all__ = [
     "EarlierLostError",
@@ -26,9 +25,11 @@ __all__ = [
     "SinkStats",
     "Writer",
     "close_all",
-    "make_sink",
     "to_record",
 ]
+
+_ROOM = 1000  # messages in a queue: a minute of one camera at 15 frames a second
+_IMAGE_ROOM = 16  # where each holds a frame: 4K frames must not fill the machine's memory
 
 # One event as plain JSON: "event" is score, alert or camera; "at" is the wall clock in seconds since 1970.
 Record: TypeAlias = dict[str, Any]
@@ -111,11 +112,12 @@ def to_record(event: LiveEvent) -> Record:
 class QueuedSink:
     """A writer on its own thread. :meth:`put` returns at once, whatever the writer does."""
 
-    def __init__(self, name: str, writer: Writer, room: int = 1000) -> None:
-        """``room``: messages held while the writer is slow; 1000 is a minute of one camera at 15 a second."""
+    def __init__(self, name: str, writer: Writer, room: int | None = None) -> None:
+        """``room``: messages held while the writer is slow; by default _ROOM, or _IMAGE_ROOM with frames."""
         self.name = name
         self._writer = writer
-        self._queue: queue.Queue[Message] = queue.Queue(room)
+        self._with_image = getattr(writer, "needs_image", False)
+        self._queue: queue.Queue[Message] = queue.Queue(room or (_IMAGE_ROOM if self._with_image else _ROOM))
         self._lock = threading.Lock()
         self._written = self._failed = self._lost = 0
         self._error = ""
@@ -130,10 +132,9 @@ class QueuedSink:
         """Hand over an event; it is counted as lost when there is no room."""
         if not self._writer.wants(record):
             return
-        image = event.image if isinstance(event, (LiveScore, AlertEvent)) else None
-        keeps = getattr(self._writer, "needs_image", False)
+        image = event.image if self._with_image and not isinstance(event, CameraEvent) else None
         try:
-            self._queue.put_nowait(Message(record, image if keeps else None))
+            self._queue.put_nowait(Message(record, image))
         except queue.Full:
             with self._lock:
                 self._lost += 1
@@ -215,40 +216,3 @@ def close_all(sinks: Sequence[QueuedSink], timeout_s: float = 5.0) -> list[SinkS
     for sink in sinks:  # all are told before one is waited for
         sink.begin_close(timeout_s)
     return [sink.close(timeout_s) for sink in sinks]
-
-
-def make_sink(settings: Mapping[str, Any]) -> QueuedSink:
-    """A sink from its settings: ``kind`` and the arguments of its writer.
-
-    Raises:
-        UsageError: an unknown kind or setting, or a place that cannot be written to.
-        MissingDependencyError: the kind needs a package that is not installed.
-    """
-    from grmp_edge.runtime.sinks import files as sinks_file
-    from grmp_edge.runtime.sinks import network as sinks_net
-
-    kinds: dict[str, Callable[..., Writer]] = {
-        "jsonl": sinks_file.JsonlWriter,
-        "csv": sinks_file.CsvWriter,
-        "sqlite": sinks_file.SqliteWriter,
-        "frames": sinks_file.FrameWriter,
-        "mqtt": sinks_net.MqttWriter,
-        "webhook": sinks_net.WebhookWriter,
-    }
-    rest = dict(settings)
-    kind = rest.pop("kind", None)
-    if kind not in kinds:
-        raise UsageError(f"unknown sink {kind!r}", f"use {', '.join(kinds)}")
-    room = rest.pop("room", None)
-    if "path" in rest:
-        rest["path"] = Path(rest["path"])
-    try:
-        writer = kinds[kind](**rest)
-    except TypeError as error:  # the constructor's own words name the argument
-        raise UsageError(
-            f"sink {kind}: {str(error).rpartition('() ')[2]}", "see docs/live.md for its settings"
-        ) from None
-    except OSError as error:
-        raise UsageError(f"sink {kind}: {error.filename}: {error.strerror}", "check its path") from None
-    # A queue of 4K frames must not become the memory of the machine.
-    return QueuedSink(kind, writer, room or (16 if getattr(writer, "needs_image", False) else 1000))

@@ -15,9 +15,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from grmp_edge import __version__
 from grmp_edge.runtime.web.dashboard import STEPS, Dashboard
-from grmp_edge.runtime.web.dashboard_session import clear_cookie, session_cookie
 from grmp_edge.runtime.web.event_stream import Followers
-from grmp_edge.runtime.web.guard import LOGIN, LOGOUT, Guard, ServeConfig
+from grmp_edge.runtime.web.guard import LOGIN, LOGOUT, Guard, ServeConfig, clear_cookie, session_cookie
 from grmp_edge.runtime.web.metrics_text import CONTENT_TYPE
 
 __all__ = ["EVENTS", "add_dashboard", "add_health", "make_watch_app"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import hmac
 import ipaddress
 import json
@@ -15,9 +16,17 @@ from typing import Any, TypeAlias
 from starlette.exceptions import HTTPException
 
 from grmp_edge.errors import UsageError
-from grmp_edge.runtime.web.dashboard_session import session_valid
 
-__all__ = ["LOGIN", "LOGOUT", "Guard", "ServeConfig", "is_loopback"]
+__all__ = [
+    "LOGIN",
+    "LOGOUT",
+    "Guard",
+    "ServeConfig",
+    "clear_cookie",
+    "is_loopback",
+    "session_cookie",
+    "session_valid",
+]
 
 LOGIN, LOGOUT = "/v1/login", "/v1/logout"
 # Asked for without a token: probes carry none, and the page has to be there to ask for it.
@@ -25,6 +34,7 @@ _OPEN = frozenset({"/", "/healthz", "/readyz", LOGIN, LOGOUT})
 _OPEN_BELOW = ("/v2/health/", "/static/")
 _LOGIN_BODY = 4096  # bytes; strangers may send it
 _LOGIN_TIMEOUT_S = 5.0
+_SESSION_S = 7 * 86400  # a screen on a wall is logged in once a week
 _LOGINS = 4  # at once, apart from the places of those who have a token
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -197,3 +207,44 @@ async def _answer(send: Send, status: int, detail: str) -> None:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps({"detail": detail}).encode()})
+
+
+# A page's session is a cookie: neither EventSource nor an <img> can send the token as a header.
+
+
+def _cookie_name(token: str) -> str:
+    # Cookies are shared by all ports of a host: two servers must not log each other's pages out.
+    return "grmp_edge_" + _sign(token, "name")[:12]
+
+
+def _sign(token: str, text: str) -> str:
+    return hmac.new(token.encode(), f"grmp-edge session {text}".encode(), hashlib.sha256).hexdigest()
+
+
+def session_cookie(token: str, secure: bool) -> str:
+    """The value of a Set-Cookie header: proof that the token was known, and not the token."""
+    expires = str(int(time.time()) + _SESSION_S)
+    return _cookie_header(f"{_cookie_name(token)}={expires}.{_sign(token, expires)}", _SESSION_S, secure)
+
+
+def clear_cookie(token: str, secure: bool) -> str:
+    """The value of a Set-Cookie header that takes it back."""
+    return _cookie_header(f"{_cookie_name(token)}=", 0, secure)
+
+
+def _cookie_header(pair: str, age_s: int, secure: bool) -> str:
+    return f"{pair}; Max-Age={age_s}; Path=/; HttpOnly; SameSite=Strict" + ("; Secure" if secure else "")
+
+
+def session_valid(token: str, cookies: str) -> bool:
+    """Whether a Cookie header holds a session of this token that is not over."""
+    name = _cookie_name(token)
+    for pair in cookies.split(";"):
+        key, _, value = pair.strip().partition("=")
+        if key != name:
+            continue
+        expires, _, signature = value.partition(".")
+        right = hmac.compare_digest(signature.encode(), _sign(token, expires).encode())
+        if right and expires.isdigit() and int(expires) > time.time():
+            return True
+    return False

@@ -37,7 +37,8 @@ from helpers_live import Proxy, free_port, rtsp_server
 from grmp_edge.runtime.live.config import CameraConfig
 from grmp_edge.runtime.live.live import Live
 from grmp_edge.runtime.scorer import Scorer
-from grmp_edge.runtime.sinks.queue import QueuedSink, make_sink
+from grmp_edge.runtime.sinks.make import make_sink
+from grmp_edge.runtime.sinks.queue import QueuedSink
 
 
 class NotHere(Exception):  # noqa: N818 - nothing failed

@@ -31,9 +31,9 @@ from helpers_live import Proxy, free_port, rtsp_server
 
 from grmp_edge.runtime.live.config import CameraConfig
 from grmp_edge.runtime.live.live import Live
-from grmp_edge.runtime.memory import limit_arenas
 from grmp_edge.runtime.scorer import Scorer
-from grmp_edge.runtime.sinks.queue import make_sink
+from grmp_edge.runtime.service import limit_arenas
+from grmp_edge.runtime.sinks.make import make_sink
 
 _READ_TIMEOUT_S = 3.0
 _SAMPLE_S = 1.0
