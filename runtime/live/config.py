@@ -25,67 +25,42 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from grmp_edge.errors import UsageError
-from grmp_edge.redact import safe_name, scrub
+from grmp_edge.redact import scrub
 from grmp_edge.runtime.live.alert import AlertRule
+from grmp_edge.runtime.video.config import CaptureConfig, check_positive
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["POLICIES", "CameraConfig", "LiveConfig", "Streams", "read_streams"]
-
-POLICIES = ("latest", "every")
+__all__ = ["CameraConfig", "LiveConfig", "Streams", "read_streams"]
 
 
 @dataclass(frozen=True)
-class CameraConfig:
-    """One camera. Times are in seconds."""
+class CameraConfig(CaptureConfig):
+    """One camera: its source, and what to do with its frames. Times are in seconds."""
 
-    source: str  # 0, /dev/video0, rtsp://, http://, gst:PIPELINE, file:PATH
-    name: str = ""  # what results call it; empty: the source without its credentials
-    # latest: the newest frame only, so that a score speaks of now; every: a short queue, in order.
-    policy: str = "latest"
+    _: KW_ONLY
     queue: int = 32  # frames held under `every`: two seconds at 15 a second, 200 MB at 1080p
-    max_fps: float | None = None  # frames scored a second; None: as many as come and the network manages
     max_age_s: float | None = None  # a frame older than this is dropped instead of scored; None: never
-    open_timeout_s: float = 10.0  # a camera that wakes up needs some seconds; a network refusal is instant
-    read_timeout_s: float = 10.0  # longer than the gap between key frames of most cameras
-    # When a read outlives its own timeout by this much, the thread in it is given up and replaced.
+    # When a read outlives its own timeout by this much, its thread is abandoned and replaced.
     hang_grace_s: float = 5.0
-    backoff_min_s: float = 1.0  # gentle to a camera that restarts, quick after a dropped connection
+    backoff_min_s: float = 1.0  # gentle on a rebooting camera, quick after a dropped connection
     backoff_max_s: float = 60.0  # a camera back after a weekend is seen within a minute
-    stable_s: float = 10.0  # frames for so long, and the next failure starts at backoff_min_s again
-    freeze_after_s: float = 5.0  # identical frames for so long are told as a frozen camera
-    # rtsp:// only: frames are handed over one interval earlier, through a relay of our own. None: under
-    # `latest`, where every frame's age counts; `every` is better off without the relay's work.
-    low_delay: bool | None = None
-    loop: bool = True  # a file: starts again at its end, as a camera would not stop
+    stable_s: float = 10.0  # after frames for this long, the next failure starts at backoff_min_s again
+    freeze_after_s: float = 5.0  # identical frames for this long mean a frozen camera
     alert: AlertRule = field(default_factory=AlertRule)
 
     def __post_init__(self) -> None:
-        if not self.source:
-            raise UsageError("a camera has an empty source", "give a device, a URL, gst: or file:")
-        if self.policy not in POLICIES:
-            raise UsageError(f"unknown policy {self.policy!r}", f"use {' or '.join(POLICIES)}")
-        positive = (
-            "queue", "max_fps", "max_age_s", "open_timeout_s", "read_timeout_s", "hang_grace_s",
-            "backoff_min_s", "backoff_max_s", "stable_s", "freeze_after_s",
-        )  # fmt: skip
-        for key in positive:
-            value = getattr(self, key)
-            if value is not None and not value > 0:
-                raise UsageError(f"camera {self.label}: {key} is {value}", "use a positive number")
-
-    @property
-    def label(self) -> str:
-        """The name to show: never with a credential."""
-        return self.name or safe_name(self.source)
+        super().__post_init__()
+        check_positive(self, "queue", "max_age_s", "hang_grace_s", "stable_s", "freeze_after_s")
+        check_positive(self, "backoff_min_s", "backoff_max_s")
 
 
 @dataclass(frozen=True)

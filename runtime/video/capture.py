@@ -18,9 +18,8 @@ import numpy.typing as npt
 from grmp_edge.errors import SourceError
 from grmp_edge.preprocess import opencv_silent
 from grmp_edge.redact import scrub
-from grmp_edge.runtime.live.config import CameraConfig
-from grmp_edge.runtime.video.rtsp import RtspRelay
-from grmp_edge.runtime.video.rtsp_probe import wait_for_rtsp
+from grmp_edge.runtime.video.config import CaptureConfig
+from grmp_edge.runtime.video.rtsp import RtspRelay, wait_for_rtsp
 
 __all__ = ["Capture", "EndOfStream", "PermanentSourceError", "is_live", "open_capture"]
 
@@ -79,7 +78,7 @@ def is_live(source: str) -> bool:
     return source.isdigit() or source.startswith(known)
 
 
-def open_capture(config: CameraConfig, calling: Callable[[bool], bool] | None = None) -> Capture:
+def open_capture(config: CaptureConfig, calling: Callable[[bool], bool] | None = None) -> Capture:
     """Open what ``config.source`` names and wait until it answers.
 
     Args:
@@ -130,7 +129,7 @@ def open_capture(config: CameraConfig, calling: Callable[[bool], bool] | None = 
 
 
 @contextlib.contextmanager
-def _turn(config: CameraConfig, calling: Callable[[bool], bool] | None) -> Iterator[None]:
+def _turn(config: CaptureConfig, calling: Callable[[bool], bool] | None) -> Iterator[None]:
     """The right to open a stream by FFmpeg."""
     calling = calling or (lambda now: True)
     calling(False)
@@ -148,7 +147,7 @@ class OpenCvCapture:
     """A device, network stream or pipeline read by OpenCV."""
 
     def __init__(
-        self, config: CameraConfig, target: Any, backend: int, relay: RtspRelay | None = None
+        self, config: CaptureConfig, target: Any, backend: int, relay: RtspRelay | None = None
     ) -> None:
         """``relay`` is what it is read through; closed with it."""
         self._label, self._relay = config.label, relay
@@ -210,7 +209,7 @@ class OpenCvCapture:
 class FileCapture:
     """A video file played at its own speed, as a camera for trials and tests."""
 
-    def __init__(self, config: CameraConfig) -> None:
+    def __init__(self, config: CaptureConfig) -> None:
         self._label, self._loop = config.label, config.loop
         self._path = Path(config.source.removeprefix("file:"))
         if not self._path.is_file():

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from grmp_edge.errors import GrmpError, SourceError
 from grmp_edge.preprocess import decode_image
 from grmp_edge.redact import scrub, split_credentials
-from grmp_edge.runtime.live.config import CameraConfig
+from grmp_edge.runtime.video.config import CaptureConfig
 
 __all__ = ["MjpegCapture", "SnapshotCapture", "open_http"]
 
@@ -28,7 +28,7 @@ _MAX_LINE = 4096
 _SNAPSHOT_PERIOD = 1.0  # seconds between snapshots when max_fps is not set: their servers are slow
 
 
-def open_http(config: CameraConfig) -> MjpegCapture | SnapshotCapture | None:
+def open_http(config: CaptureConfig) -> MjpegCapture | SnapshotCapture | None:
     """Open an HTTP source by what the server says it is; None: neither, so a video for FFmpeg.
 
     Raises:
@@ -44,7 +44,7 @@ def open_http(config: CameraConfig) -> MjpegCapture | SnapshotCapture | None:
     return None
 
 
-def _request(config: CameraConfig) -> Any:
+def _request(config: CaptureConfig) -> Any:
     url, user, password = split_credentials(config.source)
     handlers: list[urllib.request.BaseHandler] = []
     if user:
@@ -132,7 +132,7 @@ class _Body:
 class SnapshotCapture:
     """One picture a request, asked for at ``max_fps`` or once a second."""
 
-    def __init__(self, config: CameraConfig) -> None:
+    def __init__(self, config: CaptureConfig) -> None:
         self._config = config
         self._period = 1.0 / config.max_fps if config.max_fps else _SNAPSHOT_PERIOD
         self._due = time.monotonic()
@@ -169,7 +169,7 @@ class SnapshotCapture:
 class MjpegCapture:
     """The parts of a multipart/x-mixed-replace answer, one JPEG each."""
 
-    def __init__(self, config: CameraConfig, response: Any) -> None:
+    def __init__(self, config: CaptureConfig, response: Any) -> None:
         self._label = config.label
         self._response = response
         self._body = _Body(response, config.label, config.read_timeout_s)

@@ -16,14 +16,15 @@ import contextlib
 import re
 import socket
 import threading
+import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
 from grmp_edge.errors import SourceError
-from grmp_edge.redact import scrub
-from grmp_edge.runtime.live.config import CameraConfig
+from grmp_edge.redact import scrub, split_credentials
+from grmp_edge.runtime.video.config import CaptureConfig
 
-__all__ = ["RtspRelay", "with_delimiters"]
+__all__ = ["RtspRelay", "wait_for_rtsp", "with_delimiters"]
 
 # By encoding: an access unit delimiter that allows any kind of slice (H.264 7.3.2.4; H.265 7.3.2.5).
 _DELIMITERS = {"H264": b"\x09\xf0", "H265": b"\x46\x01\x50"}
@@ -31,7 +32,7 @@ _RTPMAP = re.compile(rb"a=rtpmap:(\d+) +(H26[45])/90000", re.IGNORECASE)
 _TRANSPORT = re.compile(rb"^transport: *(.*)$", re.IGNORECASE | re.MULTILINE)
 _MAX_STEP = 10 * 90_000  # RTP's clock runs at 90 kHz for video: frames ten seconds apart
 _MAX_TEXT = 1 << 16  # bytes of one answer
-
+_PORTS = {"rtsp": 554, "rtsps": 322}
 
 _TRIAL = 4  # frames whose marker bits are looked at before they are relied on
 
@@ -138,12 +139,12 @@ class RtspRelay:
     """One connection through to a camera, on threads of its own. ``url`` is what FFmpeg opens."""
 
     @staticmethod
-    def helps(config: CameraConfig) -> bool:
+    def helps(config: CaptureConfig) -> bool:
         """Whether it is wanted for a camera, and can do anything."""
         wanted = config.policy == "latest" if config.low_delay is None else config.low_delay
         return wanted and config.source.startswith("rtsp://") and config.source not in _BESIDE
 
-    def __init__(self, config: CameraConfig) -> None:
+    def __init__(self, config: CaptureConfig) -> None:
         """Connects to nothing yet.
 
         Raises:
@@ -208,3 +209,53 @@ class RtspRelay:
         """End the connection; its threads end by it."""
         self._end()
         self._threads[0].join(1.0)
+
+
+def wait_for_rtsp(config: CaptureConfig) -> None:
+    """Ask the server of ``config.source`` for its methods and wait for any answer.
+
+    That is RTSP's OPTIONS (RFC 2326, 10.1), which needs no password. An ``rtsps://`` server is only
+    connected to. Takes at most ``open_timeout_s``.
+
+    Raises:
+        SourceError: it does not answer, or not in RTSP.
+    """
+    remedy = "check that the camera is on, and its address"
+    try:
+        bare, _, _ = split_credentials(config.source)
+        parts = urlsplit(bare)
+        host, port = parts.hostname, parts.port or _PORTS[parts.scheme]
+    except (ValueError, KeyError):
+        return  # a password that is not escaped, for one: FFmpeg may read it all the same
+    if not host:
+        return
+    until = time.monotonic() + config.open_timeout_s
+    try:
+        with socket.create_connection((host, port), config.open_timeout_s) as server:
+            if parts.scheme == "rtsp":
+                _ask(server, bare, until)
+    except TimeoutError:
+        waited = config.open_timeout_s
+        raise SourceError(f"{config.label}: no answer after {waited:.1f} s", remedy) from None
+    except OSError as error:
+        raise SourceError(f"{config.label}: {scrub(error.strerror or str(error))}", remedy) from None
+    except ValueError as error:
+        raise SourceError(f"{config.label}: {error}", remedy) from None
+
+
+def _ask(server: socket.socket, url: str, until: float) -> None:
+    server.sendall(f"OPTIONS {url} RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: grmp-edge\r\n\r\n".encode())
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        rest = until - time.monotonic()
+        if rest <= 0:
+            raise TimeoutError
+        server.settimeout(rest)
+        data = server.recv(4096)
+        if not data:
+            raise ConnectionResetError("the server closed the connection")
+        answer += data
+        if not b"RTSP/".startswith(answer[:5]) or len(answer) > _MAX_TEXT:
+            raise ValueError("it does not speak RTSP")
+    with contextlib.suppress(OSError):
+        server.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,54 @@
+"""How one live source is opened and read."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+from grmp_edge.errors import UsageError
+from grmp_edge.redact import safe_name
+
+__all__ = ["POLICIES", "CaptureConfig", "check_positive"]
+
+POLICIES = ("latest", "every")
+
+
+@dataclass(frozen=True)
+class CaptureConfig:
+    """One live source. Times are in seconds."""
+
+    source: str  # 0, /dev/video0, rtsp://, http://, gst:PIPELINE, file:PATH
+    name: str = ""  # what results call it; empty: the source without its credentials
+    # latest: the newest frame only, so that a score describes the present; every: a short queue, in order.
+    policy: str = "latest"
+    _: KW_ONLY
+    max_fps: float | None = None  # frames scored a second; None: as many as arrive and the network manages
+    open_timeout_s: float = 10.0  # a waking camera needs some seconds; a network refusal is instant
+    read_timeout_s: float = 10.0  # longer than the gap between key frames of most cameras
+    # rtsp:// only: frames arrive one interval earlier, through a local relay. None: on under `latest`, where
+    # the age of every frame matters; `every` does not repay the relay's work.
+    low_delay: bool | None = None
+    loop: bool = True  # a file starts again at its end, since a camera would not stop either
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise UsageError("a camera has an empty source", "give a device, a URL, gst: or file:")
+        if self.policy not in POLICIES:
+            raise UsageError(f"unknown policy {self.policy!r}", f"use {' or '.join(POLICIES)}")
+        check_positive(self, "max_fps", "open_timeout_s", "read_timeout_s")
+
+    @property
+    def label(self) -> str:
+        """The name to show: never with a credential."""
+        return self.name or safe_name(self.source)
+
+
+def check_positive(config: CaptureConfig, *fields: str) -> None:
+    """Reject numbers that are not above zero; None is allowed.
+
+    Raises:
+        UsageError: naming the camera and the first bad field.
+    """
+    for name in fields:
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise UsageError(f"camera {config.label}: {name} is {value}", "use a positive number")
