@@ -27,7 +27,7 @@ from grmp_edge.export.pipeline import ExportConfig, export_bundle
 from grmp_edge.export.shared_weights import share_weights
 from grmp_edge.files import replace_folder
 from grmp_edge.train.data.labelled import SplitConfig, read_csv
-from grmp_edge.train.finetune.loop import FinetuneConfig
+from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.meta import MetaConfig
 from grmp_edge.train.network.backbone import EMBEDDED, BackboneConfig
 from grmp_edge.train.network.embedded import EMBEDDED_PATH, PROMPTS_PATH, save_prompts

@@ -11,8 +11,9 @@ from scipy.special import expit, logit
 from scipy.stats import spearmanr
 
 from grmp_edge.train.finetune import loop as finetune_module
+from grmp_edge.train.finetune.config import FinetuneConfig, Part
 from grmp_edge.train.finetune.label_scale import calibrate, platt
-from grmp_edge.train.finetune.loop import FinetuneConfig, Part, finetune, predict
+from grmp_edge.train.finetune.loop import finetune, predict
 from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
 from grmp_edge.train.network.embedded import PROMPTS_PATH, load_prompts
 from grmp_edge.train.network.model import GrmpIqa, PromptConfig

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from grmp_edge.cli import app
 from grmp_edge.errors import MissingDependencyError
-from grmp_edge.train.finetune.loop import FinetuneConfig, Part, finetune
+from grmp_edge.train.finetune.config import FinetuneConfig, Part
+from grmp_edge.train.finetune.loop import finetune
 from grmp_edge.train.meta import MetaConfig, meta_train
 from grmp_edge.train.session import curves as room
 from grmp_edge.train.session.checkpoint import CheckpointWriter, State

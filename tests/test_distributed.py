@@ -34,7 +34,8 @@ from helpers_train import memory_task, parameters_of, pictures, tiny_model
 from test_finetune import part
 from grmp_edge.train.session.checkpoint import CheckpointWriter
 from grmp_edge.train.session.ranks import joined
-from grmp_edge.train.finetune.loop import FinetuneConfig, finetune
+from grmp_edge.train.finetune.config import FinetuneConfig
+from grmp_edge.train.finetune.loop import finetune
 from grmp_edge.train.meta import MetaConfig, meta_train
 from grmp_edge.train.network.model import PromptConfig
 

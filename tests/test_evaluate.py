@@ -25,7 +25,7 @@ from grmp_edge.train.data.labelled import Labelled, SplitConfig, read_csv, split
 from grmp_edge.train.evaluate.plot import plot_svg
 from grmp_edge.train.evaluate.protocol import csv_table, markdown_table, measure, summarize, text_table
 from grmp_edge.train.evaluate.splits import InMemory, ProtocolConfig, run_protocol
-from grmp_edge.train.finetune.loop import FinetuneConfig
+from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.network.backbone import BackboneConfig
 from grmp_edge.train.network.model import PromptConfig
 from grmp_edge.train.runs import ModelConfig

@@ -19,7 +19,8 @@ from grmp_edge.errors import CheckpointError
 from grmp_edge.preprocess import Preprocess
 from grmp_edge.train.data.labelled import Labelled, SplitConfig, read_csv, split_indices
 from grmp_edge.train.evaluate.splits import ProtocolConfig, ablation, run_variants
-from grmp_edge.train.finetune.loop import FinetuneConfig, predict
+from grmp_edge.train.finetune.config import FinetuneConfig
+from grmp_edge.train.finetune.loop import predict
 from grmp_edge.train.network.backbone import BackboneConfig
 from grmp_edge.train.network.model import PromptConfig
 from grmp_edge.train.runs import ModelConfig, build_network

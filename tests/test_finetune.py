@@ -21,8 +21,9 @@ from grmp_edge.errors import CheckpointError, UsageError
 from grmp_edge.metrics import srcc
 from grmp_edge.train.data.labelled import SplitConfig, read_csv, split_indices
 from grmp_edge.train.finetune import loop as finetune_module
+from grmp_edge.train.finetune.config import FinetuneConfig, Part
 from grmp_edge.train.finetune.frozen_features import FrozenCache
-from grmp_edge.train.finetune.loop import FinetuneConfig, Part, finetune, predict
+from grmp_edge.train.finetune.loop import finetune, predict
 from grmp_edge.train.finetune.state import TuningRun
 from grmp_edge.train.network.backbone import BackboneConfig
 from grmp_edge.train.network.model import SCENES, PromptConfig

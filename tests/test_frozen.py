@@ -9,12 +9,12 @@ from helpers_train import memory_task, pictures, tiny_model
 from torch import nn
 
 from grmp_edge.preprocess import squash
+from grmp_edge.train.finetune.config import FinetuneConfig, Part
 from grmp_edge.train.finetune.frozen_features import CentreScores, FrozenCache, Teacher, group_size
-from grmp_edge.train.finetune.loop import FinetuneConfig, Part, finetune, predict
+from grmp_edge.train.finetune.loop import finetune, predict
 from grmp_edge.train.network.towers import block_forward
 from grmp_edge.train.session.ranks import Team
-from grmp_edge.train.task_pictures import PictureCache
-from grmp_edge.train.tasks import ahead, query_batches
+from grmp_edge.train.tasks import PictureCache, ahead, query_batches
 
 SIDE, SIZE = 35, 32
 TOKENS = (1 + 16) * 24 * 4  # bytes of one picture in the tiny model

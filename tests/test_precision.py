@@ -9,7 +9,8 @@ from helpers_train import blurred, memory_task, parameters_of, pictures, tiny_mo
 
 from grmp_edge.errors import UsageError
 from grmp_edge.metrics import srcc
-from grmp_edge.train.finetune.loop import FinetuneConfig, Part, finetune, predict
+from grmp_edge.train.finetune.config import FinetuneConfig, Part
+from grmp_edge.train.finetune.loop import finetune, predict
 from grmp_edge.train.meta import MetaConfig, meta_train
 from grmp_edge.train.session.precision import LossScaler, Numerics, resolve_precision
 

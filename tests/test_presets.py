@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from grmp_edge.cli import app
 from grmp_edge.errors import UsageError
 from grmp_edge.train.data.labelled import SplitConfig
-from grmp_edge.train.finetune.loop import FinetuneConfig
+from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.meta import MetaConfig
 from grmp_edge.train.presets import PRESETS, Preset, differences, leaks, preset_named
 

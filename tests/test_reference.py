@@ -178,7 +178,7 @@ def test_an_imported_model_cannot_be_fine_tuned(tmp_path: Path) -> None:
     from helpers_train import write_labelled
 
     from grmp_edge.train.data.labelled import SplitConfig, read_csv
-    from grmp_edge.train.finetune.loop import FinetuneConfig
+    from grmp_edge.train.finetune.config import FinetuneConfig
     from grmp_edge.train.network.backbone import BackboneConfig
     from grmp_edge.train.runs import ModelConfig, run_finetune
 

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from grmp_edge.cli import app
 from grmp_edge.errors import CheckpointError, UsageError
 from grmp_edge.train.data.labelled import SplitConfig, read_csv
-from grmp_edge.train.finetune.loop import FinetuneConfig, Part, finetune
+from grmp_edge.train.finetune.config import FinetuneConfig, Part
+from grmp_edge.train.finetune.loop import finetune
 from grmp_edge.train.meta import MetaConfig, meta_train
 from grmp_edge.train.network.backbone import BackboneConfig
 from grmp_edge.train.network.model import PromptConfig

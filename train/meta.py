@@ -26,8 +26,7 @@ from grmp_edge.train.session.checkpoint import CheckpointWriter, State, copy_par
 from grmp_edge.train.session.precision import LossScaler, Numerics, Precision
 from grmp_edge.train.session.progress import Reporter, Silent
 from grmp_edge.train.session.ranks import ALONE, Team, current_team
-from grmp_edge.train.task_pictures import PictureCache
-from grmp_edge.train.tasks import Batch, Task, ahead, query_batches, support_batches
+from grmp_edge.train.tasks import Batch, PictureCache, Task, ahead, query_batches, support_batches
 
 __all__ = ["MetaConfig", "adapt", "evaluate_tasks", "hold_out", "meta_train"]
 

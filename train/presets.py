@@ -14,7 +14,7 @@ from grmp_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from grmp_edge.train.data.labelled import SplitConfig
-    from grmp_edge.train.finetune.loop import FinetuneConfig
+    from grmp_edge.train.finetune.config import FinetuneConfig
     from grmp_edge.train.meta import MetaConfig
     from grmp_edge.train.tasks import Task
 

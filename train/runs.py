@@ -16,7 +16,8 @@ from grmp_edge.errors import CheckpointError, UsageError
 from grmp_edge.files import sha256_file
 from grmp_edge.preprocess import Preprocess
 from grmp_edge.train.data.labelled import Labelled, SplitConfig, data_digest, split_indices
-from grmp_edge.train.finetune.loop import FinetuneConfig, Part, finetune, predict
+from grmp_edge.train.finetune.config import FinetuneConfig, Part
+from grmp_edge.train.finetune.loop import finetune, predict
 from grmp_edge.train.meta import MetaConfig, meta_train
 from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
 from grmp_edge.train.network.embedded import PROMPTS_PATH, load_prompts

@@ -6,6 +6,7 @@ set at every visit.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,12 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import DataError, ImageError
-from grmp_edge.preprocess import IMAGE_SUFFIXES, read_image
+from grmp_edge.preprocess import IMAGE_SUFFIXES, read_image, squash
 from grmp_edge.train.data.labelled import Labelled
 from grmp_edge.train.pictures.distort import DISTORTIONS, distort
-from grmp_edge.train.task_pictures import PictureCache
 
-__all__ = ["Batch", "SyntheticConfig", "Task", "labelled_tasks", "load_photographs", "synthetic_tasks"]
+__all__ = [
+    "Batch",
+    "PictureCache",
+    "SyntheticConfig",
+    "Task",
+    "labelled_tasks",
+    "load_photographs",
+    "synthetic_tasks",
+]
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -52,6 +60,37 @@ class Batch:
 
     images: UInt8Array
     quality: npt.NDArray[np.float32]
+
+
+class PictureCache:
+    """Reads tasks' pictures squashed to a square, and keeps as many as fit ``budget`` bytes.
+
+    What is kept stays: each picture is as likely to be wanted again as any other, so letting one go for
+    another gains nothing. A budget of 0 keeps none. Of 24 photographs, 25 distortions and 6 levels, the
+    squares of 256 (support) and 224 pixels (query) are 1.25 GB.
+    """
+
+    def __init__(self, budget: int = 0) -> None:
+        self.budget, self.used = budget, 0
+        # By identity: tasks of two sets may share a name, and this holds them, so no identity comes twice.
+        self.kept: dict[tuple[int, int, int], UInt8Array] = {}
+        self.tasks: dict[int, Task] = {}
+
+    def squashed(self, task: Task, indices: Sequence[int], side: int) -> list[UInt8Array]:
+        """Pictures of a task, each uint8 (side, side, 3) RGB and not to be written to."""
+        self.tasks[id(task)] = task
+        missing = [index for index in indices if (id(task), index, side) not in self.kept]
+        fresh: dict[int, UInt8Array] = {}
+        if missing:
+            read: Callable[[int], UInt8Array] = lambda index: squash(task.read(index), side)  # noqa: E731
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+                fresh = dict(zip(missing, pool.map(read, missing), strict=True))
+        found = [fresh[i] if i in fresh else self.kept[id(task), i, side] for i in indices]
+        for index, pixels in fresh.items():
+            if self.used + pixels.nbytes <= self.budget:
+                self.kept[id(task), index, side] = pixels
+                self.used += pixels.nbytes
+        return found
 
 
 def support_batches(

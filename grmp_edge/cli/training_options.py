@@ -13,7 +13,7 @@ from grmp_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from grmp_edge.train.data.labelled import Labelled, SplitConfig
-    from grmp_edge.train.finetune.loop import FinetuneConfig
+    from grmp_edge.train.finetune.config import FinetuneConfig
     from grmp_edge.train.meta import MetaConfig
     from grmp_edge.train.presets import Preset
     from grmp_edge.train.runs import ModelConfig
@@ -214,7 +214,7 @@ class TuningChoice:
 
     def config(self) -> FinetuneConfig:
         """For ``run_finetune``."""
-        from grmp_edge.train.finetune.loop import CALIBRATION_STEPS, FinetuneConfig
+        from grmp_edge.train.finetune.config import CALIBRATION_STEPS, FinetuneConfig
 
         config = FinetuneConfig(
             epochs=self.epochs,

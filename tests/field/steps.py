@@ -19,16 +19,15 @@ import numpy.typing as npt
 import torch
 
 from grmp_edge.preprocess import Preprocess
+from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.finetune.frozen_features import CentreScores, FrozenCache, Teacher
-from grmp_edge.train.finetune.loop import FinetuneConfig
 from grmp_edge.train.finetune.step import TuningStep
 from grmp_edge.train.meta import MetaConfig, adapt
 from grmp_edge.train.network.backbone import EMBEDDED, RANDOM, BackboneConfig
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.runs import ModelConfig, build_network
 from grmp_edge.train.session.precision import Numerics, Precision
-from grmp_edge.train.task_pictures import PictureCache
-from grmp_edge.train.tasks import SyntheticConfig, procedural_photographs, synthetic_tasks
+from grmp_edge.train.tasks import PictureCache, SyntheticConfig, procedural_photographs, synthetic_tasks
 
 __all__ = ["main"]
 

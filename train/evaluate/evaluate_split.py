@@ -14,7 +14,8 @@ import numpy.typing as npt
 from grmp_edge.preprocess import Preprocess
 from grmp_edge.train.data.labelled import Labelled, split_indices
 from grmp_edge.train.evaluate.protocol import ProtocolConfig, measure
-from grmp_edge.train.finetune.loop import FinetuneConfig, predict
+from grmp_edge.train.finetune.config import FinetuneConfig
+from grmp_edge.train.finetune.loop import predict
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.runs import ModelConfig, build_network, pick_device, run_finetune
 from grmp_edge.train.session.checkpoint import load_checkpoint

@@ -21,7 +21,7 @@ from grmp_edge.train.data.labelled import Labelled, split_indices
 from grmp_edge.train.evaluate.evaluate_split import run_split
 from grmp_edge.train.evaluate.protocol import ProtocolConfig, label_name, summarize
 from grmp_edge.train.evaluate.store import data_settings, finished, keep, same_settings, split_file
-from grmp_edge.train.finetune.loop import FinetuneConfig
+from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.runs import ModelConfig
 from grmp_edge.train.session.checkpoint import WEIGHTS, refuse_unfinished
 from grmp_edge.train.session.progress import Reporter, Silent

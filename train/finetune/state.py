@@ -6,16 +6,13 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.finetune.label_scale import Calibration
 from grmp_edge.train.session.checkpoint import State, copy_parameters
-
-if TYPE_CHECKING:
-    from grmp_edge.train.finetune.loop import FinetuneConfig
 
 __all__ = ["TuningRun"]
 

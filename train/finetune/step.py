@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,15 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from grmp_edge.errors import UsageError
+from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.finetune.frozen_features import FrozenCache, Teacher, group_size
 from grmp_edge.train.finetune.qgr import regularise
 from grmp_edge.train.network.losses import quality_loss, semantic_loss
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.session.precision import LossScaler, Numerics
 from grmp_edge.train.session.ranks import ALONE, Team
-
-if TYPE_CHECKING:
-    from grmp_edge.train.finetune.loop import FinetuneConfig
 
 __all__ = ["TuningStep"]
 

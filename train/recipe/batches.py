@@ -7,17 +7,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from queue import Empty, Full
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 
 from grmp_edge.errors import DataError
+from grmp_edge.train.recipe.config import RecipeConfig
 from grmp_edge.train.recipe.groups import Batch, Source, make_batch, procedural_sources
 from grmp_edge.train.recipe.real_photos import add_wild
-
-if TYPE_CHECKING:
-    from grmp_edge.train.recipe.__main__ import BackboneConfig
 
 __all__ = ["batches_of"]
 
@@ -33,7 +31,7 @@ def _hand_over(queue: Any, batch: Batch) -> None:
                 sys.exit(1)
 
 
-def _produce(queue: Any, photos: Sequence[Source], wild: Sequence[Source], config: BackboneConfig) -> None:
+def _produce(queue: Any, photos: Sequence[Source], wild: Sequence[Source], config: RecipeConfig) -> None:
     """Make batches for ever, in a process of its own; the n-th depends on the seed and n alone."""
     cv2.setNumThreads(1)
     pool = procedural_sources(np.random.default_rng([config.seed, 0]), config.procedural)
@@ -62,7 +60,7 @@ def _produce(queue: Any, photos: Sequence[Source], wild: Sequence[Source], confi
 
 @contextmanager
 def batches_of(
-    photos: Sequence[Source], wild: Sequence[Source], config: BackboneConfig
+    photos: Sequence[Source], wild: Sequence[Source], config: RecipeConfig
 ) -> Iterator[Iterator[Batch]]:
     """Run the producer and yield its batches; it ends with the block.
 
