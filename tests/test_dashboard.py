@@ -143,7 +143,8 @@ def test_handing_over_never_waits(tiny_bundle: Bundle) -> None:
         until(lambda: board.sink.stats().written + board.sink.stats().lost == 1500)
         assert 1500 - 1001 <= board.sink.stats().lost <= 500
         lost = board.sink.stats().lost
-        assert f'grmp_edge_sink_lost_total{{sink="dashboard"}} {float(lost)}' in board.scrape()
+        assert board.metrics is not None
+        assert f'grmp_edge_sink_lost_total{{sink="dashboard"}} {float(lost)}' in board.metrics.text()
         with live:
             for number, happened in enumerate(live.events()):
                 board.sink.put(happened, to_record(happened))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -15,8 +14,10 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -29,17 +30,24 @@ from grmp_edge.bundle import Bundle
 from grmp_edge.errors import UsageError
 from grmp_edge.image_size import image_size
 from grmp_edge.runtime.web.guard import ServeConfig
-from grmp_edge.runtime.web.metrics_text import Metrics
+from grmp_edge.runtime.web.prometheus import RequestMetrics
+from grmp_edge.score import Score
 
 COMMAND = [sys.executable, "-m", "grmp_edge", "serve"]
 
 
 @contextlib.contextmanager
-def server(bundle: Bundle, *options: str, token: str = "") -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def server(
+    bundle: Bundle, *options: str, token: str = "", command: Sequence[str] = COMMAND
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A running server: its address and its process."""
     environment = {**os.environ, "GRMP_EDGE_TOKEN": token}
-    command = [*COMMAND, str(bundle.path), "--port", "0", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [*command, str(bundle.path), "--port", "0", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     assert process.stderr is not None
     try:
         line = process.stderr.readline()
@@ -244,23 +252,40 @@ def test_sizes_are_known_from_the_header(kind: str) -> None:
 
 
 def test_metrics_text_is_what_prometheus_reads() -> None:
-    metrics = Metrics()
-    metrics.declare("a_total", "counter", "Things.")
-    metrics.declare("b_seconds", "histogram", "Time.")
+    scorer: Any = SimpleNamespace(
+        bundle=SimpleNamespace(id="b"), backend=SimpleNamespace(provider="cpu", name="onnxruntime")
+    )
+    metrics = RequestMetrics(scorer)
     name = 'a "b"\\c\nd'
     for _ in range(3):
-        metrics.add("a_total", camera=name)
+        metrics.result(name, Score(0.5, name, "b"))
     for seconds in (0.0004, 0.005, 0.3, 99.0):
-        metrics.observe("b_seconds", seconds)
+        metrics.answered("/score", 200, seconds)
     for index in range(500):
-        metrics.add("a_total", camera=str(index))
-    found = samples(metrics.text())
-    assert found[f"a_total{json.dumps({'camera': name})}"] == 3
+        metrics.result(str(index), Score(0.5, str(index), "b"))
+    values = samples(metrics.text())
+    assert values[f"grmp_edge_scores_total{json.dumps({'camera': name})}"] == 3
     limits = ("0.001", "0.005", "0.5", "10.0", "+Inf")
-    assert [found[f'b_seconds_bucket{{"le": "{le}"}}'] for le in limits] == [1, 2, 3, 3, 4]
-    assert found["b_seconds_count{}"] == 4
-    assert found["b_seconds_sum{}"] == pytest.approx(99.3054)
-    cameras = [key for key in found if key.startswith("a_total")]
+    buckets = [values[f'grmp_edge_request_seconds_bucket{{"le": "{le}", "path": "/score"}}'] for le in limits]
+    assert buckets == [1, 2, 3, 3, 4]
+    assert values['grmp_edge_request_seconds_count{"path": "/score"}'] == 4
+    assert values['grmp_edge_request_seconds_sum{"path": "/score"}'] == pytest.approx(99.3054)
+    cameras = [key for key in values if key.startswith("grmp_edge_scores_total")]
     assert len(cameras) <= 201
-    assert found['a_total{"camera": "other"}'] == 500 - 199
-    assert io.StringIO(metrics.text()).read().endswith("\n")
+    assert values['grmp_edge_scores_total{"camera": "other"}'] == 500 - 199
+    assert metrics.text().endswith("\n")
+    assert "_created" not in metrics.text()
+
+
+def test_metrics_say_what_is_missing(tiny_bundle: Bundle) -> None:
+    code = "import sys; sys.modules['prometheus_client'] = None; from grmp_edge.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve"]
+    with (
+        server(tiny_bundle, command=command) as (at, _),
+        httpx.Client(base_url=at, trust_env=False) as client,
+    ):
+        assert client.post("/score", content=encode(make_image(seed=1), "PNG")).status_code == 200
+        answer = client.get("/metrics")
+        assert answer.status_code == 501
+        (line,) = answer.text.splitlines()
+        assert "prometheus_client" in line and "pip install 'grmp-edge[serve]'" in line

@@ -164,7 +164,6 @@ def plan_streams(
 def _show(live: Live, sinks: list[QueuedSink], as_json: bool) -> bool:
     """Run until stopped; whether it was because the reader of stdout has gone."""
     from grmp_edge.cli.watch_view import LineWriter, Trends, plain_line
-    from grmp_edge.runtime.live.live import LiveScore
     from grmp_edge.runtime.sinks.queue import QueuedSink, to_record
 
     gone: list[bool] = []
@@ -186,7 +185,7 @@ def _show(live: Live, sinks: list[QueuedSink], as_json: bool) -> bool:
             record = to_record(event)
             for sink in sinks:
                 sink.put(event, record)
-            if isinstance(event, LiveScore):
+            if record["event"] == "score":
                 trends.add(record)
     return bool(gone)
 

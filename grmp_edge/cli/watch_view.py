@@ -12,7 +12,7 @@ from typing import Any
 from grmp_edge.runtime.live.events import CameraState
 from grmp_edge.runtime.live.live import CameraStatus
 from grmp_edge.runtime.report import printable
-from grmp_edge.runtime.sinks.queue import Message, Record
+from grmp_edge.runtime.sinks.queue import Message, Record, ScoreRecord
 
 __all__ = ["LineWriter", "Trends", "plain_line", "status_table"]
 
@@ -92,7 +92,7 @@ class Trends:
         self._seconds = seconds
         self._means: dict[str, deque[tuple[int, list[float]]]] = {}
 
-    def add(self, record: Record) -> None:
+    def add(self, record: ScoreRecord) -> None:
         """Take in a score's record."""
         means = self._means.setdefault(record["camera"], deque(maxlen=self._seconds))
         second = int(record["at"])

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +71,18 @@ class CameraStats:
     hangs: int = 0  # reads that never came back in time
     fps: float = 0.0  # received, over the last frames
     size: tuple[int, int] | None = None  # (width, height) now
+
+    @property
+    def reconnects(self) -> int:
+        """How often the source was reopened."""
+        return max(0, self.connects - 1)
+
+    def not_scored(self) -> dict[str, int]:
+        """Frames received but not scored, by reason."""
+        return {
+            "replaced": self.dropped, "stale": self.stale, "thinned": self.thinned, "expired": self.expired,
+            "damaged": self.damaged, **{verdict: self.skipped[verdict] for verdict in get_args(Verdict)[1:]},
+        }  # fmt: skip
 
 
 def backoff(config: CameraConfig, failures: int) -> float:

@@ -237,18 +237,18 @@ class FrameWriter:
 
     def wants(self, record: Record) -> bool:
         """Raised alerts."""
-        return record["event"] == "alert" and bool(record["raised"])
+        return record["event"] == "alert" and record["raised"]
 
     def write(self, message: Message) -> None:
         """Save the frame, whole or not at all."""
-        if message.image is None:
+        record = message.record
+        if message.image is None or record["event"] != "alert":
             return
-        at = time.strftime("%Y%m%dT%H%M%S", time.gmtime(message.record["at"]))
+        at = time.strftime("%Y%m%dT%H%M%S", time.gmtime(record["at"]))
         ok, data = cv2.imencode(".jpg", message.image, [cv2.IMWRITE_JPEG_QUALITY, self._quality])
         if not ok:
-            raise GrmpError(f"a frame of {message.record['camera']} cannot be encoded")
-        camera = slug(message.record["camera"])[-80:]
-        name = f"alert-{at}-{message.record['frame']}-{camera}-{message.record['kind']}.jpg"
+            raise GrmpError(f"a frame of {record['camera']} cannot be encoded")
+        name = f"alert-{at}-{record['frame']}-{slug(record['camera'])[-80:]}-{record['kind']}.jpg"
         with replace_file(self._folder / name) as file:
             file.write_bytes(data.tobytes())
         if self._folder / name not in self._saved:

@@ -1,4 +1,4 @@
-"""Where results go: each sink on a thread of its own, behind a queue that never blocks scoring."""
+"""Events as records, and sinks that each work on a thread of their own, behind a queue that never blocks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,16 @@ from grmp_edge.errors import GrmpError
 from grmp_edge.redact import scrub
 from grmp_edge.runtime.live.events import CameraEvent
 from grmp_edge.runtime.live.live import AlertEvent, LiveEvent
+from grmp_edge.runtime.live.no_picture import Verdict
 
 __all__ = [
+    "AlertRecord",
+    "CameraRecord",
     "EarlierLostError",
     "Message",
     "QueuedSink",
     "Record",
+    "ScoreRecord",
     "SinkStats",
     "Writer",
     "close_all",
@@ -31,20 +35,66 @@ __all__ = [
 _ROOM = 1000  # messages in a queue: a minute of one camera at 15 frames a second
 _IMAGE_ROOM = 16  # where each holds a frame: 4K frames must not fill the machine's memory
 
-# One event as plain JSON: "event" is score, alert or camera; "at" is the wall clock in seconds since 1970.
-Record: TypeAlias = dict[str, Any]
+
+class _Measurements(TypedDict, total=False):
+    mos: float  # the score on the training labels' scale
+    age_ms: float  # from capture to result
+    latency_ms: float  # the frame's share of the network's run
+    captured_s: float  # time.monotonic() at the capture
+
+
+class _Scored(_Measurements):
+    camera: str
+    at: float  # seconds since 1970 at the capture
+    value: float  # 0 to 1
+    frame: int | None
+    model: str
+
+
+class ScoreRecord(_Scored):
+    """A score as plain JSON."""
+
+    event: Literal["score"]
+
+
+class AlertRecord(_Scored):
+    """An alert raised or cleared, as plain JSON."""
+
+    event: Literal["alert"]
+    kind: Literal["low", "drop"]
+    raised: bool  # False: it is over
+    limit: float
+    since_s: float
+
+
+class _Reason(TypedDict, total=False):
+    detail: str
+    retry_s: float
+
+
+class CameraRecord(_Reason):
+    """A camera's change of state as plain JSON."""
+
+    event: Literal["camera"]
+    camera: str
+    at: float  # seconds since 1970
+    state: str
+    picture: Verdict
+
+
+Record: TypeAlias = ScoreRecord | AlertRecord | CameraRecord
 
 
 @dataclass(frozen=True)
 class Message:
-    """A record and, for those who save pictures, its frame."""
+    """A record and, for a writer that saves pictures, its frame."""
 
     record: Record
     image: npt.NDArray[np.uint8] | None = None  # (H, W, 3) BGR
 
 
 class EarlierLostError(GrmpError):
-    """A writer's failure that takes ``earlier`` messages with it, which it had taken as delivered."""
+    """A failure that also loses ``earlier`` messages which were already counted as written."""
 
     def __init__(self, message: str, earlier: int, remedy: str = "") -> None:
         super().__init__(message, remedy)
@@ -52,49 +102,52 @@ class EarlierLostError(GrmpError):
 
 
 class Writer(Protocol):
-    """What a sink does with messages, on the sink's own thread.
+    """Delivers a sink's messages, on the sink's own thread.
 
-    Two more methods are called where a writer has them: ``idle()``, when no message has come for a tenth of a
-    second, and ``hurry()``, from another thread, when the sink is to close.
+    Two more methods are called if a writer has them: ``idle()`` after a tenth of a second without a message,
+    and ``hurry()``, from another thread, when the sink is about to close. ``needs_image = True`` asks for
+    frames.
     """
 
     def wants(self, record: Record) -> bool:
-        """Whether this record is for it at all (asked on the scoring thread: must be instant)."""
+        """Whether to queue this record. Runs on the scoring thread, so it must return at once."""
 
     def write(self, message: Message) -> None:
-        """Deliver one message; any exception counts it as failed, and the next one is tried."""
+        """Deliver one message; after any exception it counts as failed, and the next one follows."""
 
     def close(self) -> None:
-        """Flush and let go."""
+        """Flush and release everything."""
 
 
 @dataclass(frozen=True)
 class SinkStats:
-    """What became of the messages."""
+    """What became of a sink's messages."""
 
     name: str
     written: int
-    failed: int  # the writer raised, now or later for what it had taken
-    lost: int  # no room in the queue, or still in it at the end
+    failed: int  # the writer raised, at once or later
+    lost: int  # the queue was full, or not empty at the end
     error: str  # the last failure, in one line without credentials
 
 
 def to_record(event: LiveEvent) -> Record:
-    """An event as plain JSON, with the wall clock of its capture."""
+    """An event as plain JSON, stamped with the wall clock."""
     if isinstance(event, CameraEvent):
-        record: Record = {
+        change: CameraRecord = {
             "event": "camera", "camera": event.camera, "at": time.time(), "state": event.state.value,
             "picture": event.picture,
         }  # fmt: skip
         if event.detail:
-            record["detail"] = event.detail
+            change["detail"] = event.detail
         if event.retry_s is not None:
-            record["retry_s"] = round(event.retry_s, 2)
-        return record
+            change["retry_s"] = round(event.retry_s, 2)
+        return change
     score = event.score
-    # Asked anew each time: a stepped clock puts one record wrong, not all later ones.
+    # Read both clocks each time: when the wall clock is set, one record is wrong and not all later ones.
     at = time.time() - (time.monotonic() - (score.captured_s or time.monotonic()))
-    record = {"event": "score", "camera": event.camera, "at": round(at, 3), "value": round(score.value, 6)}
+    record: dict[str, object] = {
+        "event": "score", "camera": event.camera, "at": round(at, 3), "value": round(score.value, 6)
+    }  # fmt: skip
     for key, digits in (("mos", 4), ("age_ms", 2), ("latency_ms", 3), ("captured_s", 4)):
         value = getattr(score, key)
         if value is not None:
@@ -106,30 +159,30 @@ def to_record(event: LiveEvent) -> Record:
             "event": "alert", "kind": alert.kind, "raised": alert.raised,
             "limit": round(alert.limit, 6), "since_s": round(alert.since_s, 2),
         }  # fmt: skip
-    return record
+    return cast(Record, record)
 
 
 class QueuedSink:
     """A writer on its own thread. :meth:`put` returns at once, whatever the writer does."""
 
     def __init__(self, name: str, writer: Writer, room: int | None = None) -> None:
-        """``room``: messages held while the writer is slow; by default _ROOM, or _IMAGE_ROOM with frames."""
+        """``room``: messages held while the writer is slow; by default 1000, or 16 if they carry frames."""
         self.name = name
         self._writer = writer
-        self._with_image = getattr(writer, "needs_image", False)
+        self._with_image: bool = getattr(writer, "needs_image", False)
         self._queue: queue.Queue[Message] = queue.Queue(room or (_IMAGE_ROOM if self._with_image else _ROOM))
         self._lock = threading.Lock()
         self._written = self._failed = self._lost = 0
         self._error = ""
         self._busy = False  # a message has left the queue and is not counted yet
-        self._given_up = False  # what the thread still does is not counted any more
+        self._abandoned = False  # the thread hangs; whatever it still does is no longer counted
         self._closing = threading.Event()
-        self._until = 0.0  # when closing must be over, monotonic
+        self._until = 0.0  # monotonic time by which the sink must be closed
         self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
         self._thread.start()
 
     def put(self, event: LiveEvent, record: Record) -> None:
-        """Hand over an event; it is counted as lost when there is no room."""
+        """Queue an event; if there is no room, it counts as lost."""
         if not self._writer.wants(record):
             return
         image = event.image if self._with_image and not isinstance(event, CameraEvent) else None
@@ -145,22 +198,22 @@ class QueuedSink:
             return SinkStats(self.name, self._written, self._failed, self._lost, self._error)
 
     def begin_close(self, timeout_s: float = 5.0) -> None:
-        """Take no longer than ``timeout_s`` from now on; returns at once."""
+        """Start closing, within ``timeout_s`` seconds from now; returns at once."""
         if not self._closing.is_set():
             self._until = time.monotonic() + timeout_s
             self._closing.set()
             getattr(self._writer, "hurry", _nothing)()
 
     def close(self, timeout_s: float = 5.0) -> SinkStats:
-        """Write what is queued, at most for so long; the rest is counted as lost.
+        """Write what is queued within ``timeout_s`` seconds; the rest counts as lost.
 
-        Returns within ``timeout_s``, whatever the writer does: a thread that hangs in it is left behind.
+        Returns in time whatever the writer does: a thread that hangs is abandoned.
         """
         self.begin_close(timeout_s)
         self._thread.join(max(0.0, self._until - time.monotonic()))
         with self._lock:
-            if self._thread.is_alive() and not self._given_up:
-                self._given_up = True
+            if self._thread.is_alive() and not self._abandoned:
+                self._abandoned = True
                 self._lost += self._queue.qsize() + self._busy
                 self._error = self._error or f"did not finish within {timeout_s:.0f} s"
         return self.stats()
@@ -178,12 +231,12 @@ class QueuedSink:
                 self._busy = True
             self._guarded(lambda message=message: self._writer.write(message), 1)  # type: ignore[misc]
         with self._lock:
-            if not self._given_up:
+            if not self._abandoned:
                 self._lost += self._queue.qsize()
         self._guarded(self._writer.close)
 
     def _guarded(self, call: Callable[[], None], messages: int = 0) -> None:
-        """Call the writer and count what became of ``messages``: a full disk, a dead server end nothing."""
+        """Call the writer and count the outcome of ``messages``; no failure ends the thread."""
         earlier, reason = 0, ""
         try:
             call()
@@ -191,11 +244,11 @@ class QueuedSink:
             earlier, reason = error.earlier, str(error)
         except GrmpError as error:
             reason = str(error)
-        except Exception as error:
-            reason = _plain(error)
+        except Exception as error:  # a full disk, a dead server
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         with self._lock:
             self._busy = False
-            if self._given_up:
+            if self._abandoned:
                 return
             self._failed += earlier + (messages if reason else 0)
             self._written += (0 if reason else messages) - earlier
@@ -207,12 +260,8 @@ def _nothing() -> None:
     pass
 
 
-def _plain(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
 def close_all(sinks: Sequence[QueuedSink], timeout_s: float = 5.0) -> list[SinkStats]:
-    """Close sinks side by side: within ``timeout_s`` for all of them together."""
-    for sink in sinks:  # all are told before one is waited for
+    """Close sinks side by side, all of them within ``timeout_s`` seconds."""
+    for sink in sinks:  # all of them begin before the first one is waited for
         sink.begin_close(timeout_s)
     return [sink.close(timeout_s) for sink in sinks]

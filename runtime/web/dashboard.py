@@ -1,4 +1,4 @@
-"""What a browser is told of the live cameras: their state, their scores over time, what happened."""
+"""What a browser is told about the live cameras: their state, their scores over time, their events."""
 
 from __future__ import annotations
 
@@ -9,48 +9,47 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from grmp_edge import __version__
 from grmp_edge.runtime.live.events import CameraState
 from grmp_edge.runtime.live.live import CameraStatus, Live, LiveEvent, LiveScore
-from grmp_edge.runtime.sinks.queue import Message, QueuedSink, Record
-from grmp_edge.runtime.web.camera_metrics import CameraMetrics, drops
-from grmp_edge.runtime.web.history import COARSE_S, FINE_S, History, WallClock
-from grmp_edge.runtime.web.metrics_text import Metrics
+from grmp_edge.runtime.sinks.queue import Message, QueuedSink, Record, SinkStats
+from grmp_edge.runtime.web import prometheus
+from grmp_edge.runtime.web.history import COARSE_S, FINE_S, History, Point, WallClock
+from grmp_edge.runtime.web.messages import CameraJson, EventJson, HistoryJson, UpdateJson
 from grmp_edge.runtime.web.thumbnails import Thumbnails
 
 __all__ = ["STEPS", "Cursor", "Dashboard"]
 
-STEPS = (FINE_S, COARSE_S)  # seconds of a step, as the history has them
+STEPS = (FINE_S, COARSE_S)  # seconds per step of the history
 
-_EVENTS = 100  # alerts, and as many changes, that are remembered
-_TOLD = ("event", "camera", "at", "kind", "raised", "value", "limit", "since_s", "state", "picture", "detail",
-         "retry_s")  # fmt: skip
-_FRESH_S = 0.4  # snapshots are taken at most so often, however many ask
-_ROOM = 1000  # events on their way from the scoring thread: seconds of many cameras
+_EVENTS = 100  # alerts to remember, and as many changes of state
+_SHOWN = frozenset({*EventJson.__required_keys__, *EventJson.__optional_keys__})  # fields of a record
+_MAX_AGE_S = 0.4  # a status is read at most this often, however many clients ask
+_ROOM = 1000  # events on their way from the scoring thread: some seconds of many cameras
 
 
 @dataclass
 class Cursor:
-    """How far a follower has been told."""
+    """What a follower has been sent so far."""
 
     point: int  # the last step of the history
-    event: int = 0  # the last alert or change
+    event: int = 0  # number of the last alert or change
 
 
-class _Intake:
-    """The dashboard's own sink: takes events in on a thread that scoring never waits for."""
+class _Writer:
+    """Takes events on the sink's thread, so that scoring never waits for the dashboard."""
 
     def __init__(self, dashboard: Dashboard) -> None:
         self._dashboard = dashboard
 
     def wants(self, record: Record) -> bool:
-        """All of them."""
+        """Every record."""
         return True
 
     def write(self, message: Message) -> None:
-        """Take in an event."""
+        """Take an event."""
         self._dashboard.take(message.record)
 
     def close(self) -> None:
@@ -58,14 +57,14 @@ class _Intake:
 
 
 class _Sink(QueuedSink):
-    """Hands frames over as well: by a reference of which the newest alone is kept."""
+    """Passes on frames too, outside the queue: a newer frame replaces the one before."""
 
     def __init__(self, dashboard: Dashboard) -> None:
-        super().__init__("dashboard", _Intake(dashboard), _ROOM)
+        super().__init__("dashboard", _Writer(dashboard), _ROOM)
         self._thumbnails = dashboard.thumbnails
 
     def put(self, event: LiveEvent, record: Record) -> None:
-        """Hand over an event; returns at once."""
+        """Pass on an event; returns at once."""
         if isinstance(event, LiveScore):
             captured_s = event.score.captured_s
             now = time.monotonic() if captured_s is None else captured_s
@@ -74,13 +73,13 @@ class _Sink(QueuedSink):
 
 
 class Dashboard:
-    """The state that pages, the JSON API and the metrics read. For many threads.
+    """The state behind the page, the JSON API and the cameras' metrics. For many threads.
 
-    Put events into ``sink``, as into any other; whoever serves this reads the rest.
+    Put events into ``sink`` as into any other sink; a server reads the rest.
     """
 
     def __init__(self, live: Live, sinks: Sequence[QueuedSink] = ()) -> None:
-        """``sinks``: those whose losses the metrics tell; more may be added to the list later."""
+        """``sinks``: those whose losses the metrics count; the list may grow later."""
         self._live, self._sinks = live, sinks
         names = [camera.label for camera in live.cameras]
         self._rules = {camera.label: camera.alert for camera in live.cameras}
@@ -89,58 +88,66 @@ class Dashboard:
         self.clock = WallClock()
         self.histories = {name: History() for name in names}
         self.thumbnails = Thumbnails(names)
-        self.metrics = Metrics()
-        self._measured = CameraMetrics(self.metrics, names)
+        self.count_clients: Callable[[], int] = lambda: 0  # pages that follow now; the server sets it
+        self.metrics: prometheus.CameraMetrics | None = None
+        if prometheus.AVAILABLE:
+            self.metrics = prometheus.CameraMetrics(
+                names, self.statuses, self._sink_stats, lambda: self.count_clients()
+            )
         self._lock = threading.Lock()
-        self._alerts: deque[Record] = deque(maxlen=_EVENTS)
-        self._changes: deque[Record] = deque(maxlen=_EVENTS)
-        self._told = 0  # number of the last event
+        self._alerts: deque[EventJson] = deque(maxlen=_EVENTS)
+        self._changes: deque[EventJson] = deque(maxlen=_EVENTS)
+        self._last_event = 0  # its number
         self._statuses: list[CameraStatus] = []
         self._statuses_s = -math.inf
-        self.count_clients: Callable[[], int] = lambda: 0  # pages that follow now; set by who serves them
         self.sink: QueuedSink = _Sink(self)
 
-    # In: the dashboard's thread.
+    # Called on the sink's thread.
 
     def take(self, record: Record) -> None:
-        """Take in an event."""
+        """Take an event."""
         name = record["camera"]
-        self._measured.take(record)
+        if self.metrics is not None:
+            self.metrics.take(record)
         if record["event"] == "score":
             self.histories[name].add(record["value"])
             self.thumbnails.shrink(name)
             return
         with self._lock:
-            self._told += 1
-            kept = self._alerts if record["event"] == "alert" else self._changes
-            told = {key: record[key] for key in _TOLD if key in record}
-            kept.append({"number": self._told, "id": self.ids[name], **told})
+            self._last_event += 1
+            shown = {key: value for key, value in record.items() if key in _SHOWN}
+            event = cast(EventJson, {"number": self._last_event, "id": self.ids[name], **shown})
+            (self._alerts if record["event"] == "alert" else self._changes).append(event)
 
-    # Out: the server's threads.
+    # Called on the server's threads.
 
     def find(self, name: str) -> str | None:
-        """The camera of a name or id."""
+        """The name of the camera with this name or id."""
         return name if name in self.ids else self._names.get(name)
 
     def statuses(self) -> list[CameraStatus]:
-        """The cameras' status, at most a moment old."""
+        """The status of each camera, at most a moment old."""
         with self._lock:
             now = time.monotonic()
-            if now - self._statuses_s > _FRESH_S:
+            if now - self._statuses_s > _MAX_AGE_S:
                 self._statuses, self._statuses_s = self._live.status(), now
             return self._statuses
 
+    def _sink_stats(self) -> list[SinkStats]:
+        sinks = list(self._sinks)
+        return [sink.stats() for sink in (sinks if self.sink in sinks else [*sinks, self.sink])]
+
     def ready(self) -> bool:
-        """Whether any camera runs."""
+        """Whether any camera is running."""
         return any(status.stats.state is CameraState.RUNNING for status in self.statuses())
 
-    def cameras(self) -> list[dict[str, Any]]:
-        """The state of all cameras, for JSON."""
+    def cameras(self) -> list[CameraJson]:
+        """The state of every camera."""
         _, offset = self.clock.read()
         now = time.monotonic()
         return [self._camera(status, now, offset) for status in self.statuses()]
 
-    def _camera(self, status: CameraStatus, now: float, offset: float) -> dict[str, Any]:
+    def _camera(self, status: CameraStatus, now: float, offset: float) -> CameraJson:
         stats, last, rule = status.stats, status.last, self._rules[status.camera]
         limits = {}
         if rule.below is not None:
@@ -164,8 +171,8 @@ class Dashboard:
             "size": stats.size,
             "frames": stats.frames,
             "scored": status.scored,
-            "dropped": drops(stats),
-            "reconnects": max(0, stats.connects - 1),
+            "dropped": stats.not_scored(),
+            "reconnects": stats.reconnects,
             "alerts": status.alerts,
             "limits": limits,
             "baseline": _number(status.baseline, 4),
@@ -175,13 +182,13 @@ class Dashboard:
         }
 
     def cursor(self) -> Cursor:
-        """Of a follower who begins now: all alerts, and of the history what comes."""
+        """Where a new follower begins: with all remembered events, and with the history from now on."""
         return Cursor(int(time.monotonic() // FINE_S) - 1)
 
-    def update(self, cursor: Cursor) -> dict[str, Any]:
-        """Everything that is so now, and what has happened since the cursor, which moves on."""
+    def update(self, cursor: Cursor) -> UpdateJson:
+        """The state now and what has happened since ``cursor``, which moves on."""
         run, offset = self.clock.read()
-        found: dict[str, Any] = {
+        update: UpdateJson = {
             "run": run,
             "version": __version__,
             "model": self._live.scorer.bundle.id,
@@ -189,50 +196,40 @@ class Dashboard:
             "cameras": self.cameras(),
             "points": {},
         }
-        filling = int(
-            time.monotonic() // FINE_S
-        )  # one border for all cameras: none is told less than another
+        # One border for all cameras, so that they all end at the same second.
+        border = int(time.monotonic() // FINE_S)
         for name, history in self.histories.items():
-            points = history.points(FINE_S, cursor.point, filling)
+            points = history.points(FINE_S, cursor.point, border)
             if points:
-                found["points"][self.ids[name]] = self._timed(points, FINE_S, offset)
-        cursor.point = filling - 1
+                update["points"][self.ids[name]] = _at_wall_clock(points, FINE_S, offset)
+        cursor.point = border - 1
         with self._lock:
-            happened = [event for event in (*self._alerts, *self._changes) if event["number"] > cursor.event]
-        if happened:
-            found["events"] = sorted(happened, key=lambda event: int(event["number"]))
-            cursor.event = found["events"][-1]["number"]
-        return found
+            events = [event for event in (*self._alerts, *self._changes) if event["number"] > cursor.event]
+        if events:
+            update["events"] = sorted(events, key=lambda event: event["number"])
+            cursor.event = update["events"][-1]["number"]
+        return update
 
-    def history(self, name: str, since: float, step_s: int) -> dict[str, Any]:
-        """A camera's scores after a time (seconds since 1970), a mean and a minimum each ``step_s``."""
+    def history(self, name: str, since: float, step_s: int) -> HistoryJson:
+        """A camera's scores after a time (seconds since 1970), in steps of ``step_s`` (1 or 60) seconds."""
         run, offset = self.clock.read()
-        after = math.floor((since - offset + 0.001) / step_s)  # times are told to the millisecond
-        points = self.histories[name].points(step_s, after)
-        return {
-            "run": run, "camera": name, "step_s": step_s, "points": self._timed(points, step_s, offset)
-        }  # fmt: skip
+        after = math.floor((since - offset + 0.001) / step_s)  # clients know times to the millisecond
+        points = _at_wall_clock(self.histories[name].points(step_s, after), step_s, offset)
+        return {"run": run, "camera": name, "step_s": step_s, "points": points}
 
-    @staticmethod
-    def _timed(points: Sequence[tuple[int, float, float]], step_s: int, offset: float) -> list[list[float]]:
-        return [[round(step * step_s + offset, 3), mean, low] for step, mean, low in points]
 
-    def scrape(self) -> str:
-        """The metrics as text."""
-        sinks = list(self._sinks)
-        stats = [sink.stats() for sink in (sinks if self.sink in sinks else [*sinks, self.sink])]
-        self._measured.refresh(self.statuses(), stats, self.count_clients())
-        return self.metrics.text()
+def _at_wall_clock(points: Sequence[Point], step_s: int, offset: float) -> list[list[float]]:
+    return [[round(step * step_s + offset, 3), mean, low] for step, mean, low in points]
 
 
 def _number(value: float | None, digits: int) -> float | None:
-    """A number that JSON has, or None."""
+    """A rounded number; None for what JSON cannot express."""
     return None if value is None or not math.isfinite(value) else round(value, digits)
 
 
 def _ids(names: Sequence[str]) -> dict[str, str]:
-    """For each name a short one that is the same in any address, and is no other camera's name."""
-    found: dict[str, str] = {}
+    """A short id for each name: safe in any address, and never another camera's name."""
+    ids: dict[str, str] = {}
     used: set[str] = set()
     for name in names:
         plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:60] or "camera"
@@ -241,5 +238,5 @@ def _ids(names: Sequence[str]) -> dict[str, str]:
             number += 1
             identity = f"{plain}-{number}"
         used.add(identity)
-        found[name] = identity
-    return found
+        ids[name] = identity
+    return ids

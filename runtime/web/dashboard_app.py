@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,17 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from grmp_edge import __version__
-from grmp_edge.runtime.web.dashboard import STEPS, Dashboard
+from grmp_edge.errors import MissingDependencyError
+from grmp_edge.runtime.web import prometheus
+from grmp_edge.runtime.web.dashboard import STEPS, Cursor, Dashboard
 from grmp_edge.runtime.web.event_stream import Followers
 from grmp_edge.runtime.web.guard import LOGIN, LOGOUT, Guard, ServeConfig, clear_cookie, session_cookie
-from grmp_edge.runtime.web.metrics_text import CONTENT_TYPE
+from grmp_edge.runtime.web.prometheus import CameraMetrics, RequestMetrics
 
-__all__ = ["EVENTS", "add_dashboard", "add_health", "make_watch_app"]
+__all__ = ["EVENTS", "add_dashboard", "add_health", "add_metrics", "make_watch_app"]
 
 EVENTS = "/v1/events"
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _STATIC = Path(__file__).resolve().parent.parent / "static"
 _KINDS = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -49,12 +52,7 @@ def make_watch_app(dashboard: Dashboard, config: ServeConfig) -> tuple[Any, Foll
     app = FastAPI(title="grmp-edge watch", version=__version__, openapi_url=None)
     followers = add_dashboard(app, dashboard, config)
     add_health(app, dashboard.ready)
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        text = await anyio.to_thread.run_sync(dashboard.scrape)
-        return PlainTextResponse(text, media_type=CONTENT_TYPE)
-
+    add_metrics(app, dashboard.metrics)
     return Guard(app, config, lambda path, status, seconds: None), followers
 
 
@@ -71,6 +69,20 @@ def add_health(app: FastAPI, ready: Callable[[], bool]) -> None:
         return JSONResponse({"ready": good}, 200 if good else 503)
 
 
+def add_metrics(app: FastAPI, *metrics: RequestMetrics | CameraMetrics | None) -> None:
+    """Add ``/metrics``: 501 and the remedy where prometheus_client is not installed."""
+
+    def text() -> str:
+        return "".join(part.text() for part in metrics if part is not None)
+
+    @app.get("/metrics")
+    async def scrape() -> Response:
+        if not prometheus.AVAILABLE:
+            error = MissingDependencyError("prometheus_client", "serve", "/metrics")
+            return PlainTextResponse(f"{error}\n", 501)
+        return PlainTextResponse(await anyio.to_thread.run_sync(text), media_type=METRICS_TYPE)
+
+
 def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Followers:
     """Add the page, its events, the JSON API and the login; close what it gives back when the server stops.
 
@@ -83,7 +95,7 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
     _add_files(app)
     _add_login(app, config.token)
 
-    def update(cursor: Any) -> dict[str, Any]:
+    def update(cursor: Cursor) -> Mapping[str, object]:
         dashboard.thumbnails.watch()
         return {**dashboard.update(cursor), "login": bool(config.token)}
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import anyio.to_thread
 from starlette.responses import JSONResponse, Response
@@ -43,14 +42,14 @@ class Followers:
         """End all streams, so that a server can stop."""
         self._closing.set()
 
-    def follow(self, message: Callable[[], dict[str, Any]]) -> Response:
+    def follow(self, message: Callable[[], Mapping[str, object]]) -> Response:
         """The answer that tells ``message()``, made on a worker thread, again and again; 503 when full."""
         if self.count >= self.config.max_followers:
             detail = f"{self.count} pages follow already; close one"
             return JSONResponse({"detail": detail}, 503, {"Retry-After": "5"})
         return _Stream(self, message)
 
-    async def run(self, message: Callable[[], dict[str, Any]], receive: Receive, send: Send) -> None:
+    async def run(self, message: Callable[[], Mapping[str, object]], receive: Receive, send: Send) -> None:
         """Tell one follower until it goes."""
         self.count += 1
         gone = asyncio.ensure_future(_disconnected(receive))
@@ -81,7 +80,7 @@ class Followers:
 class _Stream(Response):
     media_type = "text/event-stream"
 
-    def __init__(self, followers: Followers, message: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, followers: Followers, message: Callable[[], Mapping[str, object]]) -> None:
         # Without no-transform, proxies gather a stream to compress it; nginx has a header of its own.
         super().__init__(headers={"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]

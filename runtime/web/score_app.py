@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import UploadFile
 
 from grmp_edge import __version__
@@ -19,11 +19,11 @@ from grmp_edge.errors import GrmpError, ImageError, UsageError
 from grmp_edge.image_size import image_size
 from grmp_edge.preprocess import decode_image
 from grmp_edge.runtime.scorer import Scorer
+from grmp_edge.runtime.web import prometheus
 from grmp_edge.runtime.web.dashboard import Dashboard
-from grmp_edge.runtime.web.dashboard_app import EVENTS, add_dashboard, add_health
+from grmp_edge.runtime.web.dashboard_app import EVENTS, add_dashboard, add_health, add_metrics
 from grmp_edge.runtime.web.event_stream import Followers
 from grmp_edge.runtime.web.guard import Guard, ServeConfig
-from grmp_edge.runtime.web.metrics_text import CONTENT_TYPE, Metrics
 from grmp_edge.score import Score
 
 __all__ = ["MODEL", "ServeConfig", "listen", "make_app"]
@@ -44,8 +44,7 @@ def make_app(
     ``?camera=NAME`` names what is scored, in the answer and in the metrics' camera label.
     With a dashboard its routes too (:func:`~grmp_edge.runtime.web.dashboard_app.add_dashboard`).
     """
-    metrics = Metrics() if dashboard is None else dashboard.metrics
-    _declare(metrics, scorer)
+    metrics = prometheus.RequestMetrics(scorer) if prometheus.AVAILABLE else None
     limiter = anyio.CapacityLimiter(config.workers)
 
     app = FastAPI(title="grmp-edge", version=__version__, docs_url=None, redoc_url=None)
@@ -59,19 +58,16 @@ def make_app(
                 results[index] = error
         start = time.perf_counter()
         scores = scorer.score_batch([image for _, image in images], [names[index] for index, _ in images])
-        if images:
-            metrics.observe("grmp_edge_inference_seconds", time.perf_counter() - start)
+        if images and metrics is not None:
+            metrics.inference(time.perf_counter() - start)
         results.update({index: score for (index, _), score in zip(images, scores, strict=True)})
         return [results[index] for index in range(len(pictures))]
 
     async def run(pictures: Sequence[bytes], names: Sequence[str], camera: str) -> list[Score | GrmpError]:
         results = await anyio.to_thread.run_sync(work, pictures, names, limiter=limiter)
-        for result in results:
-            if isinstance(result, Score):
-                metrics.add("grmp_edge_scores_total", camera=camera)
-                metrics.set("grmp_edge_last_score", result.value, camera=camera)
-            else:
-                metrics.add("grmp_edge_unreadable_total", camera=camera)
+        if metrics is not None:
+            for result in results:
+                metrics.result(camera, result)
         return results
 
     @app.post("/score")
@@ -97,20 +93,16 @@ def make_app(
         )
         return Response(f'{{"results":[{body}]}}', media_type="application/json")
 
-    @app.get("/metrics")
-    async def shown() -> Response:
-        text = await anyio.to_thread.run_sync(metrics.text if dashboard is None else dashboard.scrape)
-        return PlainTextResponse(text, media_type=CONTENT_TYPE)
-
     _add_kserve(app, scorer)
+    add_metrics(app, metrics, None if dashboard is None else dashboard.metrics)
     add_health(app, (lambda: True) if dashboard is None else dashboard.ready)
     followers = Followers() if dashboard is None else add_dashboard(app, dashboard, config)
 
     def answered(path: str, status: int, seconds: float) -> None:
-        known = path if path in routes else "other"
-        if known != EVENTS:  # that takes as long as somebody looks
-            metrics.observe("grmp_edge_request_seconds", seconds, path=known)
-        metrics.add("grmp_edge_requests_total", path=known, status=str(status))
+        if metrics is not None:
+            # Any other path was made up by a client; a stream lasts as long as its reader stays.
+            known = path if path in routes else "other"
+            metrics.answered(known, status, None if known == EVENTS else seconds)
 
     routes = {getattr(route, "path", "") for route in app.routes}
     return Guard(app, config, answered), followers
@@ -147,22 +139,6 @@ def _add_kserve(app: FastAPI, scorer: Scorer) -> None:
             "inputs": [{"name": graph.input, "datatype": "UINT8", "shape": [-1, size, size, 3]}],
             "outputs": [{"name": graph.output, "datatype": "FP32", "shape": [-1]}],
         }
-
-
-def _declare(metrics: Metrics, scorer: Scorer) -> None:
-    for name, kind, text in (
-        ("grmp_edge_scores_total", "counter", "Pictures scored."),
-        ("grmp_edge_unreadable_total", "counter", "Pictures that could not be decoded or were too large."),
-        ("grmp_edge_requests_total", "counter", "HTTP requests answered."),
-        ("grmp_edge_last_score", "gauge", "The last score, 0 to 1."),
-        ("grmp_edge_request_seconds", "histogram", "Time to answer a request."),
-        ("grmp_edge_inference_seconds", "histogram", "Time of resizing and the network's run, per request."),
-        ("grmp_edge_info", "gauge", "What is running."),
-    ):
-        metrics.declare(name, kind, text)
-    metrics.set(
-        "grmp_edge_info", 1.0, version=__version__, model=scorer.bundle.id, provider=scorer.backend.provider
-    )
 
 
 class _TooLargeError(ImageError):

@@ -1,0 +1,87 @@
+"""What the page and other clients are sent, as JSON. Times are in seconds since 1970 where named ``at``."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+from grmp_edge.runtime.live.no_picture import Verdict
+
+__all__ = ["CameraJson", "EventJson", "HistoryJson", "ThumbnailJson", "UpdateJson"]
+
+
+class ThumbnailJson(TypedDict):
+    """The latest small picture of a camera."""
+
+    number: int  # grows with each new picture
+    at: float
+
+
+class CameraJson(TypedDict):
+    """A camera's state. What is not known yet is None."""
+
+    id: str  # the camera in an address
+    name: str
+    state: str
+    picture: Verdict
+    detail: str  # why it is in this state
+    score: float | None  # 0 to 1
+    mos: float | None
+    scored_at: float | None
+    age_s: float | None  # of the last scored frame
+    latency_ms: float | None
+    fps: float
+    size: tuple[int, int] | None  # (width, height)
+    frames: int
+    scored: int
+    dropped: dict[str, int]  # by reason
+    reconnects: int
+    alerts: tuple[str, ...]  # kinds raised now
+    limits: dict[str, float]  # by kind of alert
+    baseline: float | None
+    thumbnail: ThumbnailJson | None
+
+
+class _EventDetails(TypedDict, total=False):
+    kind: Literal["low", "drop"]
+    raised: bool
+    value: float
+    limit: float
+    since_s: float
+    state: str
+    picture: Verdict
+    detail: str
+    retry_s: float
+
+
+class EventJson(_EventDetails):
+    """An alert or a change of state: its record without what a page has no use for."""
+
+    number: int  # 1, 2, ... in the order of the events
+    id: str
+    event: Literal["alert", "camera"]
+    camera: str
+    at: float
+
+
+class _NewEvents(TypedDict, total=False):
+    events: list[EventJson]
+
+
+class UpdateJson(_NewEvents):
+    """One message to a follower: the state now, and what is new since the last message."""
+
+    run: str  # another one: forget what you know and ask again
+    version: str
+    model: str
+    at: float
+    cameras: list[CameraJson]
+    points: dict[str, list[list[float]]]  # by camera id: [time, mean, minimum] for each second
+
+
+class HistoryJson(TypedDict):
+    """A camera's scores over time."""
+
+    run: str
+    camera: str
+    step_s: int
+    points: list[list[float]]  # [time, mean, minimum] for each step
