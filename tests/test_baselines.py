@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import scipy.ndimage as ndimage
+import scipy.optimize as optimize
 import scipy.stats as stats
 from conftest import make_image
 from helpers_train import write_labelled
@@ -25,7 +26,7 @@ from grmp_edge.train.data.labelled import Labelled, SplitConfig, read_csv, split
 from grmp_edge.train.evaluate import niqe
 from grmp_edge.train.evaluate.baselines import run_baselines
 from grmp_edge.train.evaluate.handcrafted import Brisque, Laplacian, Niqe, metrics_named
-from grmp_edge.train.evaluate.protocol import ProtocolConfig
+from grmp_edge.train.evaluate.protocol import ProtocolConfig, summarize
 from grmp_edge.train.evaluate.svr import SvrConfig, fit_predict
 
 
@@ -177,6 +178,61 @@ def test_the_svr_learns_a_curve_and_looks_at_no_more_than_it_is_given() -> None:
     assert np.isfinite(flat.predicted).all() and len(set(flat.predicted)) == 1
 
 
+def dual_svr(
+    train: np.ndarray, target: np.ndarray, test: np.ndarray, cost: float, gamma: float, epsilon: float
+) -> np.ndarray:
+    """Epsilon-SVR from its dual problem, by a general solver (Smola and Schoelkopf, 2004, equation 10)."""
+    kernel = np.exp(-gamma * ((train[:, None] - train[None]) ** 2).sum(-1))
+    count = len(train)
+
+    def dual(a: np.ndarray) -> float:
+        beta = a[:count] - a[count:]
+        return float(beta @ kernel @ beta / 2 + epsilon * a.sum() - target @ beta)
+
+    def slope(a: np.ndarray) -> np.ndarray:
+        ahead = kernel @ (a[:count] - a[count:]) - target
+        return np.concatenate([ahead + epsilon, epsilon - ahead])
+
+    signs = np.repeat([1.0, -1.0], count)
+    solved = optimize.minimize(
+        dual, np.zeros(2 * count), jac=slope, bounds=[(0, cost)] * (2 * count), method="SLSQP",
+        constraints={"type": "eq", "fun": lambda a: signs @ a, "jac": lambda a: signs},
+        options={"ftol": 1e-10, "maxiter": 1000},
+    )  # fmt: skip
+    assert solved.success
+    a, beta = solved.x, solved.x[:count] - solved.x[count:]
+    rest = target - kernel @ beta
+    free = (a > 1e-4 * cost) & (a < (1 - 1e-4) * cost)  # multipliers off their bounds give the offset
+    assert free.any()
+    offset = np.concatenate([rest - epsilon, rest + epsilon])[free].mean()
+    across = np.exp(-gamma * ((test[:, None] - train[None]) ** 2).sum(-1))
+    return np.asarray(across @ beta + offset)
+
+
+def test_the_svr_is_the_dual_problem_solved_and_searched() -> None:
+    rng = np.random.default_rng(4)
+    features = rng.uniform([0, 5], [4, 25], (20, 2))
+    target = np.clip(0.5 + 0.3 * np.sin(features[:, 0]) + rng.normal(0, 0.04, 20), 0, 1)
+    config = SvrConfig(costs=(1.0, 10.0), gammas=(0.1, 0.8), folds=3, seed=3)
+    fit = fit_predict(features[:13], target[:13], features[13:], config)
+    scaled = 2 * (features - features[:13].min(0)) / np.ptp(features[:13], axis=0) - 1
+    train, test, known = scaled[:13], scaled[13:], target[:13]
+    order = np.random.default_rng([3, 0x5F0]).permutation(13)
+    errors = {}
+    for cost in config.costs:
+        for width in config.gammas:
+            squares = np.empty(13)
+            for k in range(3):  # folds of 5, 4 and 4
+                held, rest = order[k::3], np.setdiff1d(order, order[k::3])
+                values = dual_svr(train[rest], known[rest], train[held], cost, width, config.epsilon)
+                squares[held] = (values - known[held]) ** 2
+            errors[cost, width] = squares.mean()
+    best = min(errors, key=lambda key: errors[key])
+    assert (fit.cost, fit.gamma) == best and fit.error == pytest.approx(errors[best], rel=0.03)
+    assert sorted(errors.values())[1] > 1.1 * errors[best]  # so that the choice is no accident
+    np.testing.assert_allclose(fit.predicted, dual_svr(train, known, test, *best, config.epsilon), atol=2e-3)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
     return read_csv(write_labelled(tmp_path_factory.mktemp("data"), 30, 100), mos_range=(0, 100))
@@ -189,7 +245,7 @@ def test_the_splits_are_the_models_and_what_is_done_is_kept(
     metrics = metrics_named(["laplacian", "brisque"])
     search = SvrConfig(costs=(1.0, 8.0), gammas=(0.1, 1.0))
     result = run_baselines(tmp_path, metrics, data, config, search)
-    rows = [(row["method"], row["labels"], row["splits"]) for row in result["rows"]]
+    rows = [(row["method"], row["labels"], row["splits"]) for row in summarize(result)]
     assert rows == [(m, n, 2) for m in ("Laplacian variance", "BRISQUE") for n in (0, 8, 12)]
     found = json.loads((tmp_path / "laplacian" / "splits" / "0-01.json").read_bytes())
     test = list(split_indices(data, SplitConfig(8, 0.2, 0.2, 1)).test)
@@ -234,7 +290,7 @@ def test_a_flat_picture_is_counted_and_does_not_spoil_the_rest(tmp_path: Path) -
         tmp_path / "out", metrics_named(["brisque"]), read_csv(labels), config, search, Notes()
     )
     assert Notes.said == ["BRISQUE: 1 pictures have no texture to measure"]
-    assert all(row["srcc"]["median"] is not None for row in found["rows"])
+    assert all(row["srcc"]["median"] is not None for row in summarize(found))
 
 
 def test_the_command_without_torch_or_a_model(data: Labelled, tmp_path: Path) -> None:
@@ -250,7 +306,7 @@ def test_the_command_without_torch_or_a_model(data: Labelled, tmp_path: Path) ->
 def test_the_baselines_load_no_torch() -> None:
     code = (
         "import sys\n"
-        "from grmp_edge.cli import evaluate_run\n"
+        "from grmp_edge.cli import evaluate\n"
         "from grmp_edge.train.evaluate import baselines, handcrafted, plot, svr, tables\n"
         "handcrafted.metrics_named(handcrafted.METRICS)\n"
         "print([name for name in ('torch', 'open_clip') if name in sys.modules])"

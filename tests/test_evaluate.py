@@ -16,19 +16,30 @@ import open_clip
 import pytest
 from conftest import TINY_MOS, encode, make_image, tiny_score, write_tiny_bundle
 from helpers_train import write_labelled
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from grmp_edge.cli import app
 from grmp_edge.errors import CheckpointError, DataError
 from grmp_edge.score import MosScale
 from grmp_edge.train.data.labelled import Labelled, SplitConfig, read_csv, split_indices
-from grmp_edge.train.evaluate.plot import plot_svg
-from grmp_edge.train.evaluate.protocol import csv_table, markdown_table, measure, summarize, text_table
-from grmp_edge.train.evaluate.splits import InMemory, ProtocolConfig, run_protocol
+from grmp_edge.train.evaluate.plot import draw_splits, plot_svg
+from grmp_edge.train.evaluate.protocol import (
+    Measures,
+    ProtocolConfig,
+    SplitResult,
+    csv_table,
+    markdown_table,
+    measure,
+    summarize,
+    text_table,
+)
+from grmp_edge.train.evaluate.splits import InMemory, Variant, run_variants
 from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.network.backbone import BackboneConfig
 from grmp_edge.train.network.model import PromptConfig
 from grmp_edge.train.runs import ModelConfig
+from grmp_edge.train.session.progress import Reporter
 
 TINY = {
     "embed_dim": 12,
@@ -56,10 +67,24 @@ def model() -> ModelConfig:
 @pytest.fixture(scope="module")
 def done(
     data: Labelled, model: ModelConfig, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, list[SplitResult]]:
     output = tmp_path_factory.mktemp("out")
     config = ProtocolConfig(splits=2, labels=(8, None))
     return output, run_protocol(output, model, None, data, config, TUNING, [half(data)])
+
+
+def run_protocol(
+    output: Path,
+    model: ModelConfig,
+    start: Path | None,
+    data: Labelled,
+    config: ProtocolConfig,
+    finetune: FinetuneConfig,
+    cross: Sequence[Labelled] = (),
+    reporter: Reporter | None = None,
+) -> list[SplitResult]:
+    """The protocol for one way of training."""
+    return run_variants([Variant("", output, start, finetune)], model, data, config, cross, reporter)
 
 
 def half(data: Labelled) -> Labelled:
@@ -71,7 +96,7 @@ def split_file(output: Path, labels: int | str, split: int) -> dict[str, Any]:
     return found
 
 
-def test_each_split_tests_on_its_own_20_percent(data: Labelled, done: tuple[Path, dict[str, Any]]) -> None:
+def test_each_split_tests_on_its_own_20_percent(data: Labelled, done: tuple[Path, list[SplitResult]]) -> None:
     import scipy.stats as stats
 
     output, _ = done
@@ -96,20 +121,20 @@ def test_each_split_tests_on_its_own_20_percent(data: Labelled, done: tuple[Path
     assert not list(output.glob("runs/*"))
 
 
-def test_the_table_is_the_spread_over_splits(done: tuple[Path, dict[str, Any]]) -> None:
+def test_the_table_is_the_spread_over_splits(done: tuple[Path, list[SplitResult]]) -> None:
     output, result = done
-    rows = {(row["labels"], row["tested"]): row for row in result["rows"]}
+    rows = {(row["labels"], row["tested"]): row for row in summarize(result)}
     assert list(rows) == [(0, ""), (8, ""), (8, "half"), (None, ""), (None, "half")]
     values = [split_file(output, 8, split)["metrics"]["srcc"] for split in range(2)]
     found = rows[(8, "")]["srcc"]
     assert found["median"] == pytest.approx(np.median(values))
     assert found["mean"] == pytest.approx(np.mean(values))
     assert found["std"] == pytest.approx(np.std(values, ddof=1))
-    assert all("predictions" not in split for split in result["splits"])
+    assert all("predictions" not in split for split in result)
 
 
 def test_finished_splits_are_not_run_again_and_more_may_follow(
-    data: Labelled, model: ModelConfig, done: tuple[Path, dict[str, Any]], tmp_path: Path
+    data: Labelled, model: ModelConfig, done: tuple[Path, list[SplitResult]], tmp_path: Path
 ) -> None:
     output, result = done
     config = ProtocolConfig(splits=2, labels=(8, None))
@@ -123,7 +148,7 @@ def test_finished_splits_are_not_run_again_and_more_may_follow(
     more = run_protocol(output, model, None, data, replace(config, labels=(8,)), TUNING, [half(data)])
     found = split_file(output, 8, 1)
     assert found["predictions"] == lost["predictions"]
-    assert len(more["splits"]) == 2
+    assert len(more) == 2
     assert (output / "splits" / "8-00.json").stat().st_mtime_ns == before[output / "splits" / "8-00.json"]
     with pytest.raises(CheckpointError, match="other settings \\(finetune differs\\)"):
         run_protocol(output, model, None, data, config, replace(TUNING, lr=1.0), [half(data)])
@@ -137,7 +162,7 @@ def test_finished_splits_are_not_run_again_and_more_may_follow(
 
 
 def test_an_interrupted_split_continues_from_its_checkpoint(
-    data: Labelled, model: ModelConfig, tmp_path: Path, done: tuple[Path, dict[str, Any]]
+    data: Labelled, model: ModelConfig, tmp_path: Path, done: tuple[Path, list[SplitResult]]
 ) -> None:
     class Stop:
         """Ctrl-C when the first split is done."""
@@ -182,12 +207,14 @@ def test_measure_does_not_clip_and_says_none() -> None:
     assert measure([0.5, 0.5], [1, 2], MosScale(0, 5))["srcc"] is None
 
 
-def splits_of(values: Sequence[float | None], labels: int | None = 50) -> list[dict[str, Any]]:
-    same = [{"srcc": value, "plcc": value, "krcc": value, "rmse": 0.1, "count": 9} for value in values]
+def splits_of(values: Sequence[float | None], labels: int | None = 50) -> list[SplitResult]:
+    same: list[Measures] = [
+        {"srcc": value, "plcc": value, "krcc": value, "rmse": 0.1, "count": 9} for value in values
+    ]
     return [{"labels": labels, "split": i, "metrics": metrics} for i, metrics in enumerate(same)]
 
 
-def test_tables_and_plot() -> None:
+def test_tables() -> None:
     splits = [*splits_of([0.5, 0.6, 0.9]), *splits_of([0.8], None), *splits_of([None, 0.2], 100)]
     rows = summarize(splits)
     assert [row["labels"] for row in rows] == [50, 100, None]
@@ -200,11 +227,34 @@ def test_tables_and_plot() -> None:
     assert len({line.count("|") for line in markdown[:5]}) == 1 and markdown[-1] == "- a remark"
     table = list(csv.DictReader(csv_table(rows).splitlines()))
     assert table[0]["srcc_median"] == "0.6" and table[1]["srcc_median"] == "" and table[2]["labels"] == "all"
-    drawing = ElementTree.fromstring(plot_svg(splits, "a < b"))
-    circles = drawing.findall("{http://www.w3.org/2000/svg}circle")
-    assert len(circles) == 2 * 5
-    heights = {float(circle.attrib["cy"]) for circle in circles}
-    assert all(44 <= height <= 350 for height in heights)
+
+
+def test_the_plot_shows_every_split_and_the_medians() -> None:
+    splits = [*splits_of([0.5, 0.6, 0.9]), *splits_of([0.8], None), *splits_of([None, 0.2], 100)]
+    axes = Figure().add_subplot()
+    draw_splits(axes, splits, "a < b")
+    columns = {50: 0, 100: 1, None: 2}
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["50", "100", "all"]
+    assert [line.get_label() for line in axes.lines] == ["SRCC median", "PLCC median"]
+    for line, dots, shift in zip(axes.lines, axes.collections, (-0.03, 0.03), strict=True):
+        points = np.column_stack(line.get_data())
+        # With 100 labels a split is undefined, and so is the median.
+        np.testing.assert_allclose(points, [(shift, 0.6), (2 + shift, 0.8)])
+        shown = {(columns[s["labels"]] + shift, s["metrics"]["srcc"]) for s in splits if s["metrics"]["srcc"]}
+        offsets = np.asarray(dots.get_offsets())
+        np.testing.assert_allclose(sorted(map(tuple, offsets)), sorted(shown))
+    svg = "{http://www.w3.org/2000/svg}"
+    text = plot_svg(splits, "a < b")
+    drawing = ElementTree.fromstring(text)
+    words = [element.text for element in drawing.iter(f"{svg}text")]
+    assert {"a < b", "labels", "50", "100", "all", "SRCC median", "PLCC median"} <= set(words)
+    dots_drawn = [use for use in drawing.iter(f"{svg}use") if "fill-opacity: 0.45" in use.get("style", "")]
+    assert len(dots_drawn) == 2 * 5
+    assert plot_svg(splits, "a < b") == text  # the same bytes for the same results
+    two = [{**one, "method": method} for method in ("x", "y & z") for one in splits_of([0.5, 0.7])]
+    words = [element.text for element in ElementTree.fromstring(plot_svg(two, "t")).iter(f"{svg}text")]
+    assert {"x, SRCC", "y & z, SRCC"} <= set(words) and "PLCC median" not in words
+    assert ElementTree.fromstring(plot_svg([], "nothing yet")).tag == f"{svg}svg"
 
 
 def test_the_command(data: Labelled, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,8 @@ from grmp_edge.cli import app
 from grmp_edge.errors import CheckpointError
 from grmp_edge.preprocess import Preprocess
 from grmp_edge.train.data.labelled import Labelled, SplitConfig, read_csv, split_indices
-from grmp_edge.train.evaluate.splits import ProtocolConfig, ablation, run_variants
+from grmp_edge.train.evaluate.protocol import ProtocolConfig, SplitResult, summarize
+from grmp_edge.train.evaluate.splits import ablation, run_variants
 from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.finetune.loop import predict
 from grmp_edge.train.network.backbone import BackboneConfig
@@ -61,8 +61,9 @@ def start(data: Labelled, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(
     data: Labelled, start: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any], list[int]]:
-    output, seen = tmp_path_factory.mktemp("out"), []
+) -> tuple[Path, list[SplitResult], list[int]]:
+    output = tmp_path_factory.mktemp("out")
+    seen: list[int] = []
     config = ProtocolConfig(splits=2, labels=(0, 8))
     variants = ablation(output, start, FinetuneConfig(epochs=5, lr=0.05))
     found = run_variants(variants, MODEL, data, config, on_split=lambda splits: seen.append(len(splits)))
@@ -70,10 +71,10 @@ def done(
 
 
 def test_the_table_has_the_four_ways_and_each_zero_shot_once(
-    done: tuple[Path, dict[str, Any], list[int]],
+    done: tuple[Path, list[SplitResult], list[int]],
 ) -> None:
     _, found, seen = done
-    rows = [(row["method"], row["labels"], row["splits"]) for row in found["rows"]]
+    rows = [(row["method"], row["labels"], row["splits"]) for row in summarize(found)]
     assert rows == [
         ("MPP + QGR", 0, 2), ("MPP + QGR", 8, 2), ("no MPP", 0, 2), ("no MPP", 8, 2),
         ("no QGR", 8, 2), ("neither", 8, 2),
@@ -81,7 +82,9 @@ def test_the_table_has_the_four_ways_and_each_zero_shot_once(
     assert seen == list(range(1, 13))
 
 
-def test_every_way_was_trained_as_it_says(done: tuple[Path, dict[str, Any], list[int]], start: Path) -> None:
+def test_every_way_was_trained_as_it_says(
+    done: tuple[Path, list[SplitResult], list[int]], start: Path
+) -> None:
     output, _, _ = done
     for folder, mpp, qgr in (
         ("full", True, True), ("no-mpp", False, True), ("no-qgr", True, False), ("neither", False, False)
@@ -99,7 +102,7 @@ def test_every_way_was_trained_as_it_says(done: tuple[Path, dict[str, Any], list
 
 
 def test_zero_labels_test_the_model_as_it_is(
-    data: Labelled, done: tuple[Path, dict[str, Any], list[int]], start: Path
+    data: Labelled, done: tuple[Path, list[SplitResult], list[int]], start: Path
 ) -> None:
     output, _, _ = done
     for way, network in (
@@ -130,7 +133,7 @@ def test_an_unfinished_start_is_refused(data: Labelled, start: Path, tmp_path: P
     with pytest.raises(CheckpointError, match=r"unfinished run \(epoch 1 of 2\); finish it.*--resume"):
         run_variants(variants, MODEL, data, protocol)
     assert not (tmp_path / "out").exists()
-    assert run_variants(variants, MODEL, data, protocol, allow_unfinished=True)["rows"][0]["labels"] == 0
+    assert run_variants(variants, MODEL, data, protocol, allow_unfinished=True)[0]["labels"] == 0
 
 
 def test_one_command_pre_trains_ablates_and_compares(data: Labelled, tmp_path: Path) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from grmp_edge.cli import options as opt
 from grmp_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from grmp_edge.train.evaluate.tables import Tables
 
 __all__ = ["register"]
 
@@ -149,7 +154,6 @@ def evaluate(
             bundle, labelled, precision.value, provider, test_part, test_fraction, output, as_json
         )
         return
-    from grmp_edge.cli.evaluate_run import BaselineChoice, evaluate_baselines, evaluate_models
     from grmp_edge.cli.train_result import need_torch, working
     from grmp_edge.cli.training_options import MetaChoice, ModelChoice, TargetChoice, TaskChoice, TuningChoice
     from grmp_edge.train.evaluate.protocol import ProtocolConfig
@@ -159,36 +163,56 @@ def evaluate(
         data, images, mos_range, None, test_fraction, validation_fraction, epochs, lr, batch, calibrate,
         text_rate, no_qgr, strength, projection, select_on_test, seed, preset, train_precision,
     )  # fmt: skip
-    counts = _labels(labels)
+    protocol = ProtocolConfig(splits, _labels(labels), test_fraction, seed=seed)
     tables = Tables(output, labelled.name, preset.value, seed, test_fraction)
     if not only_baselines:
         need_torch()
     with working("the same command goes on from the last finished split") as progress:
         if names:
-            choice = BaselineChoice(names, niqe_photos)
-            protocol = ProtocolConfig(splits, counts, test_fraction, seed=seed)
-            evaluate_baselines(output, choice, labelled, protocol, tables, progress)
+            from grmp_edge.train.evaluate.baselines import BaselineConfig, evaluate_baselines
+
+            evaluate_baselines(BaselineConfig(names, niqe_photos), labelled, protocol, tables, progress)
         if not only_baselines:
-            evaluate_models(
-                output,
-                ModelChoice(backbone, weights, quick_gelu, normalization, seed, device, preset),
-                TaskChoice(photos, meta_data, distortions, max_photos, seed),
-                MetaChoice(meta_epochs, None, None, 75, 50, None, seed, train_precision),
-                TargetChoice(data, images, mos_range),
-                tuning,
-                labelled,
-                others,
-                splits,
-                counts,
-                start,
-                no_mpp,
-                ablate,
-                keep_checkpoints,
-                allow_unfinished,
-                tables,
-                progress,
+            from grmp_edge.cli.run_stages import do_pretrain
+            from grmp_edge.train.evaluate.splits import TrainingConfig, evaluate_models
+
+            model = ModelChoice(backbone, weights, quick_gelu, normalization, seed, device, preset)
+            if start is not None:
+                model.check_start(start)
+            elif not no_mpp:
+                start = output / "pretrain"
+                tasks = TaskChoice(photos, meta_data, distortions, max_photos, seed)
+                meta = MetaChoice(meta_epochs, None, None, 75, 50, None, seed, train_precision)
+                target = TargetChoice(data, images, mos_range)
+                do_pretrain(start, model, tasks, meta, target, True, progress, "png")
+            protocol = replace(
+                protocol,
+                validation_fraction=tuning.split().validation_fraction,
+                keep_checkpoints=keep_checkpoints,
             )
-    tables.finish(as_json)
+            training = TrainingConfig(model.config(), tuning.config(), start, ablate, allow_unfinished)
+            evaluate_models(training, labelled, protocol, tables, others, progress)
+    tables.write()
+    _show(tables, as_json)
+
+
+def _show(tables: Tables, as_json: bool) -> None:
+    """Print the table, or all of it as JSON, and what comes next."""
+    from grmp_edge.train.evaluate.protocol import text_table
+
+    result = tables.result()
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print(tables.title)
+        print(text_table(result["rows"]))
+        for leak in tables.leaks:
+            print(f"not an honest figure: {leak}")
+    print(
+        f"written: {tables.output}/table.md, table.csv, plot.svg, results.json\n"
+        "next: grmp-edge train --data ... (one model of these settings), then grmp-edge export",
+        file=sys.stderr,
+    )
 
 
 def _check(

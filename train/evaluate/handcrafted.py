@@ -1,7 +1,7 @@
 """Hand-crafted no-reference metrics to compare with: BRISQUE, NIQE and the variance of the Laplacian.
 
-Each gives a picture a few features and a score of its own. They see the picture at its own size; needs the
-extra ``baselines``, no torch.
+Each computes a few features and a score from a picture at its own size. NIQE needs the extra ``baselines``,
+BRISQUE the extra ``brisque``; none needs torch.
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ class Brisque:
     title = "BRISQUE"
 
     def __init__(self) -> None:
-        for package, name in (("brisque", "brisque"), ("libsvm", "libsvm-official")):
-            if find_spec(package) is None:
-                raise MissingDependencyError(name, "baselines", "BRISQUE")
+        if find_spec("brisque") is None:
+            raise MissingDependencyError("brisque", "brisque", "BRISQUE")
         from importlib.metadata import version
 
         with warnings.catch_warnings():

@@ -1,6 +1,6 @@
-"""The protocol's settings and figures: agreement in task units, its spread over splits, and the tables of it.
+"""The protocol's settings and figures: agreement in task units, its spread over splits, and tables of it.
 
-Needs numpy alone, so that an exported bundle and hand-crafted metrics are measured by the same code without
+Needs numpy alone, so that exported bundles and hand-crafted metrics are measured by the same code without
 torch.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,12 @@ from grmp_edge.score import MosScale
 from grmp_edge.train.data.labelled import SplitConfig
 
 __all__ = [
-    "METRICS",
+    "MEASURES",
+    "Measures",
     "ProtocolConfig",
+    "Row",
+    "SplitResult",
+    "Spread",
     "csv_table",
     "label_name",
     "markdown_table",
@@ -31,8 +35,71 @@ __all__ = [
     "text_table",
 ]
 
-METRICS = ("srcc", "plcc", "krcc", "rmse")
-_STATISTICS = ("median", "mean", "std")
+Measure = Literal["srcc", "plcc", "krcc", "rmse"]
+Statistic = Literal["median", "mean", "std"]
+MEASURES: tuple[Measure, ...] = ("srcc", "plcc", "krcc", "rmse")
+_STATISTICS: tuple[Statistic, ...] = ("median", "mean", "std")
+
+
+class Measures(TypedDict):
+    """Agreement with opinion scores over ``count`` pictures; None where a measure is undefined."""
+
+    srcc: float | None
+    plcc: float | None
+    krcc: float | None
+    rmse: float | None
+    count: int
+
+
+class Predictions(TypedDict):
+    """The test part, picture by picture."""
+
+    index: list[int]
+    mos: list[float]
+    value: list[float]
+
+
+class _Result(TypedDict):
+    labels: int | None  # None: all of the 80 %
+    split: int
+    metrics: Measures  # on the test part
+
+
+class SplitResult(_Result, total=False):
+    """The result of one split: the content of its JSON file, and a row of ``splits`` in results.json."""
+
+    method: str  # what was tested, where several things were; not in the file
+    seed: int
+    predictions: Predictions  # in the file only
+    # Of trained models.
+    epoch: int
+    selected_on_test: bool
+    zero_shot: Measures | None  # before fine-tuning; None with 0 labels, where it is ``metrics``
+    cross: dict[str, Measures]  # by the name of the other set
+    seconds: float
+    # Of hand-crafted metrics: the settings chosen by the search; None with 0 labels.
+    svr: dict[str, float] | None
+
+
+class Spread(TypedDict):
+    """One measure over splits; None where a split's is undefined, ``std`` also with a single split."""
+
+    median: float | None
+    mean: float | None
+    std: float | None
+
+
+class Row(TypedDict):
+    """A row of the table."""
+
+    method: str
+    labels: int | None
+    tested: str  # the set it was tested on; "" for the test part
+    splits: int
+    srcc: Spread
+    plcc: Spread
+    krcc: Spread
+    rmse: Spread
 
 
 @dataclass(frozen=True)
@@ -43,14 +110,14 @@ class ProtocolConfig:
     # 0: the model as pre-training left it, without fine-tuning; None: all of the 80 %.
     labels: tuple[int | None, ...] = (50, 100, 200)
     test_fraction: float = 0.2
-    # Taken from the N labels to choose the epoch, which the paper's code lets the test part do. None: what
-    # goes with the backbone.
+    # The part of the N labels that chooses the epoch; in the paper's code the test part does. None: the
+    # backbone's own default.
     validation_fraction: float | None = None
     seed: int = 0  # split k is drawn with seed + k; its test part is the same for every number of labels
     keep_checkpoints: bool = False  # they are needed for export, and large
 
     def split(self, labels: int | None, number: int) -> SplitConfig:
-        """How split ``number`` is drawn; with 0 labels only its test part is of use."""
+        """How split ``number`` is drawn; with 0 labels only its test part is used."""
         return SplitConfig(labels or None, self.test_fraction, self.validation_fraction, self.seed + number)
 
 
@@ -59,61 +126,68 @@ def label_name(labels: int | None) -> str:
     return "all" if labels is None else str(labels)
 
 
-def measure(predicted: npt.ArrayLike, mos: npt.ArrayLike, scale: MosScale) -> dict[str, Any]:
-    """SRCC, PLCC, KRCC, RMSE and count of raw scores in 0..1 against opinion scores.
+def measure(predicted: npt.ArrayLike, mos: npt.ArrayLike, scale: MosScale) -> Measures:
+    """Agreement of raw scores in 0..1 with opinion scores.
 
-    RMSE is in the unit of the scores: the labels are scaled by ``scale``, and not clipped. None where a
-    measure is undefined.
+    RMSE is in the unit of the scores: the labels are scaled by ``scale`` and not clipped.
     """
-    wanted = (np.asarray(mos, dtype=np.float64) - scale.low) / (scale.high - scale.low)
-    found = asdict(agreement(predicted, wanted))
-    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+    quality = (np.asarray(mos, dtype=np.float64) - scale.low) / (scale.high - scale.low)
+    values = agreement(predicted, quality)
+    return {
+        "srcc": _defined(values.srcc),
+        "plcc": _defined(values.plcc),
+        "krcc": _defined(values.krcc),
+        "rmse": _defined(values.rmse),
+        "count": values.count,
+    }
 
 
-def summarize(splits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _defined(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def summarize(splits: Sequence[SplitResult]) -> list[Row]:
     """Rows of median, mean and sample standard deviation over splits.
 
-    Args:
-        splits: each with ``labels``, ``split``, ``metrics``, and perhaps ``method`` (what was tested, where
-            several things were), ``zero_shot`` and ``cross`` (metrics by set).
-
     Returns:
-        One row per method (in the order in which they first come), number of labels and tested set, the
-        untuned model's first (labels 0): ``method``, ``labels``, ``tested`` ("" for the set's own test
-        part), ``splits``, and for each of METRICS a dict of ``median``, ``mean`` and ``std`` (None where a
-        split's is undefined, ``std`` also with a single split).
+        One row per method (in order of first appearance), number of labels and tested set. The model before
+        fine-tuning comes first, as 0 labels.
     """
-    methods = list(dict.fromkeys(found.get("method", "") for found in splits))
-    rows: dict[tuple[int, float, str], list[Mapping[str, Any]]] = {}
-    untuned: dict[tuple[int, int], Mapping[str, Any]] = {}
-    for found in splits:
-        place = methods.index(found.get("method", ""))
-        if found.get("zero_shot"):
-            untuned.setdefault((place, found["split"]), found["zero_shot"])
-        order = math.inf if found["labels"] is None else found["labels"]
-        rows.setdefault((place, order, ""), []).append(found["metrics"])
-        for name, metrics in found.get("cross", {}).items():
-            rows.setdefault((place, order, name), []).append(metrics)
-    tested_untuned = {place for place, order, _ in rows if order == 0}
-    for (place, _), metrics in untuned.items():
-        if place not in tested_untuned:  # by itself, which says the same
-            rows.setdefault((place, 0, ""), []).append(metrics)
+    methods = list(dict.fromkeys(result.get("method", "") for result in splits))
+    groups: dict[tuple[int, float, str], list[Measures]] = {}
+    untuned: dict[tuple[int, int], Measures] = {}
+    for result in splits:
+        place = methods.index(result.get("method", ""))
+        zero_shot = result.get("zero_shot")
+        if zero_shot:
+            untuned.setdefault((place, result["split"]), zero_shot)
+        order = math.inf if result["labels"] is None else result["labels"]
+        groups.setdefault((place, order, ""), []).append(result["metrics"])
+        for name, measures in result.get("cross", {}).items():
+            groups.setdefault((place, order, name), []).append(measures)
+    tested_untuned = {place for place, order, _ in groups if order == 0}
+    for (place, _), measures in untuned.items():
+        if place not in tested_untuned:  # its own splits of 0 labels say the same
+            groups.setdefault((place, 0, ""), []).append(measures)
     return [
-        {
-            "method": methods[place],
-            "labels": None if math.isinf(labels) else int(labels),
-            "tested": tested,
-            "splits": len(metrics),
-            **{name: _spread([found[name] for found in metrics]) for name in METRICS},
-        }
-        for (place, labels, tested), metrics in sorted(rows.items(), key=lambda item: item[0])
+        Row(
+            method=methods[place],
+            labels=None if math.isinf(labels) else int(labels),
+            tested=tested,
+            splits=len(group),
+            srcc=_spread([one["srcc"] for one in group]),
+            plcc=_spread([one["plcc"] for one in group]),
+            krcc=_spread([one["krcc"] for one in group]),
+            rmse=_spread([one["rmse"] for one in group]),
+        )
+        for (place, labels, tested), group in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
-def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
+def _spread(values: Sequence[float | None]) -> Spread:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
-        return dict.fromkeys(_STATISTICS)
+        return {"median": None, "mean": None, "std": None}
     return {
         "median": float(np.median(known)),
         "mean": float(np.mean(known)),
@@ -121,27 +195,27 @@ def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
     }
 
 
-def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def text_table(rows: Sequence[Row]) -> str:
     """Rows for a terminal: median, and mean ± standard deviation, of each measure."""
     wide = max((len(row["method"]) for row in rows), default=0)
     first = wide + 2 if wide else 0
     lines = [
-        " " * first + f"{'labels':>6} {'splits':>6}  " + "  ".join(f"{name.upper():^24}" for name in METRICS)
+        " " * first + f"{'labels':>6} {'splits':>6}  " + "  ".join(f"{name.upper():^24}" for name in MEASURES)
     ]
-    lines.append(" " * (first + 15) + "  ".join(f"{'median':>7}  {'mean ± std':>15}" for _ in METRICS))
+    lines.append(" " * (first + 15) + "  ".join(f"{'median':>7}  {'mean ± std':>15}" for _ in MEASURES))
     for row in rows:
         cells = [
             f"{_number(row[name]['median']):>7}  "
             f"{_number(row[name]['mean']) + ' ± ' + _number(row[name]['std']):>15}"
-            for name in METRICS
+            for name in MEASURES
         ]
-        name = label_name(row["labels"])
+        labels = label_name(row["labels"])
         tested = f"  on {row['tested']}" if row["tested"] else ""
-        lines.append(f"{row['method']:{first}}{name:>6} {row['splits']:>6}  " + "  ".join(cells) + tested)
+        lines.append(f"{row['method']:{first}}{labels:>6} {row['splits']:>6}  " + "  ".join(cells) + tested)
     return "\n".join(lines)
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]], remarks: Sequence[str] = ()) -> str:
+def markdown_table(rows: Sequence[Row], remarks: Sequence[str] = ()) -> str:
     """Rows as a markdown table, with remarks (settings, leaks) below it."""
     several = any(row["method"] for row in rows)
     head = [
@@ -149,26 +223,26 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], remarks: Sequence[str] = (
         "labels",
         "tested on",
         "splits",
-        *(f"{name.upper()} {what}" for name in METRICS for what in _STATISTICS),
+        *(f"{name.upper()} {statistic}" for name in MEASURES for statistic in _STATISTICS),
     ]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in rows:
         cells = [row["method"]] if several else []
         cells += [label_name(row["labels"]), row["tested"] or "test part", str(row["splits"])]
-        cells += [_number(row[name][what]) for name in METRICS for what in _STATISTICS]
+        cells += [_number(row[name][statistic]) for name in MEASURES for statistic in _STATISTICS]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks)]) + "\n"
 
 
-def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def csv_table(rows: Sequence[Row]) -> str:
     """Rows as csv with full precision: method,labels,tested,splits,srcc_median,..."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["method", "labels", "tested", "splits", *(f"{n}_{w}" for n in METRICS for w in _STATISTICS)]
+        ["method", "labels", "tested", "splits", *(f"{n}_{s}" for n in MEASURES for s in _STATISTICS)]
     )
     for row in rows:
-        numbers = [row[name][what] for name in METRICS for what in _STATISTICS]
+        numbers = [row[name][statistic] for name in MEASURES for statistic in _STATISTICS]
         writer.writerow([row["method"], label_name(row["labels"]), row["tested"], row["splits"], *numbers])
     return text.getvalue()
 

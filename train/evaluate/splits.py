@@ -1,32 +1,45 @@
 """The few-shot protocol: random 80/20 splits, N labels of the 80 %, agreement on the 20 %.
 
-Paper section 4. One JSON file per split and number of labels, written when it is finished; what is finished
-is not run again, and a split that was interrupted continues from its checkpoint.
+Paper section 4. Every finished split is one JSON file per number of labels and is not run again; a split that
+was interrupted continues from its checkpoint.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import CheckpointError
 from grmp_edge.files import sha256_file
+from grmp_edge.preprocess import Preprocess
 from grmp_edge.train.data.labelled import Labelled, split_indices
-from grmp_edge.train.evaluate.evaluate_split import run_split
-from grmp_edge.train.evaluate.protocol import ProtocolConfig, label_name, summarize
-from grmp_edge.train.evaluate.store import data_settings, finished, keep, same_settings, split_file
+from grmp_edge.train.evaluate.protocol import Measures, ProtocolConfig, SplitResult, label_name, measure
+from grmp_edge.train.evaluate.store import (
+    check_settings,
+    data_settings,
+    read_result,
+    split_file,
+    without_predictions,
+    write_result,
+)
+from grmp_edge.train.evaluate.tables import Tables
 from grmp_edge.train.finetune.config import FinetuneConfig
-from grmp_edge.train.runs import ModelConfig
-from grmp_edge.train.session.checkpoint import WEIGHTS, refuse_unfinished
+from grmp_edge.train.finetune.loop import predict
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.presets import leaks
+from grmp_edge.train.runs import ModelConfig, build_network, pick_device, run_finetune
+from grmp_edge.train.session.checkpoint import CONFIG, WEIGHTS, load_checkpoint, refuse_unfinished
 from grmp_edge.train.session.progress import Reporter, Silent
 
-__all__ = ["InMemory", "ProtocolConfig", "Variant", "ablation", "run_protocol", "run_variants"]
+__all__ = ["InMemory", "TrainingConfig", "Variant", "ablation", "evaluate_models", "run_variants"]
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -34,16 +47,38 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
+class TrainingConfig:
+    """How the tested models are trained."""
+
+    model: ModelConfig  # built where there is no ``start``
+    finetune: FinetuneConfig
+    start: Path | None = None  # a pre-training checkpoint, shared by all splits; None: fresh prompts
+    ablate: bool = False  # also without MPP, without QGR and without either; needs a ``start``
+    allow_unfinished: bool = False  # accept a ``start`` that was stopped before its last epoch
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of training: a row of the table for every number of labels."""
+
+    method: str  # its name there; empty where there is only one
+    output: Path  # the folder of its finished splits
+    start: Path | None  # a pre-training checkpoint; None: fresh prompts, of seed + k for split k
+    finetune: FinetuneConfig
+    zero_shot: bool = True  # False where another variant already has the same model before fine-tuning
+
+
+@dataclass(frozen=True)
 class InMemory(Labelled):
-    """A labelled set whose squashed pictures are kept: the splits overlap, and decoding is slow.
+    """A labelled set that caches its squashed pictures: the splits overlap, and decoding is slow.
 
     Holds at most pictures x side x side x 3 bytes (207 MB for LIVEC at 244).
     """
 
     base: Labelled | None = None
-    kept: dict[int, tuple[UInt8Array, npt.NDArray[np.bool_]]] = field(
+    cache: dict[int, tuple[UInt8Array, npt.NDArray[np.bool_]]] = field(
         default_factory=dict, compare=False, repr=False
-    )
+    )  # by side: pixels, and which of them are decoded
 
     @classmethod
     def of(cls, data: Labelled) -> InMemory:
@@ -53,28 +88,82 @@ class InMemory(Labelled):
     def squashed(
         self, indices: Sequence[int], side: int, on_image: Callable[[], None] | None = None
     ) -> UInt8Array:
-        """The chosen pictures, (n, side, side, 3) RGB, decoded only if they never were at this side."""
-        if side not in self.kept:
-            # Pages are taken from the system only when they are written.
-            self.kept[side] = np.empty((len(self), side, side, 3), np.uint8), np.zeros(len(self), np.bool_)
-        pixels, known = self.kept[side]
-        missing = [index for index in dict.fromkeys(indices) if not known[index]]
+        """The chosen pictures, (n, side, side, 3) RGB; each is decoded once per side."""
+        if side not in self.cache:
+            # np.empty reserves addresses; memory is used only as pictures are written.
+            self.cache[side] = np.empty((len(self), side, side, 3), np.uint8), np.zeros(len(self), np.bool_)
+        pixels, decoded = self.cache[side]
+        missing = [index for index in dict.fromkeys(indices) if not decoded[index]]
         if missing:
-            found = self.base.squashed if self.base else super().squashed
-            pixels[missing] = found(missing, side, on_image)
-            known[missing] = True
+            decode = self.base.squashed if self.base else super().squashed
+            pixels[missing] = decode(missing, side, on_image)
+            decoded[missing] = True
         return pixels[list(indices)]
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One way of training, a row of the table for every number of labels."""
+def evaluate_models(
+    training: TrainingConfig,
+    data: Labelled,
+    protocol: ProtocolConfig,
+    tables: Tables,
+    cross: Sequence[Labelled] = (),
+    reporter: Reporter | None = None,
+) -> None:
+    """Train and test on every split, and put the results into the tables as they come.
 
-    method: str  # its name there; empty where there is only one
-    output: Path  # the folder of its finished splits
-    start: Path | None  # a pre-training checkpoint; None: fresh prompts, of seed + k for split k
-    finetune: FinetuneConfig
-    zero_shot: bool = True  # whether it shows the model before fine-tuning, or another row does already
+    Args:
+        training: one way of training, or with ``ablate`` the paper's four.
+        data: the set to learn from and test on.
+        protocol: the splits and numbers of labels.
+        tables: written after every split; ``tables.output`` also has the finished splits.
+        cross: further sets on the whole of which every trained model is tested.
+        reporter: receives the progress.
+
+    Raises:
+        CheckpointError: a folder holds a protocol of other settings, or ``start`` is not a checkpoint.
+        DataError: too few pictures for a number of labels, or an unreadable picture.
+    """
+    start, finetune = training.start, training.finetune
+    before = _config_of(start)
+    name = (before.get("backbone") or {}).get("name") or training.model.backbone.name
+    if training.ablate and start is not None:
+        variants = ablation(tables.output, start, finetune)
+        tables.what = f"{name}, with and without MPP and QGR"
+    else:
+        method = f"{name}{', no MPP' if start is None else ''}{'' if finetune.qgr else ', no QGR'}"
+        variants = [Variant(method if tables.baselines else "", tables.output, start, finetune)]
+        tables.what = (
+            f"{name}, {'without' if start is None else 'with'} MPP, "
+            f"{'with' if finetune.qgr else 'without'} QGR"
+        )
+    tables.settings = {
+        "backbone": name, "mpp": start is not None, "qgr": finetune.qgr, "ablation": training.ablate,
+    }  # fmt: skip
+    tables.leaks = leaks(finetune, before)
+    epochs, batch = finetune.for_backbone(name).limits
+    share = protocol.validation_fraction
+    share = finetune.validation_fraction(name) if share is None else share
+    tables.remarks["models"] = [
+        f"at most {epochs} epochs in steps of {batch}, validation {share:.0%} of the labels, raw scores "
+        "without a logistic fit",
+        "labels 0: before fine-tuning",
+    ]
+
+    def on_split(splits: list[SplitResult]) -> None:
+        tables.models = splits
+        tables.write()
+
+    tables.models = run_variants(
+        variants, training.model, data, protocol, cross, reporter, on_split, training.allow_unfinished
+    )
+
+
+def _config_of(start: Path | None) -> dict[str, Any]:
+    """A pre-training checkpoint's config.json as far as it can be read; loading it reports what is wrong."""
+    try:
+        return dict(json.loads((start / CONFIG).read_bytes())) if start else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def ablation(output: Path, start: Path, finetune: FinetuneConfig) -> list[Variant]:
@@ -88,18 +177,14 @@ def ablation(output: Path, start: Path, finetune: FinetuneConfig) -> list[Varian
     ]
 
 
-def run_protocol(
-    output: Path,
-    model: ModelConfig,
-    start: Path | None,
-    data: Labelled,
-    config: ProtocolConfig,
-    finetune: FinetuneConfig,
-    cross: Sequence[Labelled] = (),
-    reporter: Reporter | None = None,
-) -> dict[str, Any]:
-    """Run what is missing of the protocol for one way of training, into ``output``; see run_variants."""
-    return run_variants([Variant("", output, start, finetune)], model, data, config, cross, reporter)
+class _Job(NamedTuple):
+    variant: Variant
+    labels: int | None
+    split: int
+
+    @property
+    def file(self) -> Path:
+        return split_file(self.variant.output, self.labels, self.split)
 
 
 def run_variants(
@@ -109,34 +194,33 @@ def run_variants(
     config: ProtocolConfig,
     cross: Sequence[Labelled] = (),
     reporter: Reporter | None = None,
-    on_split: Callable[[list[dict[str, Any]]], None] | None = None,
+    on_split: Callable[[list[SplitResult]], None] | None = None,
     allow_unfinished: bool = False,
-) -> dict[str, Any]:
-    """Run what is missing of the protocol and summarise it: split by split, all variants on each.
+) -> list[SplitResult]:
+    """Run what is missing of the protocol: split by split, all variants on each.
 
     Args:
-        variants: the ways of training, each with a folder of its own; with the same settings as before its
-            finished splits are kept, and more splits or numbers of labels may be asked for.
-        model: what to build where a variant has no ``start``.
+        variants: the ways of training, each with a folder of its own. Splits already finished there with the
+            same settings are reused; more splits or numbers of labels may be added.
+        model: built where a variant has no ``start``.
         data: the set to learn from and test on.
         config: the protocol.
         cross: further sets on the whole of which every trained model is tested.
-        reporter: told of splits, and of the steps within one by their metrics.
-        on_split: given all splits finished so far whenever another one is.
-        allow_unfinished: begin from a pre-training run that was not finished, too.
+        reporter: receives splits as steps, and the metrics of the steps within one.
+        on_split: called after each split with all splits finished so far.
+        allow_unfinished: accept a pre-training run that was stopped before its last epoch.
 
     Returns:
-        ``splits`` (the content of every split's file and its ``method``, without its predictions) and
-        ``rows`` (see :func:`grmp_edge.train.evaluate.protocol.summarize`).
+        All splits with their ``method``, variant by variant, without their predictions.
 
     Raises:
-        CheckpointError: a folder holds a protocol of other settings, or a start is no checkpoint.
+        CheckpointError: a folder holds a protocol of other settings, or a start is not a checkpoint.
         DataError: too few pictures for a number of labels, or an unreadable picture.
     """
     reporter = reporter or Silent()
     for labels in config.labels:
         for split in range(config.splits):
-            split_indices(data, config.split(labels, split))  # too few pictures: say so before the work
+            split_indices(data, config.split(labels, split))  # too few pictures: fail before the work
     for variant in variants:
         start = variant.start
         if start is not None:
@@ -147,56 +231,54 @@ def run_variants(
             if not allow_unfinished:
                 refuse_unfinished(start)
     for variant in variants:
-        same_settings(variant.output, _settings(model, variant, data, config, cross))
-    kept, others = InMemory.of(data), [InMemory.of(other) for other in cross]
+        check_settings(variant.output, _settings(model, variant, data, config, cross))
+    cached, others = InMemory.of(data), [InMemory.of(other) for other in cross]
     jobs = [
-        (variant, labels, split)
+        _Job(variant, labels, split)
         for split in range(config.splits)
         for labels in config.labels
         for variant in variants
         if variant.zero_shot or labels != 0
     ]
-    done = [finished(split_file(variant.output, labels, split)) for variant, labels, split in jobs]
-    reporter.start("splits", len(jobs), sum(found is not None for found in done))
-    for place, (variant, labels, split) in enumerate(jobs):
-        if done[place] is not None:
+    results = {job: result for job in jobs if (result := read_result(job.file))}
+    reporter.start("splits", len(jobs), len(results))
+    for job in jobs:
+        if job in results:
             continue
+        variant, labels, split = job
         folder = variant.output / "runs" / f"{label_name(labels)}-{split:02d}"
-        found = run_split(
-            folder, model, variant.start, kept, config, variant.finetune, others, labels, split, reporter
-        )
-        keep(split_file(variant.output, labels, split), found)
+        result = _run_split(folder, job, model, cached, config, others, reporter)
+        write_result(job.file, result)
         if not config.keep_checkpoints:
             shutil.rmtree(folder, ignore_errors=True)
-        done[place] = found
+        results[job] = result
         reporter.step(1)
-        metrics, name = found["metrics"], f"{variant.method}, " if variant.method else ""
+        metrics, name = result["metrics"], f"{variant.method}, " if variant.method else ""
         reporter.note(
             f"{name}{label_name(labels)} labels, split {split}: SRCC {_shown(metrics['srcc'])}  "
-            f"PLCC {_shown(metrics['plcc'])}  ({found['seconds']:.0f} s)"
+            f"PLCC {_shown(metrics['plcc'])}  ({result['seconds']:.0f} s)"
         )
         if on_split:
-            on_split(_named(jobs, done))
+            on_split(_by_variant(variants, jobs, results))
     if not config.keep_checkpoints:
         for variant in variants:
             shutil.rmtree(variant.output / "runs", ignore_errors=True)
-    splits = _named(jobs, done)
-    return {"splits": splits, "rows": summarize(splits)}
+    return _by_variant(variants, jobs, results)
 
 
-def _named(
-    jobs: Sequence[tuple[Variant, int | None, int]], done: Sequence[dict[str, Any] | None]
-) -> list[dict[str, Any]]:
-    """Finished splits with their method, variant by variant, without their predictions."""
-    order = {variant.method: place for place, variant in enumerate(dict.fromkeys(job[0] for job in jobs))}
+def _by_variant(
+    variants: Sequence[Variant], jobs: Sequence[_Job], results: dict[_Job, SplitResult]
+) -> list[SplitResult]:
+    """The finished splits with their method, variant by variant, without their predictions."""
     named = []
-    for (variant, _, _), found in zip(jobs, done, strict=True):
-        if found is not None:
-            content = {key: value for key, value in found.items() if key != "predictions"}
-            if not variant.zero_shot:
-                content["zero_shot"] = None
-            named.append({"method": variant.method, **content})
-    return sorted(named, key=lambda found: order[found["method"]])
+    for variant in variants:
+        for job in jobs:
+            if job.variant == variant and job in results:
+                result = without_predictions(results[job], variant.method)
+                if not variant.zero_shot:
+                    result["zero_shot"] = None
+                named.append(result)
+    return named
 
 
 def _shown(value: float | None) -> str:
@@ -210,7 +292,7 @@ def _settings(
     config: ProtocolConfig,
     cross: Sequence[Labelled],
 ) -> dict[str, Any]:
-    """All that a finished split depends on; splits and labels may grow."""
+    """All that a finished split depends on; more splits and numbers of labels may be added."""
     protocol = asdict(config)
     for free in ("splits", "labels", "keep_checkpoints"):
         del protocol[free]
@@ -224,3 +306,84 @@ def _settings(
         "protocol": protocol,
         "finetune": {key: value for key, value in asdict(variant.finetune).items() if key != "seed"},
     }
+
+
+def _run_split(
+    folder: Path,
+    job: _Job,
+    model: ModelConfig,
+    data: Labelled,
+    config: ProtocolConfig,
+    cross: Sequence[Labelled],
+    reporter: Reporter,
+) -> SplitResult:
+    """Learn from a split's labels, or from none, and test; continues what was interrupted in ``folder``."""
+    began = time.monotonic()
+    (variant, labels, split), weights = job, model.backbone.pretrained or None
+    division = config.split(labels, split)
+    built = replace(model, seed=model.seed + split) if variant.start is None else model
+    whole = range(len(data))
+    if labels == 0:
+        if variant.start is None:
+            network, _ = build_network(built)
+        else:
+            network = load_checkpoint(variant.start, weights).model
+        epoch, on_test, zero_shot, scale = 0, False, None, data.scale_of(whole)
+    else:
+        tuned = replace(variant.finetune, seed=division.seed)
+        progress = run_finetune(
+            folder, built, variant.start, data, division, tuned, True, _Within(reporter),
+            allow_unfinished=True,
+        )  # fmt: skip
+        loaded = load_checkpoint(folder, weights)
+        network, scale = loaded.model, loaded.mos or data.scale_of(whole)
+        epoch, on_test = progress["epoch"], progress["selected_on_test"]
+        zero_shot = progress["metrics"].get("zero_shot_test")
+    network = network.to(pick_device(model.device))
+    side = Preprocess.for_size(network.image.size).resize
+    test = list(split_indices(data, division).test)
+    predicted = predict(network, data.squashed(test, side))
+    return {
+        "labels": labels,
+        "split": split,
+        "seed": division.seed,
+        "epoch": epoch,
+        "selected_on_test": on_test,
+        "metrics": measure(predicted, data.mos[test], scale),
+        "zero_shot": zero_shot,
+        "cross": {other.name: _test_on(network, other, side) for other in cross},
+        "predictions": {
+            "index": test,
+            "mos": data.mos[test].tolist(),
+            "value": [float(value) for value in predicted],
+        },
+        "seconds": time.monotonic() - began,
+    }
+
+
+def _test_on(network: GrmpIqa, data: Labelled, side: int) -> Measures:
+    """Agreement on the whole of another set."""
+    whole = range(len(data))
+    chunks = (whole[at : at + 512] for at in range(0, len(data), 512))
+    values: npt.NDArray[np.float32] = np.concatenate(
+        [predict(network, data.squashed(chunk, side)) for chunk in chunks]
+    )
+    return measure(values, data.mos, data.scale_of(whole))
+
+
+class _Within:
+    """Reports the steps inside a split: their metrics are shown, but the bar counts splits."""
+
+    def __init__(self, outer: Reporter) -> None:
+        self.outer = outer
+
+    def start(self, stage: str, total: int, done: int = 0) -> None:
+        """Ignored: there would be one bar for every stage of every split."""
+
+    def step(self, count: int = 1, **metrics: float) -> None:
+        """Show the metrics."""
+        self.outer.step(0, **metrics)
+
+    def note(self, text: str) -> None:
+        """Pass on."""
+        self.outer.note(text)

@@ -14,18 +14,20 @@ import numpy as np
 from grmp_edge.errors import CheckpointError, DataError
 from grmp_edge.files import replace_file
 from grmp_edge.train.data.labelled import Labelled
-from grmp_edge.train.evaluate.protocol import label_name
+from grmp_edge.train.evaluate.protocol import SplitResult, label_name
 
-__all__ = ["data_settings", "finished", "keep", "same_settings", "split_file"]
+__all__ = [
+    "check_settings", "data_settings", "read_result", "split_file", "without_predictions", "write_result",
+]  # fmt: skip
 
 
 def split_file(output: Path, labels: int | None, split: int) -> Path:
-    """Where a finished split is kept."""
+    """The file of a finished split."""
     return output / "splits" / f"{label_name(labels)}-{split:02d}.json"
 
 
 def data_settings(data: Labelled) -> dict[str, Any]:
-    """What tells one labelled set from another without reading its pictures."""
+    """What distinguishes one labelled set from another without reading its pictures."""
     digest = hashlib.sha256("\n".join(path.name for path in data.paths).encode())
     digest.update(np.ascontiguousarray(data.mos, dtype=np.float64).tobytes())
     return {
@@ -36,32 +38,32 @@ def data_settings(data: Labelled) -> dict[str, Any]:
     }
 
 
-def same_settings(output: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings into an empty folder, or compare them with what is there.
+def check_settings(output: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings into a folder without finished splits, else compare them with those there.
 
     Raises:
         CheckpointError: the folder holds finished splits of other settings; the first that differs is named.
     """
     file = output / "protocol.json"
-    wanted = json.loads(json.dumps(dict(settings)))
-    if not file.exists() or not any((output / "splits").glob("*.json")):  # nothing to disagree with
+    current = json.loads(json.dumps(dict(settings)))
+    if not file.exists() or not any((output / "splits").glob("*.json")):
         with replace_file(file) as temporary:
-            temporary.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(current, indent=2) + "\n", encoding="utf-8")
         return
     try:
-        found = json.loads(file.read_bytes())
+        recorded = json.loads(file.read_bytes())
     except (OSError, ValueError):
         raise CheckpointError(f"{file}: damaged", "choose another -o") from None
-    for key in wanted:
-        if found.get(key) != wanted[key]:
+    for key in current:
+        if recorded.get(key) != current[key]:
             raise CheckpointError(
                 f"{output}: holds an evaluation of other settings ({key} differs)",
                 "use the same settings and data, or another -o",
             )
 
 
-def finished(file: Path) -> dict[str, Any] | None:
-    """A finished split, or None where there is none.
+def read_result(file: Path) -> SplitResult | None:
+    """A finished split, or None if it has not been run.
 
     Raises:
         DataError: the file is damaged.
@@ -69,14 +71,21 @@ def finished(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        found = json.loads(file.read_bytes())
-        found["metrics"], found["labels"], found["split"]
+        result: SplitResult = json.loads(file.read_bytes())
+        result["metrics"], result["labels"], result["split"]
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{file}: damaged", "remove it, and that split is run again") from None
-    return dict(found)
+    return result
 
 
-def keep(file: Path, found: Mapping[str, Any]) -> None:
+def write_result(file: Path, result: SplitResult) -> None:
     """Write a finished split."""
     with replace_file(file) as temporary:
-        temporary.write_text(json.dumps(found), encoding="utf-8")
+        temporary.write_text(json.dumps(result), encoding="utf-8")
+
+
+def without_predictions(result: SplitResult, method: str) -> SplitResult:
+    """A result as tables have it: with the name of what was tested, without the pictures' predictions."""
+    named: SplitResult = {**result, "method": method}
+    named.pop("predictions", None)
+    return named

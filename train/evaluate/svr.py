@@ -1,11 +1,10 @@
-"""Support vector regression on few labels through LIBSVM: RBF kernel, tuned by cross-validation.
+"""Support vector regression on few labels: scikit-learn's, RBF kernel, tuned by cross-validation.
 
 The usual second stage of hand-crafted quality metrics (BRISQUE's among them): features to opinion scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -22,9 +21,9 @@ Float = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SvrConfig:
-    """The search."""
+    """The grid search and its folds."""
 
-    # Powers of two round what LIBSVM's guide advises, coarse: 50 labels tell no finer ones apart.
+    # A coarse form of the grid that LIBSVM's guide recommends: 50 labels do not resolve a finer one.
     costs: tuple[float, ...] = tuple(2.0**e for e in range(-3, 10, 2))
     gammas: tuple[float, ...] = tuple(2.0**e for e in range(-9, 2, 2))
     epsilon: float = 0.05  # in units of the target's 0..1: errors below the labels' own noise cost nothing
@@ -34,7 +33,7 @@ class SvrConfig:
 
 @dataclass(frozen=True)
 class SvrFit:
-    """Predictions and what was chosen to make them."""
+    """Predictions and the settings chosen for them."""
 
     predicted: Float  # (m,)
     cost: float
@@ -42,68 +41,41 @@ class SvrFit:
     error: float  # mean squared error in cross-validation
 
 
-def fit_predict(features: Float, target: Float, wanted: Float, config: SvrConfig) -> SvrFit:
+def fit_predict(labelled: Float, target: Float, unlabelled: Float, config: SvrConfig) -> SvrFit:
     """Search, train on all labels, and predict.
 
     Args:
-        features: of the labelled pictures, (n, k), n at least 4; all that is chosen is chosen on these.
+        labelled: features of the labelled pictures, (n, k), n at least 4; scaling and settings are chosen on
+            these alone.
         target: their quality, (n,), about 0..1.
-        wanted: features of the pictures to predict, (m, k).
+        unlabelled: features of the pictures to predict, (m, k).
         config: the search.
 
     Raises:
-        MissingDependencyError: LIBSVM's Python package is not installed.
+        MissingDependencyError: scikit-learn is not installed.
     """
-    if find_spec("libsvm") is None:
-        raise MissingDependencyError("libsvm-official", "baselines", "support vector regression")
-    low, high = features.min(0), features.max(0)
+    if find_spec("sklearn") is None:
+        raise MissingDependencyError("scikit-learn", "baselines", "support vector regression")
+    from sklearn.model_selection import GridSearchCV, PredefinedSplit
+    from sklearn.svm import SVR
+
+    def score(machine: Any, features: Float, truth: Float) -> float:
+        # Summed, not averaged: folds differ in size by one, and every label should count alike.
+        return -float(((machine.predict(features) - truth) ** 2).sum())
+
+    low, high = labelled.min(0), labelled.max(0)
     span = np.where(high > low, high - low, 1.0)
-    train, test = 2 * (features - low) / span - 1, 2 * (wanted - low) / span - 1
-    order = np.random.default_rng([config.seed, 0x5F0]).permutation(len(train))
-    folds = [order[k :: config.folds] for k in range(min(config.folds, len(train)))]
-    parts = []
-    for fold in folds:
-        rest = np.setdiff1d(order, fold)
-        parts.append((_Problem(train[rest], target[rest]), _nodes(train[fold]), target[fold]))
-    best = (np.inf, config.costs[0], config.gammas[0])
-    for gamma in config.gammas:
-        for cost in config.costs:
-            squares = [
-                (problem.train(cost, gamma, config.epsilon).predict(nodes) - truth) ** 2
-                for problem, nodes, truth in parts
-            ]
-            best = min(best, (float(np.concatenate(squares).mean()), cost, gamma))
-    error, cost, gamma = best
-    machine = _Problem(train, target).train(cost, gamma, config.epsilon)
-    return SvrFit(machine.predict(_nodes(test)), cost, gamma, error)
-
-
-class _Problem:
-    """Labelled features in LIBSVM's form, made once and trained on with many settings."""
-
-    def __init__(self, features: Float, target: Float) -> None:
-        from libsvm.svm import svm_problem
-
-        self.problem = svm_problem(target.tolist(), features.tolist())
-
-    def train(self, cost: float, gamma: float, epsilon: float) -> _Machine:
-        """An epsilon-SVR with an RBF kernel."""
-        from libsvm.svmutil import svm_train
-
-        return _Machine(svm_train(self.problem, f"-s 3 -t 2 -c {cost!r} -g {gamma!r} -p {epsilon!r} -q"))
-
-
-@dataclass(frozen=True)
-class _Machine:
-    model: Any
-
-    def predict(self, nodes: Sequence[Any]) -> Float:
-        from libsvm.svm import libsvm
-
-        return np.array([libsvm.svm_predict(self.model, one) for one in nodes])
-
-
-def _nodes(features: Float) -> list[Any]:
-    from libsvm.svm import gen_svm_nodearray
-
-    return [gen_svm_nodearray(row)[0] for row in features.tolist()]
+    train, test = 2 * (labelled - low) / span - 1, 2 * (unlabelled - low) / span - 1
+    count = min(config.folds, len(train))
+    fold = np.empty(len(train), np.int64)
+    fold[np.random.default_rng([config.seed, 0x5F0]).permutation(len(train))] = np.arange(len(train)) % count
+    grid = {"C": list(config.costs), "gamma": list(config.gammas)}
+    search = GridSearchCV(
+        SVR(kernel="rbf", epsilon=config.epsilon), grid, scoring=score, cv=PredefinedSplit(fold)
+    ).fit(train, target)
+    return SvrFit(
+        np.asarray(search.predict(test), dtype=np.float64),
+        float(search.best_params_["C"]),
+        float(search.best_params_["gamma"]),
+        -float(search.best_score_) * count / len(train),
+    )
