@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import DataError, ImageError
-from grmp_edge.preprocess import IMAGE_SUFFIXES, Preprocess, read_image
+from grmp_edge.image_files import images_below
+from grmp_edge.preprocess import Preprocess, read_image
 
 __all__ = ["gate_images"]
 
@@ -65,7 +66,7 @@ def gate_images(
 
 def _listed(source: Path) -> list[Path]:
     if source.is_dir():
-        found = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        found = images_below(source)
     elif source.is_file():
         found = _named_in(source)
     else:

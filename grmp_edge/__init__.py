@@ -1,7 +1,26 @@
-"""grmp-edge: learned no-reference image quality, from labelled frames to camera streams."""
+"""Learned no-reference image quality, from labelled frames to camera streams.
+
+>>> from grmp_edge import Scorer  # doctest: +SKIP
+>>> with Scorer.open() as scorer:  # doctest: +SKIP
+...     print(scorer.score("photo.jpg").value)
+"""
 
 from __future__ import annotations
 
-__all__ = ["__version__"]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grmp_edge.runtime.scorer import Scorer
+
+__all__ = ["Scorer", "__version__"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Load the scorer when it is first asked for: importing grmp_edge alone loads no numpy and no OpenCV."""
+    if name == "Scorer":
+        from grmp_edge.runtime.scorer import Scorer
+
+        return Scorer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

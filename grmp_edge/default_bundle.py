@@ -1,4 +1,4 @@
-"""The bundle that ships with grmp-edge, for whoever has none: scoring works at once, without a download."""
+"""The bundle that ships with grmp-edge, so that scoring works at once, without a download."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from pathlib import Path
 
 __all__ = ["DEFAULT_BUNDLE", "DEFAULT_NAME", "MANIFEST", "bundle_and_sources", "resolve_bundle"]
 
-# What it can and cannot judge is said in train/weights/README.md.
+# train/weights/README.md says what it can and cannot judge.
 DEFAULT_BUNDLE = Path(__file__).resolve().parent / "runtime" / "default_model"
 DEFAULT_NAME = "default"  # stands for it wherever a bundle is named
 MANIFEST = "bundle.json"
 
 
 def resolve_bundle(path: str | Path) -> Path:
-    """A bundle as it was named: ``default`` is the one that ships, unless there is such a folder."""
+    """The path of a named bundle: ``default`` is the one that ships, unless a folder has that name."""
     named = Path(path)
     return DEFAULT_BUNDLE if str(named) == DEFAULT_NAME and not named.exists() else named
 
 
 def bundle_and_sources(arguments: Sequence[str]) -> tuple[Path, list[str]]:
-    """Tell ``[BUNDLE] SOURCE...`` apart.
+    """Split the arguments ``[BUNDLE] SOURCE...``.
 
-    The first argument is the bundle if it is the word ``default`` or a folder with a bundle.json, or if it
-    can be nothing else: with more behind it, a bare name that is not there (so that the reader of bundles
-    says what is wrong with it). Otherwise all are sources for the default bundle.
+    The first one is the bundle if it is the word ``default`` or a folder with a bundle.json, or if it can be
+    nothing else: a bare name that does not exist, followed by more (loading it then explains what is wrong).
+    Otherwise all arguments are sources for the default bundle.
 
     Returns:
         (the bundle, the sources).

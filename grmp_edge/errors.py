@@ -1,7 +1,7 @@
-"""Every error a user can meet: what went wrong, where, and the remedy, in one line.
+"""The errors a user can meet: what went wrong, where, and the remedy, in one line.
 
 The command line prints ``str(error)`` and exits with ``error.exit_code``; a program catches
-:class:`GrmpError` or one of its children.
+:class:`GrmpError` or a subclass.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ __all__ = [
     "ParityError",
     "SourceError",
     "UsageError",
+    "first_line",
 ]
 
 
 class GrmpError(Exception):
-    """Base of all errors raised on purpose; the message says what and where, ``remedy`` what to do."""
+    """Base class of all errors raised here: ``message`` says what and where, ``remedy`` what to do."""
 
     exit_code = 1
 
@@ -38,13 +39,13 @@ class GrmpError(Exception):
 
 
 class UsageError(GrmpError):
-    """The options of a command do not fit together."""
+    """The options or settings do not fit together."""
 
     exit_code = 2
 
 
 class ImageError(GrmpError):
-    """A picture cannot be read or has a shape or type that is not an image."""
+    """A picture cannot be read, or an array is not an image."""
 
 
 class SourceError(GrmpError):
@@ -56,19 +57,19 @@ class DataError(GrmpError):
 
 
 class ModelError(GrmpError):
-    """A backbone is unknown, of an unsupported kind, or its weights do not fit."""
+    """A backbone is unknown or unsupported, or its weights do not fit."""
 
 
 class CheckpointError(GrmpError):
-    """A checkpoint is missing, damaged, or made by an incompatible version."""
+    """A checkpoint is missing, damaged, or from an incompatible version."""
 
 
 class BundleError(GrmpError):
-    """A bundle is missing, damaged, or of a schema this version cannot read."""
+    """A bundle is missing, damaged, or has a schema this version cannot read."""
 
 
 class ParityError(GrmpError):
-    """An exported graph does not score as the PyTorch model does, within the gate's tolerance."""
+    """An exported graph's scores differ from the PyTorch model's by more than the gate allows."""
 
     exit_code = 3
 
@@ -87,3 +88,8 @@ class MissingDependencyError(GrmpError):
         )
         self.package = package
         self.extra = extra
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """The first line of another library's error, at most ``limit`` characters; its type if it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]

@@ -1,4 +1,4 @@
-"""Writing without half-written results: a temporary name beside the target, then a rename."""
+"""Files written whole or not at all: to a temporary name beside the target, then renamed. And closing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,30 @@ import hashlib
 import os
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["replace_file", "replace_folder", "sha256_bytes", "sha256_file"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Closing", "replace_file", "replace_folder", "sha256_bytes", "sha256_file"]
+
+
+class Closing(ABC):
+    """Base class of what a ``with`` block closes at its end."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what it holds."""
 
 
 def sha256_file(path: Path) -> str:
@@ -46,8 +65,8 @@ def replace_file(path: Path) -> Iterator[Path]:
 def replace_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; it takes the place of ``path`` on success only.
 
-    A folder cannot be renamed over a full one, so the old one steps aside first and comes back if the
-    second rename fails.
+    A folder cannot be renamed over a non-empty one, so the old one is renamed first, and back if the second
+    rename fails.
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +89,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 
 def _readable(path: Path, mode: int) -> None:
-    # tempfile makes things private; give them what an ordinary new file would have.
+    # tempfile creates private files; give them the permissions of an ordinary new one.
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(mode & ~umask)

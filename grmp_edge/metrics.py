@@ -1,4 +1,4 @@
-"""Agreement between predicted scores and opinion scores, in the field's four terms."""
+"""Agreement between predicted scores and opinion scores: the field's four measures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Float = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Agreement:
-    """SRCC, PLCC and KRCC (-1..1) and RMSE (in the unit of the inputs) over ``count`` pictures."""
+    """SRCC, PLCC and KRCC (-1..1) and RMSE (in the units of the inputs) over ``count`` pictures."""
 
     srcc: float
     plcc: float
@@ -24,13 +24,13 @@ class Agreement:
 
 
 def agreement(predicted: npt.ArrayLike, actual: npt.ArrayLike) -> Agreement:
-    """All four measures of two sequences of the same length, raw (no logistic fit before PLCC)."""
+    """All four measures for two sequences of equal length; PLCC and RMSE without a logistic fit."""
     x, y = _pair(predicted, actual)
     return Agreement(srcc(x, y), plcc(x, y), krcc(x, y), rmse(x, y), len(x))
 
 
 def srcc(predicted: npt.ArrayLike, actual: npt.ArrayLike) -> float:
-    """Spearman's rank correlation, ties given their mean rank; nan if a side is constant or holds a nan."""
+    """Spearman's rank correlation, with mean ranks for ties; nan if a side is constant or contains a nan."""
     x, y = _pair(predicted, actual)
     if np.isnan(x).any() or np.isnan(y).any():  # sorting would give nan a rank
         return float("nan")
@@ -40,7 +40,7 @@ def srcc(predicted: npt.ArrayLike, actual: npt.ArrayLike) -> float:
 def plcc(predicted: npt.ArrayLike, actual: npt.ArrayLike) -> float:
     """Pearson's linear correlation; nan if either side is constant or shorter than two."""
     x, y = _pair(predicted, actual)
-    # Compared before centring: the rounding of the mean would leave a constant a little spread.
+    # Tested before centring: the rounded mean would leave a constant with a little spread.
     if len(x) < 2 or np.all(x == x[0]) or np.all(y == y[0]):
         return float("nan")
     x, y = x - x.mean(), y - y.mean()
@@ -49,7 +49,7 @@ def plcc(predicted: npt.ArrayLike, actual: npt.ArrayLike) -> float:
 
 
 def krcc(predicted: npt.ArrayLike, actual: npt.ArrayLike) -> float:
-    """Kendall's rank correlation tau-b (ties corrected); nan if either side is constant."""
+    """Kendall's tau-b (corrected for ties); nan if either side is constant."""
     x, y = _pair(predicted, actual)
     concordance = ties_x = ties_y = 0.0
     for i in range(1, len(x)):  # row by row: quadratic time, linear memory
@@ -63,7 +63,7 @@ def krcc(predicted: npt.ArrayLike, actual: npt.ArrayLike) -> float:
 
 
 def rmse(predicted: npt.ArrayLike, actual: npt.ArrayLike) -> float:
-    """Root of the mean squared difference."""
+    """Root mean squared error; nan for empty sequences."""
     x, y = _pair(predicted, actual)
     return float(np.sqrt(np.mean((x - y) ** 2))) if len(x) else float("nan")
 

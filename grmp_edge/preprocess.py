@@ -1,8 +1,7 @@
 """The one way a picture becomes network input, shared by training, export and scoring.
 
-Decode to 8-bit RGB, squash to a square with OpenCV's bicubic filter (no antialiasing, the aspect ratio
-is not kept: the preprocessing of the GRMP-IQA reference), cut out the centre. Casting, normalising and
-transposing belong to the graph.
+Decode to 8-bit RGB, squash to a square with OpenCV's bicubic filter (no antialiasing, aspect ratio ignored,
+as in the GRMP-IQA reference), crop the centre. The graph itself casts, normalises and transposes.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -31,7 +30,6 @@ from grmp_edge.image_files import (
 )
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "NORMALIZATIONS",
     "Normalization",
     "Preprocess",
@@ -39,20 +37,17 @@ __all__ = [
     "opencv_silent",
     "read_image",
     "squash",
+    "swap_red_blue",
     "to_rgb8",
 ]
 
 UInt8Array = npt.NDArray[np.uint8]
-
-IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".pnm", ".ppm", ".tif",
-     ".tiff", ".webp"}
-)  # fmt: skip
+_Depth = TypeVar("_Depth", bound=np.generic)
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """Per-channel mean and standard deviation (RGB, of values in 0..1) that the graph applies."""
+    """Per-channel mean and standard deviation (RGB, for values in 0..1) that the graph applies."""
 
     name: str
     mean: tuple[float, float, float]
@@ -69,26 +64,28 @@ NORMALIZATIONS = {
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Squash to ``resize`` x ``resize`` by bicubic, then cut the central ``crop`` x ``crop``."""
+    """Squash to ``resize`` x ``resize`` bicubically, then crop the central ``crop`` x ``crop``."""
 
     resize: int = 244  # the reference's side: 224 and a margin of 20 for random crops in training
     crop: int = 224  # what CLIP's towers read
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= self.resize:
-            raise ImageError(f"preprocessing cannot cut {self.crop} pixels out of {self.resize}")
+            raise ImageError(f"preprocessing cannot crop {self.crop} pixels from {self.resize}")
 
     @classmethod
     def for_size(cls, crop: int) -> Preprocess:
-        """The same margin (20 pixels at 224) for a network that reads ``crop`` x ``crop``."""
+        """The same relative margin (20 pixels at 224) for a network that reads ``crop`` x ``crop``."""
         return cls(resize=round(crop * 244 / 224), crop=crop)
 
-    def __call__(self, image: UInt8Array) -> UInt8Array:
-        """Turn a decoded picture, uint8 (H, W, 3) RGB, into uint8 (crop, crop, 3) RGB."""
-        return self.centre(squash(image, self.resize))
+    def __call__(self, image: UInt8Array, bgr: bool = False) -> UInt8Array:
+        """Turn uint8 (H, W, 3), RGB or (with ``bgr``) BGR, into network input, uint8 (crop, crop, 3) RGB."""
+        prepared = self.centre(squash(image, self.resize))
+        # Squashing treats each channel alone, so the order is reversed where the picture is small: a view.
+        return prepared[:, :, ::-1] if bgr else prepared
 
     def centre(self, squashed: UInt8Array) -> UInt8Array:
-        """Cut the centre (rows and columns 10:234 at 244/224) out of uint8 (resize, resize, 3)."""
+        """Crop the centre (rows and columns 10:234 at 244/224) of uint8 (resize, resize, 3)."""
         start = (self.resize - self.crop) // 2
         return squashed[start : start + self.crop, start : start + self.crop]
 
@@ -103,12 +100,21 @@ def squash(image: UInt8Array, side: int) -> UInt8Array:
     return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 
 
-def to_rgb8(array: npt.NDArray[np.generic]) -> UInt8Array:
-    """Make any picture in RGB order uint8 (H, W, 3).
+def swap_red_blue(image: npt.NDArray[_Depth]) -> npt.NDArray[_Depth]:
+    """BGR to RGB or back, (H, W, 3) of any depth: a new array.
 
-    Grey (H, W) or (H, W, 1) is repeated in the three channels; RGBA is laid over white, as viewers show
-    it, since the colour under a transparent pixel means nothing; uint16 is scaled from 0..65535 to 0..255
-    and rounded. Floating point has no agreed range and is refused.
+    By OpenCV: numpy takes ten times as long on a large picture.
+    """
+    swapped: Any = cv2.cvtColor(cast(Any, image), cv2.COLOR_BGR2RGB)
+    return np.asarray(swapped, dtype=image.dtype)
+
+
+def to_rgb8(array: npt.NDArray[np.generic]) -> UInt8Array:
+    """Convert any picture in RGB order to uint8 (H, W, 3).
+
+    Grey (H, W) or (H, W, 1) is repeated in the three channels; RGBA is composited over white, as viewers
+    do, since the colour of a transparent pixel means nothing; uint16 is scaled from 0..65535 to 0..255 and
+    rounded. Floating point is rejected: its range is not agreed upon.
 
     Raises:
         ImageError: another dtype or shape.
@@ -117,7 +123,7 @@ def to_rgb8(array: npt.NDArray[np.generic]) -> UInt8Array:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
         raise ImageError(
-            f"an array of shape {array.shape} is no picture", "give (height, width, 3) in RGB order"
+            f"an array of shape {array.shape} is not a picture", "give (height, width, 3) in RGB order"
         )
     if array.dtype == np.uint16:
         array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -139,7 +145,7 @@ def read_image(path: str | Path) -> UInt8Array:
     """Read a picture file into uint8 (H, W, 3) RGB; see :func:`decode_image`.
 
     Raises:
-        ImageError: the file is missing, empty, cut short, or no picture.
+        ImageError: the file is missing, empty, cut short, or not a picture.
     """
     try:
         data = Path(path).read_bytes()
@@ -155,13 +161,13 @@ def read_image(path: str | Path) -> UInt8Array:
 def decode_image(data: bytes, name: str = "image") -> UInt8Array:
     """Decode an encoded picture (JPEG, PNG, WebP, TIFF, BMP, ...) into uint8 (H, W, 3) RGB.
 
-    EXIF orientation is applied, palettes are expanded, and grey, alpha and 16 bits are treated as in
-    :func:`to_rgb8`. A JPEG that ends early is refused: decoders fill the rest with grey, which would be
-    scored as if the camera had seen it. Of an animation the first picture is taken. A grey PNG's single
-    transparent shade (tRNS) is ignored.
+    EXIF orientation is applied, palettes are expanded, and grey, alpha and 16 bits are converted as by
+    :func:`to_rgb8`. A truncated JPEG is rejected: decoders fill the rest with grey, which would be scored as
+    if the camera had seen it. An animation gives its first picture. A grey PNG's single transparent shade
+    (tRNS) is ignored.
 
     Raises:
-        ImageError: ``data`` is empty, cut short, or no picture; the message begins with ``name``.
+        ImageError: ``data`` is empty, cut short, or not a picture; the message begins with ``name``.
     """
     if not data:
         raise ImageError(f"{name}: the file is empty (0 bytes)", "copy it again")
@@ -174,26 +180,24 @@ def decode_image(data: bytes, name: str = "image") -> UInt8Array:
     buffer = np.frombuffer(data, np.uint8)
     # IMREAD_COLOR applies EXIF orientation and expands grey and palettes, but drops alpha.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-    # A JPEG's decoder gives RGB as readily as BGR: the one kind where asking for it saves a pass. A
-    # system's own OpenCV (on a Jetson) may be too old to be asked.
+    # The JPEG decoder alone gives RGB at no extra cost. A system OpenCV (on a Jetson) may be too old for it.
     if is_jpeg(data) and hasattr(cv2, "IMREAD_COLOR_RGB"):
         pixels = _imdecode(buffer, cv2.IMREAD_COLOR_RGB)
         if pixels is None:
             raise ImageError(f"{name}: {_DAMAGED}", _LOOK)
         return np.asarray(pixels, dtype=np.uint8)
-    # Except that of a WebP by OpenCV 4: done here, so that a score depends on no version.
+    # OpenCV 4 ignores the orientation of a WebP: applied here, so that no score depends on the version.
     turned = is_webp(data) and webp_orientation(data) != 1
     pixels = _imdecode(buffer, flags | cv2.IMREAD_IGNORE_ORIENTATION if turned else flags)
     if pixels is None:
         raise ImageError(f"{name}: {_DAMAGED}", _LOOK)
-    # By OpenCV: numpy takes ten times as long to turn the channels of a large picture.
-    rgb: npt.NDArray[np.generic] = _turned(pixels)
+    rgb = swap_red_blue(pixels)
     if may_have_alpha(data):
         raw = _imdecode(buffer, cv2.IMREAD_UNCHANGED)
         if raw is not None and raw.ndim == 3 and raw.shape[2] == 4:
             alpha = _oriented_alpha(raw, pixels)
             if is_tiff(data) and pixels.dtype == np.uint8:
-                # OpenCV has multiplied 8-bit TIFFs by their alpha already: only the white is missing.
+                # OpenCV has already multiplied 8-bit TIFFs by their alpha: only the white is missing.
                 rgb = np.minimum(np.asarray(rgb, np.uint8) + (255 - alpha[:, :, None].astype(np.uint16)), 255)
                 rgb = rgb.astype(np.uint8)
             else:
@@ -209,11 +213,6 @@ def decode_image(data: bytes, name: str = "image") -> UInt8Array:
 _DAMAGED, _LOOK = "not a picture, or a damaged one", "check the file with an image viewer"
 
 
-def _turned(bgr: Any) -> npt.NDArray[np.generic]:
-    """BGR to RGB, any depth."""
-    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
-
-
 def _imdecode(buffer: UInt8Array, flags: int) -> npt.NDArray[np.generic] | None:
     with opencv_silent():
         try:
@@ -224,7 +223,7 @@ def _imdecode(buffer: UInt8Array, flags: int) -> npt.NDArray[np.generic] | None:
 
 
 class _Silence:
-    """How many threads want OpenCV silent now, and the log level to go back to after the last."""
+    """How many threads keep OpenCV silent now, and the log level to restore after the last of them."""
 
     lock = threading.Lock()
     depth = 0
@@ -233,7 +232,7 @@ class _Silence:
 
 @contextmanager
 def opencv_silent() -> Iterator[None]:
-    """Keep OpenCV from printing its own lines about a damaged file; ours says it once, with the name."""
+    """Keep OpenCV from printing its own lines about a damaged file; our error names the file, once."""
     log: Any = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4, OpenCV 5
     with _Silence.lock:
         if _Silence.depth == 0:
@@ -264,7 +263,7 @@ _ORIENTATIONS: tuple[Callable[[npt.NDArray[np.generic]], npt.NDArray[np.generic]
 def _oriented_alpha(
     raw: npt.NDArray[np.generic], upright: npt.NDArray[np.generic]
 ) -> npt.NDArray[np.generic]:
-    """Turn the alpha channel of ``raw`` (stored order) the way EXIF turned ``upright`` (both BGR)."""
+    """Rotate the alpha channel of ``raw`` (as stored) the way EXIF rotated ``upright`` (both BGR)."""
     for turn in _ORIENTATIONS:
         if np.array_equal(turn(raw[:, :, :3]), upright):
             return turn(raw[:, :, 3])

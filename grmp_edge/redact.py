@@ -1,4 +1,4 @@
-"""What a source is called in logs, scores and metrics: never with a credential in it."""
+"""Names of sources that are safe to show in logs, scores and metrics: credentials are removed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 
 __all__ = ["safe_name", "scrub", "slug", "split_credentials"]
 
-# Of a query, only what tells one stream of a camera from another is shown; any other value may be a key.
+# Query values that tell apart the streams of one camera are shown; any other may be a key.
 _SHOWN = frozenset({"camera", "channel", "fps", "height", "id", "profile", "resolution", "stream", "subtype",
                     "width"})  # fmt: skip
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s\"'!]+")
-# GStreamer properties such as user-pw=secret, and the same words in anybody's error message.
+# GStreamer properties such as user-pw=secret, and the same words in other programs' error messages.
 _SECRET = re.compile(
     r"(?i)\b([a-z_-]*(?:user-id|user-pw|user|passw(?:or)?d|pwd|secret|token|api[_-]?key))\s*=\s*"
     r"(\"[^\"]*\"|'[^']*'|[^\s!&]+)"
@@ -20,7 +20,7 @@ _SECRET = re.compile(
 
 
 def safe_name(source: str) -> str:
-    """A source as it may be shown: user, password and unknown query values taken out.
+    """A source without its user, password and unknown query values.
 
     >>> safe_name("rtsp://admin:secret@10.0.0.5:554/live?channel=1&auth=abc")
     'rtsp://10.0.0.5:554/live?channel=1&auth=***'
@@ -29,8 +29,8 @@ def safe_name(source: str) -> str:
 
 
 def scrub(text: str) -> str:
-    """Any text (a pipeline, an error message) with the credentials in it made unreadable."""
-    return _SECRET.sub(r"\1=***", _URL.sub(lambda found: _clean_url(found.group()), text))
+    """Any text (a pipeline, an error message) with its credentials masked."""
+    return _SECRET.sub(r"\1=***", _URL.sub(lambda match: _clean_url(match[0]), text))
 
 
 def _clean_url(url: str) -> str:
@@ -39,11 +39,11 @@ def _clean_url(url: str) -> str:
     authority, tail = (rest[: cut.start()], rest[cut.start() :]) if cut else (rest, "")
     if "@" in authority:
         path = tail.partition("?")[0]
-        if "@" in path:  # the password may hold both; better a name cut short than a piece of it
+        if "@" in path:  # the password may contain both; a shortened name is better than a piece of it
             return _clean_url(f"{scheme}://{path.rpartition('@')[2]}{tail[len(path) :]}")
         authority = authority.rpartition("@")[2]
     elif "@" in tail and not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:]*)(:[0-9]*)?", authority):
-        # A password with an unescaped slash: what looks like a port is none.
+        # A password with an unescaped slash: what looks like a port is not one.
         return _clean_url(f"{scheme}://{tail.rpartition('@')[2]}")
     path, _, query = tail.partition("?")
     if query:
@@ -59,10 +59,10 @@ def _clean_pair(pair: str) -> str:
 
 
 def slug(name: str) -> str:
-    """A name as one word of letters, digits, ``_`` and ``-``: in MQTT topics and file names.
+    """A name as one word of letters, digits, ``_`` and ``-``, for MQTT topics and file names.
 
-    A name that is such a word stays as it is. Any other has the rest replaced and ends in a piece of its own
-    SHA-256, so that two names that differ in punctuation alone stay two, the same in every run.
+    A name that is such a word is returned unchanged. In any other, all else is replaced, and a piece of the
+    name's SHA-256 is appended: names that differ only in punctuation stay distinct, the same in every run.
 
     >>> slug("gate"), slug("gate.1"), slug("gate 1")
     ('gate', 'gate_1-4c8a47', 'gate_1-76ffb8')

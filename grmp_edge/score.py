@@ -1,4 +1,4 @@
-"""What a model says of one picture."""
+"""What the model says about one picture, and where that picture came from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
-__all__ = ["MosScale", "Score"]
+__all__ = ["MosScale", "Origin", "Score"]
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,37 @@ class MosScale:
         return self.low + value * (self.high - self.low)
 
     def to_value(self, mos: float) -> float:
-        """Map a label to 0..1 (min-max scaling); values outside the scale are clipped."""
+        """Map a label to 0..1 (min-max scaling); labels outside the scale are clipped."""
         return min(1.0, max(0.0, (mos - self.low) / (self.high - self.low)))
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a picture came from: all that is needed of it once its pixels are prepared."""
+
+    source: str  # path, safe address, or name of the camera
+    frame: int | None = None  # index in a video or stream, from 0
+    time_s: float | None = None  # position in a video file in seconds
+
+
+@dataclass(frozen=True)
 class Score:
-    """The quality of one picture or video frame; higher is better."""
+    """The quality of one picture or video frame; higher is better. Flat, as its JSON line is."""
 
     value: float  # 0..1: the probability of "high quality" against "low quality"
     source: str  # path, or name of the camera
-    model: str  # id of the bundle that gave it
-    mos: float | None = None  # the same on the training labels' scale, where the bundle knows it
+    model: str  # id of the bundle
+    mos: float | None = None  # the value on the scale of the training labels, if the bundle has one
     frame: int | None = None  # index in a video, from 0
     time_s: float | None = None  # position in a video file in seconds
     captured_s: float | None = None  # time.monotonic() when a live frame arrived
     age_ms: float | None = None  # from capture to result, live frames only
-    latency_ms: float | None = None  # share of the network's run on its batch, per picture
+    latency_ms: float | None = None  # share of the batch's inference time, per picture
+
+    @property
+    def origin(self) -> Origin:
+        """Where the picture came from."""
+        return Origin(self.source, self.frame, self.time_s)
 
     def to_json(self) -> str:
         """One JSON line without the fields that do not apply."""
@@ -49,4 +63,4 @@ class Score:
         for name, digits in (("value", 6), ("mos", 4), ("time_s", 4), ("age_ms", 2), ("latency_ms", 3)):
             if name in fields:
                 fields[name] = round(fields[name], digits)
-        return json.dumps(fields)  # ASCII: a name that is no UTF-8 would break a UTF-8 line
+        return json.dumps(fields)  # ASCII: a file name that is not UTF-8 would break a UTF-8 line

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.bundle import Bundle, Graph
-from grmp_edge.errors import BackendError, MissingDependencyError
+from grmp_edge.errors import BackendError, MissingDependencyError, first_line
 from grmp_edge.runtime.tensorrt.engine_cache import default_cache
 
 __all__ = ["PROVIDERS", "Backend", "BackendOptions", "OnnxRuntimeBackend", "load_onnxruntime", "open_backend"]
@@ -148,7 +148,7 @@ class OnnxRuntimeBackend:
             result = self._session.run([self._output], {self._input: batch})[0]
         except Exception as error:  # onnxruntime's exceptions have no common base but this
             raise BackendError(
-                f"onnxruntime failed on a batch of {len(batch)}: {_first_line(error)}"
+                f"onnxruntime failed on a batch of {len(batch)}: {first_line(error)}"
             ) from None
         scores = np.asarray(result, dtype=np.float32).reshape(-1)
         # Half precision may pass 1 by its rounding; anything further off is no probability.
@@ -181,7 +181,7 @@ def load_onnxruntime(provider: str = "auto") -> Any:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
         raise BackendError(
-            f"onnxruntime is installed but does not load: {_first_line(error)}",
+            f"onnxruntime is installed but does not load: {first_line(error)}",
             "reinstall it: pip install --force-reinstall onnxruntime",
         ) from None
 
@@ -223,7 +223,7 @@ def _create(ort: Any, path: Path, options: BackendOptions, wanted: str, digest: 
         return ort.InferenceSession(str(path), sess_options=settings, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no common base but this
         raise BackendError(
-            f"{path}: onnxruntime {ort.__version__} cannot load it: {_first_line(error)}",
+            f"{path}: onnxruntime {ort.__version__} cannot load it: {first_line(error)}",
             "update onnxruntime, or export the checkpoint again",
         ) from None
 
@@ -266,7 +266,3 @@ def _check_signature(session: Any, path: Path, graph: Graph, size: int) -> None:
             f"{path}: reads {seen}, but the bundle promises {graph.input} uint8 (batch, {size}, {size}, 3)",
             "export the checkpoint again",
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,4 +1,4 @@
-"""Many pictures: decoded on threads while the network runs, results in order, memory bounded."""
+"""Many pictures: decoded on threads during inference, results in order, memory bounded."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from grmp_edge.errors import GrmpError, ImageError, UsageError
-from grmp_edge.runtime.scorer import Scorer
+from grmp_edge.runtime.scorer import Prepared, Scorer, in_order
 from grmp_edge.runtime.sources.sources import Failure, Listed, Picture, Sampling, decode_listed
-from grmp_edge.score import Score
+from grmp_edge.score import Origin, Score
 
 __all__ = ["BulkConfig", "cores", "score_bulk"]
 
-# How long closing waits for threads. A read may hang for ever and is left behind; a run always ends.
+# How long closing waits for threads. A read may hang for ever and is abandoned; a run always ends.
 _STOP_READING_S, _STOP_RUNNING_S = 1.0, 60.0
-# Failures that may wait for a batch to fill, in batches: else a million broken files would be held.
+# Failures that may wait for a batch to fill, in batches: a million broken files must not pile up.
 _FAILURES = 4
 
 
 def cores() -> int:
-    """How many CPU cores this process may use (a container or taskset may allow fewer than there are)."""
+    """How many CPU cores this process may use (a container or taskset may allow fewer than exist)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
 class BulkConfig:
-    """How many pictures are worked on at once."""
+    """How many pictures are in flight at once."""
 
-    batch: int = 8  # pictures in one run of the network: where CPUs stop gaining
-    # Threads that read, decode and squash. None: one for each core, at most 8 (the network is slower).
-    # They give way by themselves: what they may prepare ahead is bounded.
+    batch: int = 8  # pictures per inference: where CPUs stop gaining
+    # Threads that read, decode and squash. None: one per core, at most 8 (inference is slower). What they
+    # prepare ahead is bounded, so they do not starve inference.
     workers: int | None = None
-    # Runs of the network at once. On a CPU, several runs of one thread each share the cores better than
-    # one run with several, which wait for each other at every operator; on a GPU one fills the device.
+    # Concurrent inferences. On a CPU, several with one thread each use the cores better than one with several
+    # threads, which wait for each other at every operator; on a GPU one fills the device.
     runs: int = 1
-    frames_ahead: int = 16  # prepared frames held of a video, 150 kB each at 224 pixels
-    # A batch that is not full is run when nothing more came for so long: frames from a slow pipe must not
-    # wait for those of the next seconds.
+    frames_ahead: int = 16  # prepared frames held per video, 150 kB each at 224 pixels
+    # An incomplete batch runs when nothing has arrived for this long: frames from a slow pipe must not wait
+    # for those of the next few seconds.
     max_wait_s: float = 0.25
 
     def __post_init__(self) -> None:
@@ -52,66 +52,69 @@ class BulkConfig:
             raise UsageError("batch, workers, runs and frames_ahead must be 1 or more")
 
 
-# None stands for: nothing more for now, what is waiting should not wait longer.
+# None: nothing more for now, so an incomplete batch should not wait.
 _Item: TypeAlias = "Listed | Picture | Failure | None"
-_Result: TypeAlias = "Picture | Failure | None"
+_Result: TypeAlias = "Prepared | Failure | None"
 
 
 def score_bulk(
     scorer: Scorer,
-    found: Iterable[Listed | Picture | Failure | None],
+    items: Iterable[_Item],
     config: BulkConfig | None = None,
     sampling: Sampling | None = None,
     after: Callable[[Listed], int] = lambda _: -1,
 ) -> Iterator[Score | Failure]:
-    """Score a stream as :meth:`Scorer.score_many` does, but decode ahead on threads and overlap with it.
+    """Score a stream as :meth:`Scorer.score_many` does, with decoding on threads beside inference.
 
     Args:
-        scorer: on a CPU best opened with ``threads=1`` where ``config.runs`` is more than 1.
-        found: what :func:`list_sources` gives, taken a little ahead of the results; a None asks for
-            everything before it to be finished before the next item is asked for.
+        scorer: on a CPU best opened with ``threads=1`` if ``config.runs`` is more than 1.
+        items: from :func:`list_sources`, read a little ahead of the results; a None asks for everything
+            before it to be finished before the next item is taken.
         config: how much at once.
         sampling: which frames of videos to take; default all.
-        after: for a video, the index of the last frame to pass over.
+        after: for a video, the index of the last frame to skip.
 
     Yields:
-        In the order of ``found``: a Score for each picture and a Failure for each that cannot be read.
+        In the order of ``items``: a Score for each picture and a Failure for each that cannot be read.
 
     Raises:
-        BackendError: the network failed.
+        BackendError: inference failed.
     """
     config = config or BulkConfig()
     decoder = _Decoder(scorer, sampling or Sampling(), config, after)
     runners = _Threads(config.runs, "run")
-    pending: deque[tuple[list[Picture | Failure], Future[list[Score]]]] = deque()
-    waiting: list[Picture | Failure] = []
+    pending: deque[tuple[list[Prepared | Failure], Future[list[Score]]]] = deque()
+    waiting: list[Prepared | Failure] = []
     try:
-        for item in decoder.results(found):
+        for item in decoder.results(items):
             if item is not None:
                 waiting.append(item)
-            full = sum(isinstance(entry, Picture) for entry in waiting) >= config.batch
+            full = sum(isinstance(entry, Prepared) for entry in waiting) >= config.batch
             if (waiting and item is None) or full or len(waiting) >= _FAILURES * config.batch:
                 pending.append((waiting, _run(scorer, runners, waiting)))
                 waiting = []
             # One batch more than there are runs, so that no run ends without the next one ready.
             while pending and (item is None or len(pending) > config.runs):
-                yield from _finished(*pending.popleft())
+                batch, scores = pending.popleft()
+                yield from in_order(batch, scores.result())
         if waiting:
             pending.append((waiting, _run(scorer, runners, waiting)))
         while pending:
-            yield from _finished(*pending.popleft())
+            batch, scores = pending.popleft()
+            yield from in_order(batch, scores.result())
     finally:
         decoder.close()
         runners.close(_STOP_RUNNING_S)
 
 
-def _run(scorer: Scorer, runners: _Threads, waiting: list[Picture | Failure]) -> Future[list[Score]]:
+def _run(scorer: Scorer, runners: _Threads, waiting: list[Prepared | Failure]) -> Future[list[Score]]:
     future: Future[list[Score]] = Future()
-    pictures = [item for item in waiting if isinstance(item, Picture)]
+    batch = [item for item in waiting if isinstance(item, Prepared)]
 
     def work() -> None:
         try:
-            future.set_result(scorer.score_prepared(pictures, [picture.image for picture in pictures]))
+            scores = scorer.score_prepared([item.origin for item in batch], [item.pixels for item in batch])
+            future.set_result(scores)
         except BaseException as error:
             future.set_exception(error)
 
@@ -119,17 +122,11 @@ def _run(scorer: Scorer, runners: _Threads, waiting: list[Picture | Failure]) ->
     return future
 
 
-def _finished(waiting: list[Picture | Failure], future: Future[list[Score]]) -> Iterator[Score | Failure]:
-    scores = iter(future.result())
-    for item in waiting:
-        yield next(scores) if isinstance(item, Picture) else item
-
-
 class _Threads:
-    """Threads that run what is put in, first come first served.
+    """Threads that run jobs, first come, first served.
 
-    Daemons, unlike those of concurrent.futures: a read from a pipe that nobody writes to must not keep
-    the program from ending at Ctrl-C.
+    Daemons, unlike those of concurrent.futures: a read from a pipe that nobody writes to must not stop the
+    program from ending at Ctrl-C.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -156,17 +153,17 @@ class _Threads:
 
 
 class _End:
-    """Nothing more comes from a source; with what went wrong, if it was no fault of the source."""
+    """Marks the end of a source; with the error, if it was a bug and not the source's fault."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
 
 
 class _Decoder:
-    """Sources in, prepared pictures out, in order, a bounded number of both ahead.
+    """Sources in, prepared pictures out, in order, with a bounded number of both ahead.
 
-    Each source has a queue of its own that one thread fills. The threads take the sources in order, so
-    the one whose results are due is always being worked on, however long the queues behind it are full.
+    Each source has its own queue, filled by one thread. The threads take the sources in order, so the one
+    whose results are due is always in progress, however full the queues behind it are.
     """
 
     def __init__(
@@ -177,9 +174,9 @@ class _Decoder:
         self._queues: deque[queue.Queue[Any]] = deque()
         self._stopping = threading.Event()
 
-    def results(self, found: Iterable[_Item]) -> Iterator[_Result]:
-        """Prepared pictures (uint8 (size, size, 3) RGB) and failures; None: nothing more for now."""
-        items = iter(found)
+    def results(self, listed: Iterable[_Item]) -> Iterator[_Result]:
+        """Prepared pictures and failures; None: nothing more for now."""
+        items = iter(listed)
         ahead = self._config.batch * (self._config.runs + 1)
         more, idle = True, False
         while True:
@@ -211,7 +208,7 @@ class _Decoder:
                 raise result.error
 
     def _open(self, item: Listed | Picture | Failure) -> None:
-        # Two at least: a picture and the end, so that no thread waits with a single picture.
+        # At least two: a picture and the end, so that no thread waits because of a single picture.
         out: queue.Queue[Any] = queue.Queue(max(2, self._config.frames_ahead))
         self._queues.append(out)
         if isinstance(item, Failure):
@@ -232,26 +229,25 @@ class _Decoder:
             end = _End(error)
         out.put(end)
 
-    def _prepared(self, item: Listed | Picture) -> Iterator[Picture | Failure]:
+    def _prepared(self, item: Listed | Picture) -> Iterator[Prepared | Failure]:
         name = item.source if isinstance(item, Picture) else str(item)
+        prepare = self._scorer.prepare
         try:
             if isinstance(item, Picture):
-                yield Picture(self._scorer.prepare(item.image), name, item.frame, item.time_s)
+                yield Prepared(item.origin, prepare(item.image))
                 return
-            for decoded in decode_listed(item, self._sampling, self._after(item)):
-                pixels = self._scorer.prepare(decoded.image)
-                if decoded.bgr:  # squashing works on each channel alone
-                    pixels = pixels[:, :, ::-1]
-                yield Picture(pixels, name, decoded.frame, decoded.time_s)
+            for frame in decode_listed(item, self._sampling, self._after(item)):
+                origin = Origin(name, frame.index, frame.time_s)
+                yield Prepared(origin, prepare(frame.image, frame.bgr))
         except GrmpError as error:
             yield Failure(name, error)
         except MemoryError:
             yield Failure(name, ImageError(f"{name}: too large for this machine's memory", "make it smaller"))
 
     def close(self) -> None:
-        """Stop the threads; what they still hold is dropped."""
+        """Stop the threads; their unfinished work is dropped."""
         self._stopping.set()
-        for out in self._queues:  # a thread that waits for room goes on, and sees that it should end
+        for out in self._queues:  # a thread waiting for room wakes up and sees that it should end
             while True:
                 try:
                     out.get_nowait()

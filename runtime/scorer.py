@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.bundle import Bundle
+from grmp_edge.default_bundle import DEFAULT_BUNDLE
 from grmp_edge.errors import GrmpError
+from grmp_edge.files import Closing
 from grmp_edge.preprocess import decode_image, read_image, to_rgb8
 from grmp_edge.runtime.backends import Backend, BackendOptions, open_backend
 from grmp_edge.runtime.sources.sources import Failure, Picture, Sampling, read_sources
-from grmp_edge.score import Score
+from grmp_edge.score import Origin, Score
 
-__all__ = ["ImageLike", "Scorer"]
+__all__ = ["ImageLike", "Prepared", "Scorer", "in_order"]
 
-# A path, the bytes of a picture file, or decoded pixels: uint8 (H, W, 3) RGB (grey, RGBA and uint16 are
-# turned into that by grmp_edge.preprocess.to_rgb8).
+# A path, the bytes of a picture file, or decoded pixels: uint8 (H, W, 3) RGB; grey, RGBA and uint16 are
+# converted by grmp_edge.preprocess.to_rgb8.
 ImageLike: TypeAlias = str | Path | bytes | npt.NDArray[np.generic]
 
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
 
 
-class Scorer:
-    """Scores pictures with one graph of a bundle. Make one with :meth:`open`; close it or use ``with``.
+@dataclass(frozen=True)
+class Prepared:
+    """One picture's network input, ready for a batch: the decoded picture, 25 MB at 4K, is gone by then."""
 
-    May be used from several threads at once.
+    origin: Origin
+    pixels: UInt8Array  # (size, size, 3) RGB
+
+
+class Scorer(Closing):
+    """Scores pictures with one graph of a bundle. Create it with :meth:`open`; close it or use ``with``.
+
+    Safe to use from several threads at once.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, precision: str) -> None:
@@ -41,20 +51,20 @@ class Scorer:
     @classmethod
     def open(
         cls,
-        bundle: str | Path | Bundle,
+        bundle: str | Path | Bundle = DEFAULT_BUNDLE,
         precision: str = "fp32",
         provider: str = "auto",
         threads: int | None = None,
         allow_cpu: bool = False,
     ) -> Scorer:
-        """Check a bundle and make one of its graphs ready to run.
+        """Check a bundle and load one of its graphs.
 
         Args:
-            bundle: the folder, or one already loaded.
+            bundle: its folder, or a loaded one; by default the one that ships with grmp-edge.
             precision: ``fp32``, ``fp16`` or ``int8``; the bundle must have it.
             provider: ``auto``, ``cpu``, ``cuda`` or ``tensorrt``; see :class:`BackendOptions`.
-            threads: CPU threads for the network; None leaves it to the backend.
-            allow_cpu: run on the CPU if the provider asked for does not work; ``backend.fallback`` then
+            threads: CPU threads for inference; None leaves the choice to the backend.
+            allow_cpu: run on the CPU if the requested provider does not work; ``backend.fallback`` then
                 says why.
 
         Raises:
@@ -70,26 +80,26 @@ class Scorer:
         return cls(bundle, backend, precision)
 
     def score(self, image: ImageLike, name: str | None = None) -> Score:
-        """Score one picture; ``name`` is what the result calls it (default: its path).
+        """Score one picture; ``name`` becomes the result's ``source`` (default: its path).
 
         Raises:
-            ImageError: it cannot be read, or is no picture.
+            ImageError: it cannot be read, or is not a picture.
         """
         return self.score_batch([image], None if name is None else [name])[0]
 
     def score_batch(self, images: Sequence[ImageLike], names: Sequence[str] | None = None) -> list[Score]:
-        """Score several pictures in one run of the network, in order.
+        """Score several pictures as one batch, in order.
 
         Raises:
-            ImageError: one of them cannot be read; none is scored then. :meth:`score_many` goes on.
+            ImageError: one of them cannot be read; then none is scored. :meth:`score_many` carries on.
         """
         if names is not None and len(names) != len(images):
             raise ValueError(f"{len(names)} names for {len(images)} images")
-        pictures = [
-            Picture(_pixels(image), names[index] if names is not None else _name(image, index))
+        origins = [
+            Origin(names[index] if names is not None else _name(image, index))
             for index, image in enumerate(images)
         ]
-        return self._run(pictures, [self.prepare(picture.image) for picture in pictures])
+        return self.score_prepared(origins, [self.prepare(_pixels(image)) for image in images])
 
     def score_many(
         self,
@@ -101,53 +111,44 @@ class Scorer:
 
         Args:
             pictures: names as :func:`read_sources` takes them (files, folders, globs, videos), decoded
-                pictures, or failures met on the way, which are passed on.
-            batch_size: pictures in one run of the network. 8 is where CPUs stop gaining.
-            sampling: which frames of videos to take; default all.
+                pictures, or failures from upstream, which are passed on.
+            batch_size: pictures per inference. CPUs stop gaining at 8.
+            sampling: which frames of videos to score; default all.
 
         Yields:
             In the order of ``pictures``: a Score for each picture and a Failure for each that cannot be read.
         """
         if batch_size < 1:
             raise ValueError(f"a batch of {batch_size} pictures")
-        # What waits for the batch to fill, in order; failures wait too, so that the order holds.
-        waiting: list[Picture | Failure] = []
-        batch: list[UInt8Array] = []
+        # The batch so far; failures wait in it too, so that the order holds.
+        waiting: list[Prepared | Failure] = []
+        ready = 0
         for item in _decoded(pictures, sampling):
-            if isinstance(item, Picture):
-                try:
-                    batch.append(self.prepare(item.image))
-                except GrmpError as error:
-                    waiting.append(Failure(item.source, error))
-                else:
-                    # Only its name is still needed: a 4K frame is 25 MB.
-                    waiting.append(Picture(_NO_PIXELS, item.source, item.frame, item.time_s))
-            else:
-                waiting.append(item)
-            if len(batch) == batch_size or not batch:
-                yield from self._finish(waiting, batch)
-                waiting, batch = [], []
-        yield from self._finish(waiting, batch)
+            waiting.append(item if isinstance(item, Failure) else self._prepared(item))
+            ready += isinstance(waiting[-1], Prepared)
+            if ready in (0, batch_size):
+                yield from self._finish(waiting)
+                waiting, ready = [], 0
+        yield from self._finish(waiting)
 
-    def prepare(self, image: UInt8Array) -> UInt8Array:
-        """Preprocess uint8 (H, W, 3) RGB into the network's input, uint8 (size, size, 3) RGB."""
-        return self.bundle.preprocess(image)
+    def prepare(self, image: UInt8Array, bgr: bool = False) -> UInt8Array:
+        """Preprocess uint8 (H, W, 3), RGB or (with ``bgr``) BGR, into network input.
 
-    def score_prepared(self, pictures: Sequence[Picture], batch: Sequence[UInt8Array]) -> list[Score]:
-        """Score what :meth:`prepare` made, in one run of the network.
+        Returns:
+            uint8 (size, size, 3) RGB.
+
+        Raises:
+            ImageError: ``image`` has another type or shape.
+        """
+        return self.bundle.preprocess(image, bgr)
+
+    def score_prepared(self, origins: Sequence[Origin], batch: Sequence[UInt8Array]) -> list[Score]:
+        """Score as one batch what :meth:`prepare` returned.
 
         Args:
-            pictures: what the results take their names and frame numbers from; the pixels are not looked at.
-            batch: for each picture its network input, uint8 (size, size, 3) RGB.
+            origins: where each picture came from.
+            batch: its network input, uint8 (size, size, 3) RGB.
         """
-        return self._run(pictures, batch)
-
-    def _finish(self, waiting: list[Picture | Failure], batch: list[UInt8Array]) -> Iterator[Score | Failure]:
-        scores = iter(self._run([item for item in waiting if isinstance(item, Picture)], batch))
-        for item in waiting:
-            yield next(scores) if isinstance(item, Picture) else item
-
-    def _run(self, pictures: Sequence[Picture], batch: Sequence[UInt8Array]) -> list[Score]:
         if not batch:
             return []
         start = time.perf_counter()
@@ -157,39 +158,43 @@ class Scorer:
         return [
             Score(
                 value=float(value),
-                source=picture.source,
+                source=origin.source,
                 model=self.bundle.id,
                 mos=mos.to_mos(float(value)) if mos is not None else None,
-                frame=picture.frame,
-                time_s=picture.time_s,
+                frame=origin.frame,
+                time_s=origin.time_s,
                 latency_ms=latency_ms,
             )
-            for picture, value in zip(pictures, values, strict=True)
+            for origin, value in zip(origins, values, strict=True)
         ]
+
+    def _prepared(self, picture: Picture) -> Prepared | Failure:
+        try:
+            return Prepared(picture.origin, self.prepare(picture.image))
+        except GrmpError as error:
+            return Failure(picture.source, error)
+
+    def _finish(self, waiting: Sequence[Prepared | Failure]) -> Iterator[Score | Failure]:
+        batch = [item for item in waiting if isinstance(item, Prepared)]
+        scores = self.score_prepared([item.origin for item in batch], [item.pixels for item in batch])
+        return in_order(waiting, scores)
 
     def close(self) -> None:
         """Release the backend; scoring afterwards raises BackendError."""
         self.backend.close()
 
-    def __enter__(self) -> Scorer:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-_NO_PIXELS: UInt8Array = np.zeros((0, 0, 3), np.uint8)
+def in_order(waiting: Iterable[Prepared | Failure], scores: Iterable[Score]) -> Iterator[Score | Failure]:
+    """Yield ``waiting`` with each prepared picture replaced by the next of ``scores``."""
+    following = iter(scores)
+    for item in waiting:
+        yield item if isinstance(item, Failure) else next(following)
 
 
 def _decoded(
     pictures: Iterable[str | Path | Picture | Failure], sampling: Sampling | None
 ) -> Iterator[Picture | Failure]:
-    if isinstance(pictures, (str, Path)):  # a str would be walked letter by letter
+    if isinstance(pictures, (str, Path)):  # a str would be iterated letter by letter
         pictures = [pictures]
     for item in pictures:
         if isinstance(item, (Picture, Failure)):

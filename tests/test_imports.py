@@ -25,7 +25,8 @@ HEAVY = {"torch", "open_clip", "onnx", "onnxruntime", "tensorrt", "safetensors"}
 def files() -> dict[Path, str]:
     """Every module of the package with its part."""
     parts = dict.fromkeys((ROOT / "grmp_edge").glob("*.py"), "core")
-    parts[ROOT / "grmp_edge" / "__main__.py"] = "cli"
+    # The two front doors hand on what lies in the rooms, and like the commands load it only when asked.
+    parts.update(dict.fromkeys((ROOT / "grmp_edge" / name for name in ("__init__.py", "__main__.py")), "cli"))
     for folder, part in (("grmp_edge/cli", "cli"), *((room, room) for room in ROOMS)):
         parts.update(dict.fromkeys((ROOT / folder).rglob("*.py"), part))
     return parts
@@ -183,6 +184,21 @@ def test_the_runtime_loads_neither_torch_nor_a_backend() -> None:
     loaded = loaded_by("-c", "import grmp_edge.runtime")
     assert {"grmp_edge", "cv2"} <= loaded
     assert not loaded & HEAVY
+
+
+def test_the_package_alone_loads_nothing_heavy() -> None:
+    loaded = loaded_by("-c", "import grmp_edge; grmp_edge.__version__")
+    assert "grmp_edge" in loaded
+    assert not loaded & {*HEAVY, "cv2", "numpy", "typer"}
+
+
+def test_the_scorer_is_at_the_front_door() -> None:
+    import grmp_edge
+    import grmp_edge.runtime
+
+    assert grmp_edge.Scorer is grmp_edge.runtime.Scorer
+    with pytest.raises(AttributeError, match="no attribute 'Score'"):
+        grmp_edge.Score  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_doctor_loads_no_torch() -> None:

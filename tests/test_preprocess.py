@@ -13,7 +13,16 @@ from conftest import UInt8Array, encode, make_image
 from PIL import Image, ImageOps
 
 from grmp_edge.errors import ImageError
-from grmp_edge.preprocess import Preprocess, decode_image, opencv_silent, read_image, squash, to_rgb8
+from grmp_edge.image_files import images_below
+from grmp_edge.preprocess import (
+    Preprocess,
+    decode_image,
+    opencv_silent,
+    read_image,
+    squash,
+    swap_red_blue,
+    to_rgb8,
+)
 
 
 def pattern(height: int, width: int) -> UInt8Array:
@@ -262,3 +271,22 @@ def test_opencvs_log_level_is_left_as_it_was() -> None:
             decode_image(b"BM nonsense")
         assert log.getLogLevel() == 0 != before
     assert log.getLogLevel() == before
+
+
+def test_the_order_of_the_channels() -> None:
+    rgb = make_image()
+    bgr = swap_red_blue(rgb)
+    assert np.array_equal(bgr, rgb[:, :, ::-1]) and np.array_equal(swap_red_blue(bgr), rgb)
+    deep = rgb.astype(np.uint16) * 257
+    assert swap_red_blue(deep).dtype == np.uint16
+    preprocess = Preprocess(36, 32)
+    assert np.array_equal(preprocess(bgr, bgr=True), preprocess(rgb))
+
+
+def test_the_pictures_below_a_folder(photos: Path) -> None:
+    (photos / "sub.jpg").mkdir()  # a folder is no picture, whatever its name
+    (photos / "sub.jpg" / "a.JPG").touch()
+    (photos / "notes.txt").touch()
+    paths = [photos / name for name in ("1.png", "10.png", "2.png", "sub.jpg/a.JPG")]
+    assert images_below(photos) == paths
+    assert images_below(photos, {".jpg"}) == paths[3:]

@@ -18,6 +18,7 @@ from grmp_edge.errors import BackendError, BundleError, ImageError
 from grmp_edge.runtime import BackendOptions, Failure, Picture, Sampling, Score, Scorer
 from grmp_edge.runtime.backends import OnnxRuntimeBackend, open_backend
 from grmp_edge.runtime.measure.doctor import can_score, examine, probe_graph
+from grmp_edge.score import Origin
 
 
 def test_a_path_bytes_and_an_array(tiny_bundle: Bundle, photos: Path) -> None:
@@ -111,6 +112,25 @@ def test_bad_pictures(tiny_bundle: Bundle, tmp_path: Path) -> None:
                 scorer.score(bad)
         with pytest.raises(ImageError):
             scorer.score_batch([make_image(), b""])
+
+
+def test_without_a_bundle_the_one_that_ships_is_opened() -> None:
+    from grmp_edge import Scorer as AtTheDoor
+    from grmp_edge.default_bundle import DEFAULT_BUNDLE
+
+    with AtTheDoor.open() as scorer:
+        assert scorer.bundle.path == DEFAULT_BUNDLE
+        assert 0.0 <= scorer.score(make_image()).value <= 1.0
+
+
+def test_where_a_result_came_from(tiny_bundle: Bundle, clip: Path) -> None:
+    with Scorer.open(tiny_bundle) as scorer:
+        (score,) = scorer.score_many([clip], sampling=Sampling(every=100))
+        assert isinstance(score, Score)
+        assert score.origin == Origin(str(clip), 0, 0.0) == Origin(score.source, score.frame, score.time_s)
+        picture = Picture(make_image(), "own", 3)
+        (again,) = scorer.score_prepared([picture.origin], [scorer.prepare(picture.image)])
+    assert again.origin == picture.origin == Origin("own", 3)
 
 
 def test_closed(tiny_bundle: Bundle) -> None:

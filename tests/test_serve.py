@@ -28,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import UsageError
-from grmp_edge.image_size import image_size
+from grmp_edge.image_files import image_size
 from grmp_edge.runtime.web.guard import ServeConfig
 from grmp_edge.runtime.web.prometheus import RequestMetrics
 from grmp_edge.score import Score

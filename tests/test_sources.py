@@ -139,7 +139,7 @@ def test_frames_are_rgb(tmp_path: Path) -> None:
         writer.write(np.full((48, 64, 3), (0, 0, 255), np.uint8))  # OpenCV writes BGR
     writer.release()
     frame = next(read_video(path))
-    assert frame.image.reshape(-1, 3).mean(axis=0) == pytest.approx([255, 0, 0], abs=6)
+    assert frame.rgb().reshape(-1, 3).mean(axis=0) == pytest.approx([255, 0, 0], abs=6)
 
 
 @pytest.mark.parametrize(

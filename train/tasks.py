@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import DataError, ImageError
-from grmp_edge.preprocess import IMAGE_SUFFIXES, read_image, squash
+from grmp_edge.image_files import images_below
+from grmp_edge.preprocess import read_image, squash
 from grmp_edge.train.data.labelled import Labelled
 from grmp_edge.train.pictures.distort import DISTORTIONS, distort
 
@@ -193,7 +194,7 @@ def load_photographs(
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of photographs", "give a folder with --photos")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    paths = images_below(folder)
     if most is not None and len(paths) > most:
         paths = [paths[i * len(paths) // most] for i in range(most)]
     photographs = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections import deque
@@ -20,9 +21,8 @@ from grmp_edge.runtime.live.camera import Camera
 from grmp_edge.runtime.live.config import CameraConfig, LiveConfig
 from grmp_edge.runtime.live.events import CameraEvent, CameraState, CameraStats, LiveFrame
 from grmp_edge.runtime.scorer import Scorer
-from grmp_edge.runtime.sources.sources import Picture
 from grmp_edge.runtime.video.capture import Capture, open_capture
-from grmp_edge.score import Score
+from grmp_edge.score import Origin, Score
 
 __all__ = ["AlertEvent", "CameraStatus", "Live", "LiveEvent", "LiveScore"]
 
@@ -30,7 +30,6 @@ UInt8Array = npt.NDArray[np.uint8]
 
 _TICK = 0.25  # seconds between looks at hanging reads and at stop()
 _STOP_S = 3.0  # how long closing waits for reading threads; a hanging one is left to end by itself
-_NO_PIXELS: UInt8Array = np.zeros((0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -85,18 +84,15 @@ class Live:
         self._stopping = False
         self.beat_s = time.monotonic()  # when events() last went on; older than seconds: it hangs
         self._turn = 0  # which camera comes first in the next batch
+        prepare = functools.partial(self.scorer.prepare, bgr=True)
         self._cameras = [
-            Camera(camera, self._prepare, self._ready, self._changes.append, opener)
+            Camera(camera, prepare, self._ready, self._changes.append, opener)
             for camera in _distinct(cameras)
         ]
         self._trackers = {camera.label: AlertTracker(camera.config.alert) for camera in self._cameras}
         self._scored = dict.fromkeys(self._trackers, 0)
         self._last: dict[str, Score] = {}
         self._silence = contextlib.ExitStack()
-
-    def _prepare(self, image: UInt8Array) -> UInt8Array:
-        # Squashing works on each channel alone, so the order is turned where the picture is small.
-        return self.scorer.prepare(image)[:, :, ::-1]
 
     def __enter__(self) -> Live:
         self._silence.enter_context(opencv_silent())  # what goes wrong is told by events, once
@@ -214,8 +210,8 @@ class Live:
         return frames
 
     def _score(self, frames: Sequence[LiveFrame]) -> Iterator[LiveEvent]:
-        pictures = [Picture(_NO_PIXELS, frame.camera, frame.index) for frame in frames]
-        scores = self.scorer.score_prepared(pictures, [frame.prepared for frame in frames])
+        origins = [Origin(frame.camera, frame.index) for frame in frames]
+        scores = self.scorer.score_prepared(origins, [frame.prepared for frame in frames])
         now = time.monotonic()
         for frame, plain in zip(frames, scores, strict=True):
             age_ms = (now - frame.captured_s) * 1000.0

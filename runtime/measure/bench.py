@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.bundle import Bundle
-from grmp_edge.errors import BackendError, UsageError
+from grmp_edge.errors import BackendError, UsageError, first_line
 from grmp_edge.runtime.backends import BackendOptions, load_onnxruntime, open_backend
 
 __all__ = ["BenchConfig", "Runner", "Timing", "bench_bundle", "compare", "graph_runner", "open_session"]
@@ -73,7 +73,7 @@ def open_session(model: Path | bytes, threads: int | None = None, optimize: bool
         return ort.InferenceSession(source, sess_options=settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base but this
         name = str(model) if isinstance(model, Path) else "the graph"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        reason = first_line(error)
         raise BackendError(f"{name}: onnxruntime {ort.__version__} cannot load it: {reason}") from None
 
 

@@ -18,8 +18,9 @@ from grmp_edge.errors import SourceError, UsageError
 from grmp_edge.runtime.backends import load_onnxruntime
 from grmp_edge.runtime.bulk import BulkConfig, cores, score_bulk
 from grmp_edge.runtime.scorer import Scorer
-from grmp_edge.runtime.sources.sources import Failure, Picture, Sampling
-from grmp_edge.runtime.video.files import read_video_bgr
+from grmp_edge.runtime.sources.sources import Failure, Sampling
+from grmp_edge.runtime.video.files import read_video
+from grmp_edge.score import Origin
 
 __all__ = ["PLAIN", "VideoBenchConfig", "VideoTiming", "bench_video"]
 
@@ -100,8 +101,8 @@ def bench_video(
 
 
 def _prepare(bundle: Bundle, path: Path, every: int) -> list[npt.NDArray[np.uint8]]:
-    frames = read_video_bgr(path, Sampling(every))
-    found = [np.ascontiguousarray(bundle.preprocess(frame.image)[:, :, ::-1]) for frame in frames]
+    frames = read_video(path, Sampling(every))
+    found = [np.ascontiguousarray(bundle.preprocess(frame.image, frame.bgr)) for frame in frames]
     if not found:
         raise SourceError(f"{path}: no frame to score", "give a longer video, or a smaller --every")
     return found
@@ -160,9 +161,9 @@ def _ours(
         from concurrent.futures import ThreadPoolExecutor
 
         batches = [prepared[at : at + config.batch] for at in range(0, len(prepared), config.batch)]
-        pictures = [[Picture(image, "") for image in batch] for batch in batches]
+        origins = [[Origin("")] * len(batch) for batch in batches]
         with ThreadPoolExecutor(runs) as pool:
-            return list(pool.map(scorer.score_prepared, pictures, batches))
+            return list(pool.map(scorer.score_prepared, origins, batches))
 
     return _Side(score, network, cv2_threads=1)
 

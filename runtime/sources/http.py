@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grmp_edge.errors import SourceError
-from grmp_edge.image_size import image_size
+from grmp_edge.image_files import image_size
 from grmp_edge.redact import safe_name, scrub, split_credentials
 
 __all__ = ["FetchConfig", "fetch_picture"]

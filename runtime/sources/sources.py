@@ -1,4 +1,4 @@
-"""From what the user names (files, folders, globs) to a stream of decoded pictures."""
+"""From names (files, folders, globs, addresses) to a stream of decoded pictures."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import GrmpError, SourceError
-from grmp_edge.preprocess import IMAGE_SUFFIXES, decode_image, read_image
+from grmp_edge.image_files import IMAGE_SUFFIXES
+from grmp_edge.preprocess import decode_image, read_image
 from grmp_edge.redact import safe_name
 from grmp_edge.runtime.sources.http import fetch_picture
 from grmp_edge.runtime.sources.listing import natural_key, sort_names, walk
 from grmp_edge.runtime.sources.stdin import STDIN, RawFormat, read_raw_frames, read_stdin
-from grmp_edge.runtime.video.files import VIDEO_SUFFIXES, Sampling, read_video_bgr
+from grmp_edge.runtime.video.files import VIDEO_SUFFIXES, Frame, Sampling, read_video
+from grmp_edge.score import Origin
 
 __all__ = [
-    "Decoded",
     "Failure",
     "Listed",
     "Picture",
@@ -41,14 +41,19 @@ class Picture:
     """A decoded picture or video frame."""
 
     image: npt.NDArray[np.uint8]  # (H, W, 3) RGB
-    source: str  # the path it came from, or a name
+    source: str  # its path, or a name
     frame: int | None = None  # index in a video, from 0
     time_s: float | None = None  # position in a video in seconds
+
+    @property
+    def origin(self) -> Origin:
+        """Where it came from."""
+        return Origin(self.source, self.frame, self.time_s)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Something that should have been a picture; it takes the picture's place in the stream."""
+    """A source that could not be read; it takes the picture's place in the stream."""
 
     source: str
     error: GrmpError  # str(error) is one line that names the source
@@ -61,33 +66,23 @@ class Remote:
     url: str
 
     def __str__(self) -> str:
-        """The address as it may be shown."""
+        """The address without its credentials."""
         return safe_name(self.url)
 
 
 @dataclass(frozen=True)
 class Stdin:
-    """Standard input, named ``-``: raw frames if ``raw`` says which, else one encoded picture."""
+    """Standard input, given as ``-``: raw frames in the format ``raw``, else one encoded picture."""
 
     raw: RawFormat | None = None
 
     def __str__(self) -> str:
-        """What results call it."""
+        """Its name in results."""
         return STDIN
 
 
-# What a source turns out to be, before it is opened; str() is its name in results.
+# One input, not opened yet; str() is its name in results.
 Listed: TypeAlias = Path | Remote | Stdin
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Pixels as the decoder gave them; they hold until the next are asked for."""
-
-    image: npt.NDArray[np.uint8]  # (H, W, 3)
-    bgr: bool  # the order of the channels; turning it is left until the picture is small
-    frame: int | None = None
-    time_s: float | None = None
 
 
 def read_sources(
@@ -95,57 +90,51 @@ def read_sources(
 ) -> Iterator[Picture | Failure]:
     """Decode everything the sources name, one picture at a time, in order.
 
-    A source is a picture or video file, a folder (searched below, files in natural order: 2 before 10;
-    hidden ones left out), a glob (``**`` goes down), ``-`` for a picture from standard input, or the http
-    address of a picture. A source or file that cannot be read becomes a :class:`Failure` and the stream
-    goes on.
+    A source is a picture or video file, a folder (searched recursively in natural order, 2 before 10, hidden
+    files skipped), a glob (``**`` matches any depth), ``-`` for a picture on standard input, or the http
+    address of a picture. One that cannot be read becomes a :class:`Failure`, and the stream continues.
 
     Args:
-        sources: the names, in the order wanted.
+        sources: the names.
         sampling: which frames of videos to take; default all.
     """
-    for found in list_sources(sources):
-        if isinstance(found, Failure):
-            yield found
+    for item in list_sources(sources):
+        if isinstance(item, Failure):
+            yield item
             continue
-        name = str(found)
         try:
-            for item in decode_listed(found, sampling or Sampling()):
-                image = item.image
-                if item.bgr:
-                    image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
-                yield Picture(image, name, item.frame, item.time_s)
+            for frame in decode_listed(item, sampling or Sampling()):
+                yield Picture(frame.rgb(), str(item), frame.index, frame.time_s)
         except GrmpError as error:
-            yield Failure(name, error)
+            yield Failure(str(item), error)
 
 
-def decode_listed(found: Listed, sampling: Sampling, after: int = -1) -> Iterator[Decoded]:
-    """Open and decode what :func:`list_sources` found.
+def decode_listed(item: Listed, sampling: Sampling, after: int = -1) -> Iterator[Frame]:
+    """Open and decode one input from :func:`list_sources`.
 
     Args:
-        found: the file, address or input.
+        item: the file, address or standard input.
         sampling: which frames of a video to take.
-        after: frames of a video up to this index are passed over.
+        after: skip frames of a video up to this index.
 
     Raises:
         GrmpError: it cannot be read; frames before the damage have been yielded.
     """
-    if isinstance(found, Stdin) and found.raw is not None:
-        for index, image in read_raw_frames(found.raw, sampling.every):
-            yield Decoded(image, found.raw.bgr, index)
-    elif isinstance(found, Stdin):
-        yield Decoded(decode_image(read_stdin(), STDIN), False)
-    elif isinstance(found, Remote):
-        yield Decoded(decode_image(fetch_picture(found.url), str(found)), False)
-    elif found.suffix.lower() in VIDEO_SUFFIXES:
-        for frame in read_video_bgr(found, sampling, after):
-            yield Decoded(frame.image, True, frame.index, frame.time_s)
+    if isinstance(item, Stdin) and item.raw is not None:
+        for index, image in read_raw_frames(item.raw, sampling.every):
+            yield Frame(image, item.raw.bgr, index)
+    elif isinstance(item, Stdin):
+        yield Frame(decode_image(read_stdin(), STDIN), bgr=False)
+    elif isinstance(item, Remote):
+        yield Frame(decode_image(fetch_picture(item.url), str(item)), bgr=False)
+    elif item.suffix.lower() in VIDEO_SUFFIXES:
+        yield from read_video(item, sampling, after)
     else:
-        yield Decoded(read_image(found), False)
+        yield Frame(read_image(item), bgr=False)
 
 
 def list_sources(sources: Iterable[str | Path], raw: RawFormat | None = None) -> Iterator[Listed | Failure]:
-    """What the sources name, without opening it and without holding the list; ``raw`` is for ``-``."""
+    """List what the sources name, lazily and without opening it; ``raw`` is the format of ``-``."""
     for source in sources:
         try:
             if str(source) == "-":
@@ -165,27 +154,27 @@ def _expand(source: str) -> Iterator[Listed | Failure]:
         yield Remote(source)
     elif "://" in source:
         raise SourceError(
-            f"{safe_name(source)}: a stream has no end to score up to",
+            f"{safe_name(source)}: a live stream never ends",
             "use grmp-edge watch; or give files, folders or globs",
         )
     elif path.is_dir():
         yield from _some(_walk(path), f"{path}: no picture or video in this folder")
     elif path.exists() or not glob.has_magic(source):
-        yield path  # a missing one is told when it is read, like any other that cannot be
+        yield path  # if missing, reported on reading, like any other that is unreadable
     else:
-        # Not Path.glob: the pattern may be absolute, and names beginning with a dot stay out.
+        # Not Path.glob: the pattern may be absolute, and must not match names that begin with a dot.
         matches = sort_names(glob.iglob(source, recursive=True))  # noqa: PTH207
         files = (Path(match) for match in matches if is_known(match) and not Path(match).is_dir())
         yield from _some(files, f"{source}: matches no picture or video")
 
 
-def _some(files: Iterable[Path | Failure], otherwise: str) -> Iterator[Path | Failure]:
+def _some(files: Iterable[Path | Failure], if_none: str) -> Iterator[Path | Failure]:
     empty = True
     for file in files:
         empty = False
         yield file
     if empty:
-        raise SourceError(otherwise, "check the path")
+        raise SourceError(if_none, "check the path")
 
 
 def _walk(folder: Path) -> Iterator[Path | Failure]:
@@ -197,6 +186,6 @@ def _walk(folder: Path) -> Iterator[Path | Failure]:
 
 
 def is_known(name: str) -> bool:
-    """Whether a file name ends as pictures or videos do."""
+    """Whether a file name has the suffix of a picture or video."""
     suffix = Path(name).suffix.lower()
     return suffix in IMAGE_SUFFIXES or suffix in VIDEO_SUFFIXES

@@ -10,12 +10,11 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import GrmpError, SourceError
-from grmp_edge.preprocess import decode_image
+from grmp_edge.preprocess import decode_image, swap_red_blue
 from grmp_edge.redact import scrub, split_credentials
 from grmp_edge.runtime.video.config import CaptureConfig
 
@@ -72,7 +71,7 @@ def _decode(data: bytes, label: str) -> UInt8Array:
         rgb = decode_image(data, name=label)
     except GrmpError as error:
         raise SourceError(error.message, error.remedy) from None
-    return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), dtype=np.uint8)
+    return swap_red_blue(rgb)
 
 
 class _Body:

@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import SourceError, UsageError
-from grmp_edge.preprocess import opencv_silent
+from grmp_edge.preprocess import opencv_silent, swap_red_blue
 
-__all__ = ["VIDEO_SUFFIXES", "Frame", "Sampling", "read_video", "read_video_bgr"]
+__all__ = ["VIDEO_SUFFIXES", "Frame", "Sampling", "read_video"]
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
      ".mts", ".ogv", ".ts", ".webm", ".wmv"}
 )  # fmt: skip
 
-# A container may promise a few frames more than it holds (edit lists, an estimate from the duration);
-# a file missing more than this share has been cut.
+# A container may promise a few frames more than it holds (edit lists, a count estimated from the duration);
+# a file that lacks more than this share has been cut short.
 _MISSING_SHARE = 0.05
 
 
@@ -30,8 +30,8 @@ _MISSING_SHARE = 0.05
 class Sampling:
     """Which frames of a video to take."""
 
-    every: int = 1  # each one: what was asked is not thinned out in silence
-    fps: float | None = None  # at most so many a second of the video's time; None: as many as there are
+    every: int = 1  # all of them: nothing is skipped unasked
+    fps: float | None = None  # at most this many per second of video; None: all
 
     def __post_init__(self) -> None:
         if self.every < 1 or (self.fps is not None and not self.fps > 0):
@@ -42,35 +42,30 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame: uint8 (H, W, 3), its index from 0 and its time in the video in seconds."""
+    """A decoded frame or picture, before its colour channels are put in order."""
 
-    image: npt.NDArray[np.uint8]
-    index: int
-    time_s: float
+    image: npt.NDArray[np.uint8]  # (H, W, 3); a video's is valid only until the next frame is read
+    bgr: bool  # the channel order, which is cheaper to reverse once the picture is small
+    index: int | None = None  # in its video, from 0
+    time_s: float | None = None  # position in its video in seconds
 
-
-def read_video(path: Path, sampling: Sampling | None = None) -> Iterator[Frame]:
-    """Yield the frames that ``sampling`` (default: all) takes, RGB; one frame is held at a time.
-
-    Raises:
-        SourceError: the file is missing, empty, no video, or ends early (after its readable frames).
-    """
-    for frame in read_video_bgr(path, sampling):
-        rgb = np.asarray(cv2.cvtColor(frame.image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
-        yield Frame(rgb, frame.index, frame.time_s)
+    def rgb(self) -> npt.NDArray[np.uint8]:
+        """uint8 (H, W, 3) RGB; a new array if the order had to be reversed."""
+        return swap_red_blue(self.image) if self.bgr else self.image
 
 
-def read_video_bgr(path: Path, sampling: Sampling | None = None, after: int = -1) -> Iterator[Frame]:
-    """As :func:`read_video`, but BGR and in one buffer: an image holds until the next is asked for.
-
-    A fresh array for each 1080p frame costs more than the squashing that follows, and the order of the
-    channels is turned faster when the picture is small.
+def read_video(path: Path, sampling: Sampling | None = None, after: int = -1) -> Iterator[Frame]:
+    """Yield frames of a video file, BGR, all in one buffer: allocating each 1080p frame would cost more
+    than squashing it.
 
     Args:
         path: the video file.
-        sampling: which frames to take, counted from the beginning whatever ``after`` is.
-        after: frames up to this index are passed over: decoded, since others build on them, but not
+        sampling: which frames to take (default all), counted from the beginning whatever ``after`` is.
+        after: skip frames up to this index: they are decoded, since later ones depend on them, but not
             converted.
+
+    Raises:
+        SourceError: the file is missing, empty, not a video, or ends early (after its readable frames).
     """
     sampling = sampling or Sampling()
     if not path.is_file():
@@ -90,10 +85,10 @@ def read_video_bgr(path: Path, sampling: Sampling | None = None, after: int = -1
 
 
 def _open(path: Path) -> cv2.VideoCapture:
-    # Read once by OpenCV when it first opens a video: FFmpeg would print its own lines about damage.
+    # OpenCV reads this when it first opens a video; without it FFmpeg prints its own lines about damage.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     backends = cv2.videoio_registry.getBackends()
-    # By name, since after a failure the others try, print, and read "shot1.mp4" as a series of pictures.
+    # FFmpeg by name: otherwise other backends try next, print, and read "shot1.mp4" as an image sequence.
     with opencv_silent():
         return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG if cv2.CAP_FFMPEG in backends else cv2.CAP_ANY)
 
@@ -107,21 +102,21 @@ def _frames(capture: cv2.VideoCapture, path: Path, sampling: Sampling, after: in
         time_s = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0
         if time_s <= 0 < index and rate > 0:  # a container without time stamps
             time_s = index / rate
-        wanted = index % sampling.every == 0
-        if wanted and sampling.fps is not None:
+        sampled = index % sampling.every == 0
+        if sampled and sampling.fps is not None:
             # The first frame in each slot of 1/fps seconds.
             now = int(time_s * sampling.fps + 1e-6)
-            wanted, slot = now > slot, max(now, slot)
-        if wanted and index > after:
-            ok, found = capture.retrieve(buffer)
+            sampled, slot = now > slot, max(now, slot)
+        if sampled and index > after:
+            ok, decoded = capture.retrieve(buffer)
             if not ok:
                 raise SourceError(f"{path}: frame {index} cannot be decoded", "copy the video again")
-            buffer = np.asarray(found, dtype=np.uint8)
-            yield Frame(buffer, index, time_s)
+            buffer = np.asarray(decoded, dtype=np.uint8)
+            yield Frame(buffer, True, index, time_s)
         index += 1
     if index == 0:
         raise SourceError(
-            f"{path}: no frame of it can be decoded", "check that a player plays it; copy it again"
+            f"{path}: none of its frames can be decoded", "check that a player plays it; copy it again"
         )
     if promised > 0 and promised - index > 1 + _MISSING_SHARE * promised:
         raise SourceError(

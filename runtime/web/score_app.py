@@ -16,7 +16,7 @@ from starlette.datastructures import UploadFile
 
 from grmp_edge import __version__
 from grmp_edge.errors import GrmpError, ImageError, UsageError
-from grmp_edge.image_size import image_size
+from grmp_edge.image_files import image_size
 from grmp_edge.preprocess import decode_image
 from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.runtime.web import prometheus

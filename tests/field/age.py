@@ -65,9 +65,9 @@ class TimedScorer:
         self.notes: dict[int, dict[str, float]] = {}  # by the identity of the prepared picture's memory
         self.runs: list[tuple[float, float, dict[str, float]]] = []
 
-    def prepare(self, image: UInt8Array) -> UInt8Array:
+    def prepare(self, image: UInt8Array, bgr: bool = False) -> UInt8Array:
         began = time.monotonic()
-        prepared = self._scorer.prepare(image)
+        prepared = self._scorer.prepare(image, bgr)
         assert self.capture is not None
         note = {**self.capture.times, "checked": began, "prepared": time.monotonic()}
         self.notes = {**dict(list(self.notes.items())[-8:]), prepared.ctypes.data: note}
@@ -75,8 +75,7 @@ class TimedScorer:
 
     def score_prepared(self, pictures: Any, batch: Any) -> Any:
         notes = self.notes
-        # The camera turns the channels round by a view, which begins at the third byte of the first pixel.
-        found = [notes.get(picture.ctypes.data - 2) for picture in batch]
+        found = [notes.get(picture.ctypes.data) for picture in batch]
         began = time.monotonic()
         result = self._scorer.score_prepared(pictures, batch)
         ended = time.monotonic()

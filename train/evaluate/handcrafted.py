@@ -88,9 +88,10 @@ class Niqe:
             self.pristine = niqe.published()
             self.about = "the authors' model of photographs"
             return
-        from grmp_edge.preprocess import IMAGE_SUFFIXES, read_image
+        from grmp_edge.image_files import images_below
+        from grmp_edge.preprocess import read_image
 
-        files = sorted(p for p in photos.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        files = images_below(photos)
         if not files:
             raise UsageError(
                 f"--niqe-photos {photos}: no pictures there", "give a folder of good photographs"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grmp_edge.errors import ModelError
+from grmp_edge.errors import ModelError, first_line
 
 __all__ = ["EMBEDDED", "RANDOM", "Backbone", "BackboneConfig", "load_backbone", "state_digest"]
 
@@ -81,7 +81,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
             clip = _create(name, pretrained, quick)
         except Exception as error:  # open_clip, the hub and the network each raise their own
             raise ModelError(
-                f"the weights {pretrained!r} of {name} could not be fetched ({_first_line(error)})",
+                f"the weights {pretrained!r} of {name} could not be fetched ({first_line(error)})",
                 "download them on a connected machine and give the file with --weights",
             ) from error
         return _finish(name, pretrained, clip)
@@ -128,7 +128,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], bool]:
         ) from None
     except Exception as error:  # safetensors and torch raise many kinds for a damaged file
         raise ModelError(
-            f"{path}: cannot be read as weights ({_first_line(error)})", "download it again"
+            f"{path}: cannot be read as weights ({first_line(error)})", "download it again"
         ) from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
@@ -239,7 +239,3 @@ def _is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any("/code/" in name for name in archive.namelist())
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grmp_edge.errors import DataError
+from grmp_edge.image_files import images_below
 from grmp_edge.train.pictures.distort import Image
 from grmp_edge.train.pictures.procedural import PROCEDURAL, procedural_image
 from grmp_edge.train.recipe.captions import SCENES, Statistics, caption
@@ -92,7 +93,7 @@ def load_photos(folders: Sequence[Path], held_out: int = 7) -> tuple[list[Source
     train: list[Source] = []
     held: list[Source] = []
     types = (".webp", ".png", ".jpg", ".jpeg")
-    paths = sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in types)
+    paths = sorted(path for folder in folders for path in images_below(folder, types))
     if not paths:
         raise DataError(f"no picture below {', '.join(map(str, folders))}", "name a folder of photographs")
     for place, path in enumerate(paths):

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from grmp_edge.errors import GrmpError, UsageError
+from grmp_edge.errors import GrmpError, UsageError, first_line
 
 __all__ = ["ALONE", "PeerFailedError", "Team", "current_team", "joined", "local_device"]
 
@@ -139,7 +139,7 @@ def joined(device: str = "auto") -> Iterator[Team]:
     except (RuntimeError, ValueError) as error:  # torch's own errors of connecting are RuntimeErrors
         raise UsageError(
             f"rank {rank} of {size} cannot join {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
-            f"({str(error).splitlines()[0]})",
+            f"({first_line(error)})",
             "check that every machine reaches it and started the same number of processes",
         ) from None
     _team = Team(rank, size, _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1))
@@ -189,7 +189,7 @@ def _exchange(action: Callable[[], Any]) -> None:
         action()
     except RuntimeError as error:  # of gloo and nccl alike, whatever went wrong
         raise GrmpError(
-            f"lost the other processes of this training ({str(error).splitlines()[0][:160]})",
+            f"lost the other processes of this training ({first_line(error, 160)})",
             "see their messages; the same command with --resume goes on from the last save",
         ) from None
 
