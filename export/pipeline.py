@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge import __version__
-from grmp_edge.bundle import Bundle, refuse_other, write_bundle
+from grmp_edge.bundle import BackboneReport, Bundle, refuse_other, write_bundle
 from grmp_edge.errors import MissingDependencyError
 from grmp_edge.export.fold import FoldedModel, fold
 from grmp_edge.export.gate_images import gate_images
@@ -23,6 +23,7 @@ from grmp_edge.export.mapped import Spool
 from grmp_edge.export.parity import Gate, ParityConfig
 from grmp_edge.export.precision.half import float32_blocks
 from grmp_edge.export.precision.int8 import Int8Config, choose_int8
+from grmp_edge.parity import Int8Report, ParityReport
 from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
 from grmp_edge.train.session.checkpoint import Checkpoint, load_checkpoint
 
@@ -37,11 +38,11 @@ class ExportConfig:
 
     fp16: bool = False  # float32 runs everywhere; half pays on GPUs only
     int8: bool = False  # pays on CPUs with integer dot products; costs accuracy that the gate measures
-    # Folder or csv of pictures that int8 takes its ranges from; None: those of the gate.
+    # Folder or csv of pictures from which int8 takes its ranges; None: those of the gate.
     calibration: Path | None = None
     # Folder or csv of pictures for the gate; None: those of training, or procedural ones.
     images: Path | None = None
-    weights: str | None = None  # the backbone's weights, where they are not found as recorded
+    weights: str | None = None  # the backbone's weights, if they are no longer where the checkpoint says
     parity: ParityConfig = field(default_factory=ParityConfig)
     quantize: Int8Config = field(default_factory=Int8Config)
 
@@ -52,26 +53,26 @@ def export_bundle(
     config: ExportConfig | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
-    """Export a checkpoint; ``output`` is replaced in one step at the end, or left as it was.
+    """Export a checkpoint. ``output`` is replaced in one step at the end, or left as it was.
 
     Args:
         checkpoint: a folder made by training.
         output: the bundle to make.
         config: what to export.
-        progress: told of each stage.
+        progress: called with a description of each stage.
 
     Raises:
-        MissingDependencyError: there is no onnxruntime for the gate.
+        MissingDependencyError: onnxruntime, which the gate needs, is not installed.
         CheckpointError, ModelError: the checkpoint cannot be loaded.
         DataError, ImageError: the pictures for the gate cannot be read.
-        ParityError: a graph is past its tolerance.
+        ParityError: a graph exceeds its limit.
         BundleError: ``output`` exists and is not a bundle.
     """
     config = config or ExportConfig()
     if find_spec("onnxruntime") is None:
         purpose = "the parity gate (for an NVIDIA GPU the extra is [gpu] instead)"
         raise MissingDependencyError("onnxruntime", "cpu", purpose)
-    # Said before minutes of work; write_bundle holds to it.
+    # Refused before minutes of work; write_bundle checks it again.
     refuse_other(output)
     progress("loading the checkpoint")
     loaded = load_checkpoint(checkpoint, config.weights)
@@ -92,7 +93,7 @@ def export_bundle(
         gate = Gate(model, images, config.parity, progress)
         del loaded, model
         stages = _Stages(spool, Path(folder), metadata, progress)
-        report: dict[str, Any] = {"images": source}
+        report: ParityReport = {"images": source}
         stages.fp32(gate)
         if config.fp16:
             report["fp32_blocks"] = stages.fp16(gate)
@@ -144,34 +145,34 @@ class _Stages:
         self.release()
         self.progress(f"checking {file.name}")
         remedy = "nothing was written; please report it with the checkpoint"
-        gate.take("fp32", gate.judge("fp32", file), remedy)
+        gate.accept("fp32", gate.judge("fp32", file), remedy)
         gate.record("fp32", file)
 
     def fp16(self, gate: Gate) -> list[int]:
-        """Returns the blocks that had to stay in float32."""
+        """Returns the indices of the blocks that had to stay in float32."""
         remedy = "nothing was written; export without --fp16"
-        kept, simulated = float32_blocks(self.folded, gate, self.folder, self.progress, self.release)
+        wide, simulated = float32_blocks(self.folded, gate, self.folder, self.progress, self.release)
         file = self._file("fp16")
         described = self._described("fp16")
         save_graph(
-            lambda weights: build_onnx(self.folded, "fp16", kept, metadata=described, weights=weights), file
+            lambda weights: build_onnx(self.folded, "fp16", wide, metadata=described, weights=weights), file
         )
         self.release()
         self.progress(f"checking {file.name}")
         # A CPU computes the file's half operators in float32 between casts; hence the simulation as well.
-        gate.take("fp16", gate.judge("fp16", file), remedy)
-        gate.take("fp16_simulated", simulated, remedy)
+        gate.accept("fp16", gate.judge("fp16", file), remedy)
+        gate.accept("fp16_simulated", simulated, remedy)
         gate.record("fp16", file)
-        return sorted(kept)
+        return sorted(wide)
 
-    def int8(self, gate: Gate, ranges: npt.NDArray[np.uint8], config: Int8Config) -> dict[str, Any]:
-        """Returns what was tried."""
+    def int8(self, gate: Gate, ranges: npt.NDArray[np.uint8], config: Int8Config) -> Int8Report:
+        """Returns a report on what was tried."""
         file = self._file("int8")
         metadata = self._described("int8")
         chosen, tried = choose_int8(
             self.folded, self.files["fp32"], ranges, gate, file, config, metadata, self.progress
         )
-        gate.take("int8", chosen.link, "nothing was written; export without --int8")
+        gate.accept("int8", chosen.verdict, "nothing was written; export without --int8")
         gate.record("int8", file)
         return tried
 
@@ -179,7 +180,7 @@ class _Stages:
 def _metadata(
     loaded: Checkpoint, folded: FoldedModel, normalization: Normalization, preprocess: Preprocess
 ) -> dict[str, str]:
-    """What a user of the bare ONNX file should know, as strings."""
+    """What a user of the ONNX file alone should know, as strings."""
     return {
         "grmp_edge.version": __version__,
         "grmp_edge.backbone": loaded.model.backbone.name,
@@ -192,7 +193,7 @@ def _metadata(
     }
 
 
-def _backbone(loaded: Checkpoint, folded: FoldedModel) -> dict[str, Any]:
+def _backbone(loaded: Checkpoint, folded: FoldedModel) -> BackboneReport:
     backbone = loaded.model.backbone
     return {
         "name": backbone.name,

@@ -1,6 +1,6 @@
 """The bundle: one folder with ``bundle.json`` and the graphs it lists, the artifact that is deployed.
 
-The format is specified in docs/bundle.md. Reading needs the standard library alone.
+The format is specified in docs/bundle.md. Reading needs only the standard library.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from grmp_edge.default_bundle import MANIFEST, resolve_bundle
 from grmp_edge.errors import BundleError, ImageError
 from grmp_edge.files import replace_folder, sha256_bytes, sha256_file
 from grmp_edge.onnx_wire import external_files
+from grmp_edge.parity import ParityReport
 from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
 from grmp_edge.score import MosScale
 
@@ -23,6 +24,7 @@ __all__ = [
     "MANIFEST",
     "PRECISIONS",
     "SCHEMA_VERSION",
+    "BackboneReport",
     "Bundle",
     "DataFile",
     "Graph",
@@ -30,8 +32,8 @@ __all__ = [
     "write_bundle",
 ]
 
-# The newest that is read. A bundle without data files is written as 1, which older readers know; with them
-# as 2, since a reader of 1 would leave them behind when it copies, and not see it when they are damaged.
+# The newest version that is read. A bundle without data files is written as 1, which older readers know; one
+# with them as 2, since a reader of 1 would leave them behind in a copy and would not notice damage to them.
 SCHEMA_VERSION = 2
 PRECISIONS = ("fp32", "fp16", "int8")
 _MEANING = (
@@ -39,6 +41,21 @@ _MEANING = (
     "input is uint8 NHWC RGB, batch free, already squashed and cropped; casting, normalising and "
     "transposing are in the graph"
 )
+
+
+class BackboneReport(TypedDict, total=False):
+    """The CLIP a bundle was made from, and its image tower."""
+
+    name: str  # open_clip's, or that of the embedded backbone
+    digest: str  # SHA-256 of its tensors before training
+    quick_gelu: bool
+    image_size: int  # pixels a side
+    patch: int  # pixels a side
+    width: int  # channels of a token
+    blocks: int
+    merging: list[int]
+    heads: int
+    visual_prompts: int  # of each block
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of a bundle that graphs keep weights in (ONNX external data); several graphs may share it."""
+    """A file that holds weights of graphs (ONNX external data); several graphs may share it."""
 
     sha256: str
     bytes: int
@@ -66,17 +83,17 @@ class DataFile:
 class Bundle:
     """A read and checked bundle.
 
-    ``parity`` holds the gate's report and ``provenance`` how the model came to be; both are plain JSON.
+    ``parity`` is the gate's report and ``provenance`` tells how the model was made; both are plain JSON.
     """
 
     path: Path
     id: str
-    backbone: Mapping[str, Any]
+    backbone: BackboneReport
     preprocess: Preprocess
     normalization: Normalization
     mos: MosScale | None
     graphs: Mapping[str, Graph]  # by precision: fp32, fp16, int8
-    parity: Mapping[str, Any] = field(default_factory=dict)
+    parity: ParityReport = field(default_factory=ParityReport)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = 1
     files: Mapping[str, DataFile] = field(default_factory=dict)  # by name inside the bundle
@@ -163,7 +180,7 @@ class Bundle:
             raise BundleError(f"{file}: damaged (it does not match the hash in {MANIFEST})", _AGAIN)
 
     def _check_references(self, precision: str) -> None:
-        """A graph may read only what the manifest lists for it, or the hashes would vouch for nothing."""
+        """A graph may read only files that the manifest lists for it, or the hashes would prove nothing."""
         path = self.path / self.graphs[precision].file
         for name in _external(path):
             if precision not in getattr(self.files.get(name), "graphs", ()):
@@ -186,11 +203,11 @@ class Bundle:
         return self.path / self.graphs[precision].file
 
     def data_files(self, precision: str) -> list[Path]:
-        """The paths of the files that the graph of a precision keeps weights in; most have none."""
+        """The paths of the data files that the graph of a precision reads; most graphs have none."""
         return [self.path / name for name, file in self.files.items() if precision in file.graphs]
 
     def graph_digest(self, precision: str) -> str:
-        """SHA-256 that stands for all a graph computes with: its own, or over it and its data files'."""
+        """SHA-256 that identifies a graph with its weights: of its file, or with those of its data."""
         own = self.graphs[precision].sha256
         others = [file.sha256 for file in self.files.values() if precision in file.graphs]
         return sha256_bytes("".join([own, *others]).encode()) if others else own
@@ -218,7 +235,7 @@ def manifest_digest(data: Mapping[str, Any]) -> str:
 
 
 def refuse_other(path: Path) -> None:
-    """Raise BundleError if ``path`` is neither a bundle nor an empty folder: it is not replaced."""
+    """Raise BundleError if ``path`` is something other than a bundle or an empty folder."""
     if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
         raise BundleError(f"{path}: exists and is not a bundle", "choose another output with -o")
 
@@ -227,25 +244,25 @@ def write_bundle(
     path: Path,
     graphs: Mapping[str, tuple[Path, int]],
     *,
-    backbone: Mapping[str, Any],
+    backbone: BackboneReport,
     preprocess: Preprocess,
     normalization: Normalization,
     mos: MosScale | None,
-    parity: Mapping[str, Any],
+    parity: ParityReport,
     provenance: Mapping[str, Any],
     files: Sequence[Path] = (),
 ) -> Bundle:
-    """Write a bundle in one step: whole in place of whatever stood at ``path``, or not at all.
+    """Write a bundle in one step: it replaces an older one as a whole, or not at all.
 
     Args:
         path: the folder to make.
-        graphs: by precision, the ONNX file to take in (moved, its name kept) and its opset.
+        graphs: by precision, an ONNX file (moved into the bundle under its name) and its opset.
         backbone, preprocess, normalization, mos, parity, provenance: as in :class:`Bundle`.
-        files: what the graphs keep weights in, by the names that the graphs give; moved too. Which graph
-            reads which is found in the graphs.
+        files: data files of the graphs, named as the graphs name them; moved too. The graphs themselves tell
+            which of them reads which file.
 
     Raises:
-        BundleError: ``path`` is something other than a bundle, which is not overwritten; or a graph keeps
+        BundleError: ``path`` is something other than a bundle and is not overwritten; or a graph keeps
             weights in a file that is not among ``files``.
         ValueError: no graph reads one of ``files``.
     """
@@ -291,8 +308,8 @@ def write_bundle(
             "parity": dict(parity),
             "provenance": dict(provenance),
         }
-        # Through JSON once, so that the digest is of what a reader will parse; a nan (the SRCC of a
-        # constant) becomes null, since JSON has no word for it and other parsers stop there.
+        # Through JSON once, so that the digest is of what a reader parses. A nan (the SRCC of a constant)
+        # becomes null: JSON has no word for it, and other parsers reject it.
         data = json.loads(json.dumps(data), parse_constant=lambda _: None)
         data["manifest_sha256"] = manifest_digest(data)
         (folder / MANIFEST).write_text(json.dumps(data, indent=2) + "\n", encoding="ascii")

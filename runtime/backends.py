@@ -1,7 +1,7 @@
 """What runs a graph: a small protocol, and onnxruntime behind it.
 
 Another backend (:mod:`grmp_edge.runtime.tensorrt.backend`) is another class with the same members, chosen in
-:func:`open_backend`.
+:func:`open_backend`. Every session of onnxruntime is opened by :func:`open_session`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,18 @@ from grmp_edge.bundle import Bundle, Graph
 from grmp_edge.errors import BackendError, MissingDependencyError, first_line
 from grmp_edge.runtime.tensorrt.engine_cache import default_cache
 
-__all__ = ["PROVIDERS", "Backend", "BackendOptions", "OnnxRuntimeBackend", "load_onnxruntime", "open_backend"]
+__all__ = [
+    "PROVIDERS",
+    "Backend",
+    "BackendOptions",
+    "OnnxRuntimeBackend",
+    "Runner",
+    "Session",
+    "graph_runner",
+    "load_onnxruntime",
+    "open_backend",
+    "open_session",
+]
 
 # Our names for onnxruntime's execution providers.
 PROVIDERS = {
@@ -29,22 +41,26 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 
+UInt8Array = npt.NDArray[np.uint8]
+Float32Array = npt.NDArray[np.float32]
+Runner = Callable[[UInt8Array], Float32Array]  # (N, size, size, 3) to (N,)
+
 
 @dataclass(frozen=True)
 class BackendOptions:
     """How to run a graph.
 
-    ``provider`` is ``auto``, ``cpu``, ``cuda`` or ``tensorrt``. Only ``auto`` may end up elsewhere than on
-    the GPU; a provider asked for by name and not working is an error.
+    ``provider`` is ``auto``, ``cpu``, ``cuda`` or ``tensorrt``. Only ``auto`` may fall back to the CPU; a
+    provider asked for by name that does not work is an error.
     """
 
     # CUDA where it works, else the CPU. Never TensorRT unasked: its engine takes minutes to build.
     provider: str = "auto"
     # None: onnxruntime's own choice, a pinned thread for each physical core. A number leaves the other
-    # cores to decoding cameras or to neighbours.
+    # cores to decoding cameras or to other programs.
     threads: int | None = None
-    # A provider asked for by name that does not work: the CPU instead of an error. Off, since a service
-    # that was to run on a GPU and is ten times too slow without a word is found out too late.
+    # The CPU instead of an error where a provider asked for by name does not work. Off, since nobody notices
+    # in time that a service meant for a GPU is ten times too slow.
     allow_cpu: bool = False
 
     def __post_init__(self) -> None:
@@ -63,13 +79,13 @@ class Backend(Protocol):
 
     @property
     def provider(self) -> str:
-        """Where it really runs: ``cpu``, ``cuda`` or ``tensorrt``."""
+        """Where it actually runs: ``cpu``, ``cuda`` or ``tensorrt``."""
 
     @property
     def fallback(self) -> str | None:
-        """Why it runs on the CPU though another provider was asked for, or was there to use; else None."""
+        """Why it runs on the CPU though another provider was asked for or available; else None."""
 
-    def run(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def run(self, batch: UInt8Array) -> Float32Array:
         """Score uint8 (N, size, size, 3) RGB into float32 (N,)."""
 
     def close(self) -> None:
@@ -81,8 +97,8 @@ def open_backend(
 ) -> Backend:
     """Make the graph at ``path`` ready to run and check that it reads ``size`` x ``size`` pictures.
 
-    ``bundle`` is what it belongs to; with it the provider ``tensorrt`` is native where TensorRT's bindings
-    import, and onnxruntime's elsewhere.
+    ``bundle`` is the bundle it belongs to. With it the provider ``tensorrt`` is native where TensorRT's
+    bindings can be imported, and onnxruntime's elsewhere.
 
     Raises:
         MissingDependencyError: no backend is installed; the message names the extra.
@@ -92,8 +108,8 @@ def open_backend(
     precision = next((name for name, own in bundle.graphs.items() if own == graph), "") if bundle else ""
     try:
         if bundle and precision and options.provider == "tensorrt":
+            from grmp_edge.runtime.tensorrt.bindings import installed_tensorrt
             from grmp_edge.runtime.tensorrt.build import open_native
-            from grmp_edge.runtime.tensorrt.tensorrt_load import installed_tensorrt
 
             if (trt := installed_tensorrt()) is not None:
                 return open_native(bundle, precision, trt=trt)
@@ -116,27 +132,28 @@ class OnnxRuntimeBackend:
     def __init__(
         self, path: Path, graph: Graph, size: int, options: BackendOptions, digest: str = ""
     ) -> None:
-        """``digest`` stands for the graph's content; only TensorRT's engine cache needs it."""
-        ort = load_onnxruntime(options.provider)
-        wanted = _choose(ort, options.provider)
-        self._session: Any = None
-        session = _create(ort, path, options, wanted, digest or graph.sha256)
+        """``digest`` identifies the graph's content; only TensorRT's engine cache needs it."""
+        chosen = _choose(load_onnxruntime(options.provider), options.provider)
+        self._session: Session | None = None
+        # The CPU stays as the last provider, for the odd shape computation a GPU provider leaves to it.
+        names = dict.fromkeys([PROVIDERS[chosen], PROVIDERS["cpu"]])
+        providers = {name: _provider_options(name, path, digest or graph.sha256) for name in names}
+        session = open_session(path, options.threads, providers=providers)
         used = session.get_providers()[0]
-        # onnxruntime only logs it when a provider fails to load, and goes on with the CPU.
-        if used != PROVIDERS[wanted] and options.provider != "auto":
+        # onnxruntime only logs that a provider fails to load, and uses the CPU.
+        if used != PROVIDERS[chosen] and options.provider != "auto":
             raise BackendError(
-                f"provider {wanted!r} does not work here: onnxruntime would run on {used}",
+                f"provider {chosen!r} does not work here: onnxruntime would run on {used}",
                 "see what is missing with: grmp-edge doctor; or add --allow-cpu",
             )
-        if used != PROVIDERS[wanted]:
-            self.fallback = f"provider {wanted!r} does not load (see what is missing with: grmp-edge doctor)"
-        session.disable_fallback()  # older versions of onnxruntime do not know enable_fallback
+        if used != PROVIDERS[chosen]:
+            self.fallback = f"provider {chosen!r} does not load (see what is missing with: grmp-edge doctor)"
         self.provider = next((name for name, full in PROVIDERS.items() if full == used), used)
         self._input, self._output = graph.input, graph.output
         _check_signature(session, path, graph, size)
         self._session = session
 
-    def run(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def run(self, batch: UInt8Array) -> Float32Array:
         """Score uint8 (N, size, size, 3) RGB into float32 (N,).
 
         Raises:
@@ -151,13 +168,13 @@ class OnnxRuntimeBackend:
                 f"onnxruntime failed on a batch of {len(batch)}: {first_line(error)}"
             ) from None
         scores = np.asarray(result, dtype=np.float32).reshape(-1)
-        # Half precision may pass 1 by its rounding; anything further off is no probability.
+        # Half precision may exceed 1 by its rounding; anything further off is not a probability.
         if len(scores) != len(batch) or not np.all((scores >= -1e-3) & (scores <= 1 + 1e-3)):
             raise BackendError(
                 f"the graph gave {scores.tolist()[:4]} for {len(batch)} pictures, not a number in 0..1 each",
                 "export the checkpoint again, or try another --precision or --provider",
             )
-        clipped: npt.NDArray[np.float32] = np.clip(scores, 0.0, 1.0)
+        clipped: Float32Array = np.clip(scores, 0.0, 1.0)
         return clipped
 
     def close(self) -> None:
@@ -192,7 +209,7 @@ def _choose(ort: Any, provider: str) -> str:
         return "cuda" if PROVIDERS["cuda"] in available else "cpu"
     if PROVIDERS[provider] not in available:
         remedy = "run: pip uninstall onnxruntime; pip install 'grmp-edge[gpu]'; or add --allow-cpu"
-        if provider == "tensorrt":  # which the native backend needs no onnxruntime for
+        if provider == "tensorrt":  # the native backend needs no onnxruntime
             remedy = f"install TensorRT with its Python bindings (docs/tensorrt.md), or {remedy}"
         raise BackendError(
             f"provider {provider!r} is not in the installed onnxruntime {ort.__version__}", remedy
@@ -200,32 +217,92 @@ def _choose(ort: Any, provider: str) -> str:
     return provider
 
 
-def _create(ort: Any, path: Path, options: BackendOptions, wanted: str, digest: str) -> Any:
+class Session(Protocol):
+    """What is used of onnxruntime's InferenceSession, which carries no types."""
+
+    def run(self, outputs: Sequence[str] | None, inputs: Mapping[str, npt.NDArray[Any]]) -> list[Any]:
+        """The named outputs, or all."""
+
+    def get_inputs(self) -> Sequence[Any]:
+        """Each with a name, a type and a shape."""
+
+    def get_outputs(self) -> Sequence[Any]:
+        """As :meth:`get_inputs`."""
+
+    def get_providers(self) -> list[str]:
+        """In use, the first one preferred."""
+
+
+def open_session(
+    model: Path | bytes,
+    threads: int | None = None,
+    *,
+    optimize: bool = True,
+    spinning: bool = False,
+    providers: Mapping[str, Mapping[str, str]] | None = None,
+    cpu_nodes: bool = True,
+) -> Session:
+    """Open a session of onnxruntime, on the CPU unless ``providers`` says otherwise.
+
+    Args:
+        model: an ONNX file, or its content.
+        threads: for each operator; None is onnxruntime's choice, one for each physical core.
+        optimize: False keeps every node as written, casts included.
+        spinning: True, onnxruntime's default, lets the worker threads spin between two runs. That takes the
+            cores from decoding the next pictures: on two busy cores it cost a quarter of the pictures a
+            second, and a third more CPU time for each.
+        providers: onnxruntime's names of the providers in order of preference, with their options.
+        cpu_nodes: False refuses a graph of which a GPU provider would leave nodes to the CPU.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        BackendError: the graph does not load.
+    """
+    ort = load_onnxruntime("cpu")
     settings = ort.SessionOptions()
-    # The default already, named because the parity gate's figures were taken with it.
-    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    level = ort.GraphOptimizationLevel
+    # ENABLE_ALL is the default already, named because the parity gate's figures were taken with it.
+    settings.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     # A vision transformer is one chain of operators: nothing to run side by side, only inside each.
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     settings.inter_op_num_threads = 1
-    settings.intra_op_num_threads = options.threads or 0
-    # Otherwise the worker threads spin while the next pictures are decoded, taking the cores from that:
-    # on two busy cores spinning cost a quarter of the pictures a second and a third more CPU time each.
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # What matters comes as an exception; onnxruntime's own lines would only surround our single one.
+    settings.intra_op_num_threads = threads or 0
+    if not spinning:
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not cpu_nodes:
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    # Errors come as exceptions; onnxruntime's own lines would only surround our single one.
     settings.log_severity_level = 4
     ort.set_default_logger_severity(4)
-    # The CPU stays as the last provider, for the odd shape computation a GPU provider leaves to it.
-    names = dict.fromkeys([PROVIDERS[wanted], PROVIDERS["cpu"]])
-    providers = [(name, _provider_options(name, path, digest)) for name in names]
+    source = str(model) if isinstance(model, Path) else model
     try:
         # Without enable_fallback=0 onnxruntime answers a failing GPU, now or in a later run, by printing
-        # to stdout and going on with the CPU.
-        return ort.InferenceSession(str(path), sess_options=settings, providers=providers, enable_fallback=0)
+        # to stdout and continuing on the CPU.
+        session = ort.InferenceSession(
+            source,
+            sess_options=settings,
+            providers=[(name, dict(own)) for name, own in (providers or {PROVIDERS["cpu"]: {}}).items()],
+            enable_fallback=0,
+        )
     except Exception as error:  # onnxruntime's exceptions have no common base but this
+        name = source if isinstance(source, str) else "the graph"
         raise BackendError(
-            f"{path}: onnxruntime {ort.__version__} cannot load it: {first_line(error)}",
+            f"{name}: onnxruntime {ort.__version__} cannot load it: {first_line(error)}",
             "update onnxruntime, or export the checkpoint again",
         ) from None
+    session.disable_fallback()  # older versions of onnxruntime do not know enable_fallback
+    opened: Session = session
+    return opened
+
+
+def graph_runner(session: Session) -> Runner:
+    """A function that runs a session with one input on a batch and gives its first output."""
+    name = session.get_inputs()[0].name
+
+    def run(batch: UInt8Array) -> Float32Array:
+        return np.asarray(session.run(None, {name: batch})[0])
+
+    return run
 
 
 def _provider_options(name: str, path: Path, digest: str) -> dict[str, str]:
@@ -250,17 +327,10 @@ def _provider_options(name: str, path: Path, digest: str) -> dict[str, str]:
     return {}
 
 
-def _check_signature(session: Any, path: Path, graph: Graph, size: int) -> None:
-    inputs = {value.name: value for value in session.get_inputs()}
-    outputs = {value.name: value for value in session.get_outputs()}
-    found = inputs.get(graph.input)
-    if (
-        found is None
-        or len(inputs) != 1
-        or graph.output not in outputs
-        or found.type != "tensor(uint8)"
-        or found.shape[1:] != [size, size, 3]
-    ):
+def _check_signature(session: Session, path: Path, graph: Graph, size: int) -> None:
+    inputs = [(value.name, value.type, value.shape[1:]) for value in session.get_inputs()]
+    outputs = [value.name for value in session.get_outputs()]
+    if inputs != [(graph.input, "tensor(uint8)", [size, size, 3])] or graph.output not in outputs:
         seen = ", ".join(f"{value.name} {value.type} {value.shape}" for value in session.get_inputs())
         raise BackendError(
             f"{path}: reads {seen}, but the bundle promises {graph.input} uint8 (batch, {size}, {size}, 3)",

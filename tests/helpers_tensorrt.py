@@ -1,9 +1,9 @@
 """A driver and a TensorRT that hold callers to what their documentation demands, for machines without either.
 
-``FakeDriver`` stands for libcuda.so.1: real C function pointers with the prototypes of cuda.h, memory that is
-really there, and streams that do nothing before they are waited for. ``FakeTensorRT`` stands for the
-bindings: an engine is the ONNX graph, run by onnxruntime on the addresses it was given. What breaks a rule is
-noted in ``broken`` and fails as it would there; a test asserts that it stays empty.
+``FakeDriver`` stands for libcuda.so.1: real C function pointers with the prototypes of NVIDIA's own cuda.h,
+memory that is really there, and streams that do nothing before they are waited for. ``FakeTensorRT`` stands
+for the bindings: an engine is the ONNX graph, run by onnxruntime on the addresses it was given. A call that
+breaks a rule is noted in ``broken`` and fails as it would there; a test asserts that it stays empty.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import json
 import threading
 import weakref
 from collections.abc import Callable
-from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+from ctypes import CFUNCTYPE, c_int
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime
+from cuda_header import prototype
 
 OUT_OF_MEMORY, INVALID_VALUE, INVALID_CONTEXT, UNSUPPORTED, INVALIDATED = 2, 1, 201, 900, 901
 NAMES = {
@@ -31,35 +32,9 @@ NAMES = {
     INVALIDATED: b"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
 }
 
-# From cuda.h: CUresult is an enum, CUdeviceptr an unsigned long long, CUcontext, CUstream, CUgraph and
-# CUgraphExec are pointers, CUdevice is an int.
-PROTOTYPES: dict[str, tuple[Any, ...]] = {
-    "cuInit": (c_uint,),
-    "cuDeviceGet": (POINTER(c_int), c_int),
-    "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
-    "cuDevicePrimaryCtxRelease_v2": (c_int,),
-    "cuCtxPushCurrent_v2": (c_void_p,),
-    "cuCtxPopCurrent_v2": (POINTER(c_void_p),),
-    "cuMemAlloc_v2": (POINTER(c_ulonglong), c_size_t),
-    "cuMemFree_v2": (c_ulonglong,),
-    "cuMemAllocHost_v2": (POINTER(c_void_p), c_size_t),
-    "cuMemFreeHost": (c_void_p,),
-    "cuMemcpyHtoDAsync_v2": (c_ulonglong, c_void_p, c_size_t, c_void_p),
-    "cuMemcpyDtoHAsync_v2": (c_void_p, c_ulonglong, c_size_t, c_void_p),
-    "cuStreamCreate": (POINTER(c_void_p), c_uint),
-    "cuStreamDestroy_v2": (c_void_p,),
-    "cuStreamSynchronize": (c_void_p,),
-    "cuStreamBeginCapture_v2": (c_void_p, c_int),
-    "cuStreamEndCapture": (c_void_p, POINTER(c_void_p)),
-    "cuGraphInstantiateWithFlags": (POINTER(c_void_p), c_void_p, c_ulonglong),
-    "cuGraphDestroy": (c_void_p,),
-    "cuGraphExecDestroy": (c_void_p,),
-    "cuGraphLaunch": (c_void_p, c_void_p),
-    "cuGetErrorName": (c_int, POINTER(c_char_p)),
-}
-NEEDS_CONTEXT = set(PROTOTYPES) - {
-    "cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease_v2",
-    "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2", "cuGetErrorName",
+NEED_NO_CONTEXT = {
+    "cuInit", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2", "cuGetErrorName",
 }  # fmt: skip
 
 Work = Callable[[], None]
@@ -87,16 +62,14 @@ class FakeDriver:
         self.fail_allocation: int | None = None  # the number of the one that finds no memory
         self._next = 0x1000
         self._current = threading.local()
-        self._kept = []  # the C functions, which must live as long as they can be called
-        for name, arguments in PROTOTYPES.items():
-            function = CFUNCTYPE(c_int, *arguments)(self._guarded(name, getattr(self, f"_{name}")))
-            self._kept.append(function)
+        for name in [each[1:] for each in vars(FakeDriver) if each.startswith("_cu")]:
+            function = CFUNCTYPE(c_int, *prototype(name))(self._guarded(name, getattr(self, f"_{name}")))
             setattr(self, name, function)
 
     def _guarded(self, name: str, body: Callable[..., None]) -> Callable[..., int]:
         def call(*arguments: Any) -> int:
             try:
-                if name in NEEDS_CONTEXT and not self.stack:
+                if name not in NEED_NO_CONTEXT and not self.stack:
                     self.broken.append(f"{name} without a current context")
                     return INVALID_CONTEXT
                 body(*arguments)
@@ -153,6 +126,13 @@ class FakeDriver:
         if index:
             raise RefusedError(101)
         device[0] = 0
+
+    def _cuDeviceGetName(self, name: Any, length: int, device: int) -> None:  # noqa: N802
+        assert length > len(b"Orin (nvgpu)")
+        ctypes.memmove(name, b"Orin (nvgpu)", len(b"Orin (nvgpu)") + 1)
+
+    def _cuDeviceGetAttribute(self, value: Any, attribute: int, device: int) -> None:  # noqa: N802
+        value[0] = {75: 8, 76: 7}[attribute]
 
     def _cuDevicePrimaryCtxRetain(self, context: Any, device: int) -> None:  # noqa: N802
         self.retained += 1

@@ -29,12 +29,14 @@ from grmp_edge.export import pipeline
 from grmp_edge.export.fold import FoldedModel, fold
 from grmp_edge.export.gate_images import gate_images
 from grmp_edge.export.mapped import Spool
-from grmp_edge.export.parity import Gate, ParityConfig, link
+from grmp_edge.export.parity import Gate, ParityConfig
 from grmp_edge.export.pipeline import ExportConfig, export_bundle
 from grmp_edge.export.precision.half import judge_simulated
+from grmp_edge.parity import LIMITS, judge
 from grmp_edge.preprocess import Preprocess
-from grmp_edge.runtime.measure.bench import BenchConfig, bench_bundle, graph_runner, open_session
-from grmp_edge.runtime.tensorrt.gpu import Gpu
+from grmp_edge.runtime.backends import graph_runner, open_session
+from grmp_edge.runtime.measure.bench import BenchConfig, bench_bundle
+from grmp_edge.runtime.tensorrt.cuda import Gpu
 from grmp_edge.score import MosScale
 from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
 from grmp_edge.train.network.model import GrmpIqa, PromptConfig
@@ -249,21 +251,21 @@ def test_the_gate(
     precision: str, spread: float, change: Callable[[np.ndarray], np.ndarray], problem: str
 ) -> None:
     reference = _scores(spread)
-    found = link(precision, reference, change(reference), ParityConfig())
-    assert problem in found.problem and bool(found.problem) == bool(problem)
-    json.loads(json.dumps(found.to_json(), allow_nan=False))
+    verdict = judge(reference, change(reference), LIMITS[precision])
+    assert problem in verdict.problem and bool(verdict.problem) == bool(problem)
+    json.loads(json.dumps(verdict.to_json(), allow_nan=False))
 
 
 def test_the_gate_asks_for_the_order_where_there_is_one() -> None:
     reference = _scores(0.3)
-    found = link("fp16", reference, reference, ParityConfig())
-    assert found.srcc_needed == 0.999 and found.srcc == pytest.approx(1)
+    verdict = judge(reference, reference, LIMITS["fp16"])
+    assert verdict.to_json()["srcc_needed"] == 0.999 and verdict.srcc == pytest.approx(1)
     # Past no tolerance in distance, yet neighbours change places.
     crowded = np.concatenate([np.full(16, 0.2), np.full(16, 0.8)]) + 1e-3 * np.tile(np.linspace(-1, 1, 16), 2)
     shuffled = crowded[np.r_[15:-1:-1, 31:15:-1]]
     assert np.abs(shuffled - crowded).max() < 5e-3
-    assert "SRCC" in link("fp16", crowded, shuffled, ParityConfig()).problem
-    assert link("fp16", _scores(1e-4), _scores(1e-4), ParityConfig()).srcc_needed is None
+    assert "SRCC" in judge(crowded, shuffled, LIMITS["fp16"]).problem
+    assert judge(_scores(1e-4), _scores(1e-4), LIMITS["fp16"]).to_json()["srcc_needed"] is None
 
 
 def test_a_model_that_gives_no_numbers_is_told_from_a_bad_graph() -> None:
@@ -410,10 +412,12 @@ def test_export_with_an_engine(checkpoint: Path, tmp_path: Path, monkeypatch: py
     driver = FakeDriver()
     trt = FakeTensorRT(driver)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for module in ("gpu", "tensorrt_build"):
-        monkeypatch.setattr(f"grmp_edge.runtime.{module}.find_gpu", lambda: Gpu("Orin (nvgpu)", "8.7"))
-    for module in ("tensorrt_load", "tensorrt_build"):
-        monkeypatch.setattr(f"grmp_edge.runtime.{module}.load_tensorrt", lambda: trt)
+    for module in ("cuda", "build"):
+        monkeypatch.setattr(
+            f"grmp_edge.runtime.tensorrt.{module}.find_gpu", lambda: Gpu("Orin (nvgpu)", "8.7")
+        )
+    for module in ("bindings", "build"):
+        monkeypatch.setattr(f"grmp_edge.runtime.tensorrt.{module}.load_tensorrt", lambda: trt)
     monkeypatch.setattr("grmp_edge.runtime.tensorrt.cuda._load", lambda: driver)
     arguments = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--tensorrt", "--batch", "1,2,2"]
     arguments += ["--triton", str(tmp_path / "models")]

@@ -20,7 +20,7 @@ from grmp_edge.errors import DataError, ParityError
 from grmp_edge.export import pipeline
 from grmp_edge.export.fold import fold
 from grmp_edge.export.graph.emit import build_onnx
-from grmp_edge.export.parity import Gate, Limit, Link, ParityConfig
+from grmp_edge.export.parity import Gate, ParityConfig
 from grmp_edge.export.pipeline import ExportConfig, export_bundle
 from grmp_edge.export.precision.activations import Activations, calibrate
 from grmp_edge.export.precision.int8 import Int8Config, _Search
@@ -33,7 +33,9 @@ from grmp_edge.export.precision.quantize import (
     quantize_weight,
     smooth,
 )
-from grmp_edge.runtime.measure.bench import BenchConfig, graph_runner, open_session
+from grmp_edge.parity import LIMITS, Limit, Verdict
+from grmp_edge.runtime.backends import graph_runner, open_session
+from grmp_edge.runtime.measure.bench import BenchConfig
 from grmp_edge.score import MosScale
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.session.checkpoint import Checkpoint
@@ -109,7 +111,7 @@ def quantized(weight: np.ndarray) -> np.ndarray:
 def test_the_static_graph_is_plain_qdq_that_tensorrt_reads(tmp_path: Path) -> None:
     folded = fold(tiny_model(layers=3))
     scales = dict.fromkeys(layers(folded), 0.1)
-    graph = build_int8(folded, "static", scales, keep={"block1.mlp.fc"}, metadata={"who": "test"})
+    graph = build_int8(folded, "static", scales, wide={"block1.mlp.fc"}, metadata={"who": "test"})
     kinds = [node.op_type for node in graph.graph.node]
     quantised = len(layers(folded)) - 1
     assert kinds.count("QuantizeLinear") == quantised and kinds.count("DequantizeLinear") == 2 * quantised
@@ -218,7 +220,7 @@ def test_a_sensitive_layer_is_found_and_stays_in_float32(
         mlp.c_fc.bias[7] *= 2000
         mlp.c_proj.weight[:, 7] /= 2000
     checkpoint = take(model, tmp_path / "c", monkeypatch)
-    strict = ParityConfig(int8=Limit(worst=None, mean=2e-3, srcc=0.99, spread=0.01))
+    strict = ParityConfig({**LIMITS, "int8": Limit(worst=None, mean=2e-3, srcc=0.99, spread=0.01)})
     quantize = Int8Config(timing=ONE_RUN, smoothing=(0.0,), target=0.5)
     bundle = export_bundle(
         checkpoint, tmp_path / "b", ExportConfig(int8=True, quantize=quantize, parity=strict)
@@ -238,28 +240,28 @@ def test_no_more_layers_stay_in_float32_than_are_needed(tmp_path: Path, needed: 
     asked: list[int] = []
 
     class Told(_Search):
-        def _judge(self, method: Method, strength: float, keep: frozenset[str], words: str) -> Link:
-            asked.append(len(keep))
-            mean = 0.0 if len(keep) >= needed else 0.009
-            return Link(mean, mean, 1.0, None, 0.01, 0.99, "")
+        def _judge(self, method: Method, strength: float, wide: frozenset[str], words: str) -> Verdict:
+            asked.append(len(wide))
+            mean = 0.0 if len(wide) >= needed else 0.009
+            return Verdict(mean, mean, 1.0, LIMITS["int8"], "")
 
-        def _scores(self, method: Method, strength: float, keep: frozenset[str], count: int) -> np.ndarray:
-            (alone,) = set(names) - keep
+        def _scores(self, method: Method, strength: float, wide: frozenset[str], count: int) -> np.ndarray:
+            (alone,) = set(names) - wide
             return self.gate.reference[:count] + harm[alone]
 
     gate = Gate(model, pictures(2), ParityConfig())
     found = Told(fold(model), pictures(2), gate, tmp_path, Int8Config(smoothing=(0.0,)), {}, lambda _: None)
     graph = found.best("static")
     worst = sorted(names, key=lambda name: -harm[name])[: min(needed, 8)]
-    assert list(graph.kept) == sorted(worst, key=names.index)
-    assert graph.link.mean_abs == (0.0 if needed <= 8 else 0.009) and len(asked) <= 7
+    assert list(graph.wide) == sorted(worst, key=names.index)
+    assert graph.verdict.mean_abs == (0.0 if needed <= 8 else 0.009) and len(asked) <= 7
 
 
 def test_what_fails_the_gate_is_refused_with_what_was_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = take(tiny_model(seed=6, layers=3), tmp_path / "c", monkeypatch)
-    impossible = ParityConfig(int8=Limit(worst=None, mean=1e-9, srcc=0.99))
+    impossible = ParityConfig({**LIMITS, "int8": Limit(worst=None, mean=1e-9, srcc=0.99)})
     quantize = Int8Config(timing=ONE_RUN, smoothing=(0.0,))
     with pytest.raises(ParityError, match=r"static mean difference .*; dynamic mean .*; tried .* 6 groups"):
         export_bundle(

@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from grmp_edge.errors import ModelError
-from grmp_edge.export.baselines import build_plain, build_unfolded, trace_unfolded
+from grmp_edge.export.compare import build_plain, build_unfolded, trace_unfolded
 from grmp_edge.export.fold import fold
 from grmp_edge.export.graph.emit import build_onnx
-from grmp_edge.runtime.measure.bench import graph_runner, open_session
+from grmp_edge.runtime.backends import graph_runner, open_session
 from grmp_edge.train.network.backbone import Backbone
 from grmp_edge.train.network.embedded import (
     Shape,

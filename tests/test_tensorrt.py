@@ -26,11 +26,10 @@ from grmp_edge.export.graph.builder import GraphBuilder
 from grmp_edge.export.graph.emit import build_onnx
 from grmp_edge.export.precision.quantize import build_int8, layers
 from grmp_edge.runtime.backends import BackendOptions, open_backend
-from grmp_edge.runtime.tensorrt import tensorrt_load
-from grmp_edge.runtime.tensorrt.build import BuildConfig, build, count_types
+from grmp_edge.runtime.tensorrt import bindings
+from grmp_edge.runtime.tensorrt.build import BuildConfig, build, count_types, trtexec_line
+from grmp_edge.runtime.tensorrt.cuda import Gpu, find_gpu
 from grmp_edge.runtime.tensorrt.engine_cache import EngineCache, EngineKey, Profile, default_cache
-from grmp_edge.runtime.tensorrt.gpu import Gpu, find_gpu
-from grmp_edge.runtime.tensorrt.trtexec import trtexec_line
 
 ORIN = Gpu("Orin (nvgpu)", "8.7")
 KEY = EngineKey(
@@ -171,14 +170,14 @@ def test_build_command_without_tensorrt(tiny_bundle: Bundle, monkeypatch: pytest
     assert shlex.split(json.loads(result.stdout)["trtexec"])[0] == "trtexec"
     for wrong in (["--precision", "fp8"], ["--batch", "8"], ["--batch", "8,4,1"], ["--workspace", "0"]):
         assert invoke(app, ["build", str(tiny_bundle.path), *wrong]).exit_code == 2, wrong
-    real = tensorrt_load.importlib.util.find_spec
+    real = bindings.importlib.util.find_spec
     monkeypatch.setattr(
-        tensorrt_load.importlib.util, "find_spec", lambda name: None if name == "tensorrt" else real(name)
+        bindings.importlib.util, "find_spec", lambda name: None if name == "tensorrt" else real(name)
     )
     result = invoke(app, ["build", str(tiny_bundle.path)])
     assert result.exit_code == 1 and "grmp-edge[tensorrt]" in result.stderr.strip().splitlines()[-1]
     with pytest.raises(MissingDependencyError):
-        tensorrt_load.load_tensorrt()
+        bindings.load_tensorrt()
 
 
 def test_an_absent_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

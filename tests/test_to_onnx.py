@@ -14,13 +14,13 @@ from onnx import TensorProto, shape_inference
 from test_model import plain_scores
 
 from grmp_edge.errors import UsageError
-from grmp_edge.export.baselines import build_plain, build_unfolded, trace_unfolded
+from grmp_edge.export.compare import build_plain, build_unfolded, trace_unfolded
 from grmp_edge.export.fold import FoldedModel, fold
 from grmp_edge.export.graph.builder import GraphBuilder
 from grmp_edge.export.graph.count import multiply_adds
 from grmp_edge.export.graph.emit import GraphPrecision, build_onnx
 from grmp_edge.export.graph.save import save_graph
-from grmp_edge.runtime.measure.bench import graph_runner, open_session
+from grmp_edge.runtime.backends import graph_runner, open_session
 from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
 from grmp_edge.train.network.model import GrmpIqa, PromptConfig
 

@@ -1,23 +1,21 @@
-"""Weights of a graph that live in another file of its folder (ONNX external data); graphs may share one.
+"""Weights of a graph in another file of its folder (ONNX external data), which several graphs may share.
 
-The file is safetensors: any tool reads it, and ONNX needs no more than an offset and a length into it.
+The file is safetensors: any tool reads it, and ONNX needs only an offset and a length into it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 from onnx import TensorProto
 
 from grmp_edge.errors import ModelError
 
-__all__ = ["Place", "places", "refer"]
+__all__ = ["Place", "places", "point"]
 
-# safetensors' names of element types, as far as graphs of ours hold them.
+# safetensors' names of the element types that our graphs use.
 _TYPES = {
     "F32": TensorProto.FLOAT,
     "F16": TensorProto.FLOAT16,
@@ -39,7 +37,7 @@ class Place:
 
 
 def places(path: Path) -> dict[str, Place]:
-    """The tensors of a safetensors file, by name; types that no graph of ours holds are left out.
+    """The tensors of a safetensors file, by name; those of types that our graphs do not use are left out.
 
     Raises:
         ModelError: it is not a safetensors file.
@@ -64,31 +62,8 @@ def places(path: Path) -> dict[str, Place]:
             raise ModelError(f"{path}: not a safetensors file ({error})", "write it again") from None
 
 
-def refer(model: onnx.ModelProto, path: Path, tensors: Mapping[str, str]) -> None:
-    """Replace the content of initialisers by a reference to tensors of a safetensors file.
-
-    Args:
-        model: changed in place; to be saved in the folder of ``path``, since ONNX allows no other place.
-        path: the file, whole already.
-        tensors: by initialiser, the tensor's name in the file.
-
-    Raises:
-        ModelError: type or shape of the two differ, or one of them is not there; ``model`` is as it was then.
-    """
-    found = places(path)
-    weights = {weight.name: weight for weight in model.graph.initializer}
-    for name, source in tensors.items():
-        weight, place = weights.get(name), found.get(source)
-        if weight is None or place is None:
-            raise ModelError(f"{path}: {source!r} is to hold {name!r}, and one of them is not there")
-        if (weight.data_type, tuple(weight.dims)) != (place.data_type, place.shape):
-            raise ModelError(f"{path}: {source!r} {place.shape} has another type or shape than {name!r}")
-    for name, source in tensors.items():
-        point(weights[name], path.name, found[source])
-
-
 def point(weight: TensorProto, location: str, place: Place) -> None:
-    """Make an initialiser a reference to bytes of the file ``location`` beside the graph."""
+    """Make an initialiser refer to bytes of the file ``location``, which lies beside the graph."""
     for field in ("raw_data", "float_data", "int32_data", "int64_data", "external_data"):
         weight.ClearField(field)
     weight.data_location = TensorProto.EXTERNAL

@@ -1,4 +1,4 @@
-"""What the inputs of the linear layers look like on real pictures: what static quantisation needs to know."""
+"""The ranges of the linear layers' inputs on real pictures, which static quantisation needs."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from grmp_edge.export.fold import FoldedBlock, FoldedModel
 from grmp_edge.export.graph.builder import GraphBuilder, Value, Weight
 from grmp_edge.export.graph.emit import Emitter, emit_model
 from grmp_edge.export.graph.save import discard, save_graph
-from grmp_edge.runtime.measure.bench import open_session
+from grmp_edge.runtime.backends import open_session
 
 __all__ = ["Activations", "JoinedEmitter", "calibrate"]
 
 Float32Array = npt.NDArray[np.float32]
 
-_SAMPLE = 1 << 13  # values kept of each input and batch: enough for the tail at three sigma and more
+_SAMPLE = 1 << 13  # values sampled from each input and batch, enough for the tail beyond three sigma
 
 
 @dataclass(frozen=True)
 class Activations:
     """The inputs of one linear layer over the calibration pictures."""
 
-    channels: Float32Array  # (inputs,), the largest magnitude of each
+    channels: Float32Array  # (inputs,), the largest magnitude in each channel
     sample: Float32Array  # (m,), values drawn evenly
 
 
 class JoinedEmitter(Emitter):
-    """Lays the graph out for CPUs, where the eight-bit one is for.
+    """Lays the graph out for CPUs, which eight bits are meant for.
 
-    Queries, keys and values are one product: three that share a rounded input are not fused. So are the
-    patches, whose pixels are moved by rows of a patch, where planes would part them one by one.
+    Queries, keys and values are one product, since three that share a rounded input are not fused. The
+    patches are one product too, with pixels moved in rows of a patch instead of one by one.
     """
 
     def patch_rows(self) -> Value:
         """As in :class:`Emitter`."""
         g, patch = self.g, self.folded.patch
         side, rest = divmod(self.folded.size, patch)
-        if rest:  # a rim that no patch reads
+        if rest:  # a border that no patch reads
             return super().patch_rows()
         strips = g.op("Reshape", "strips", self.pixels, g.ints(0, side, patch, side, 3 * patch))
         cells = g.op("Transpose", "cells", strips, perm=[0, 1, 3, 2, 4])
@@ -55,7 +55,7 @@ class JoinedEmitter(Emitter):
         """As in :class:`Emitter`; the layer is called ``attn.qkv``."""
         g, heads = self.g, self.heads
         weight = np.concatenate([block.q_weight, block.k_weight, block.v_weight], axis=1)
-        # Turned before they are parted: one pass over memory, and the parts are contiguous.
+        # Transposed before the split: one pass over memory, and the parts are contiguous.
         joined = self.split_heads(
             f"{name}.attn.qkv", self.linear(f"{name}.attn.qkv", normed, weight), 3 * heads
         )
@@ -68,8 +68,8 @@ class JoinedEmitter(Emitter):
         return shifted, key, value
 
 
-class _Noting(JoinedEmitter):
-    """Emits float32 and notes what each linear layer reads."""
+class _Recorder(JoinedEmitter):
+    """Emits float32 and records the input of each linear layer."""
 
     def __init__(self, builder: GraphBuilder, folded: FoldedModel) -> None:
         super().__init__(builder, folded)
@@ -85,16 +85,16 @@ def calibrate(
     images: npt.NDArray[np.uint8],
     folder: Path,
     progress: Callable[[str], None] = lambda _: None,
-    batch: int = 2,  # the activations of one batch are all held at once
+    batch: int = 2,  # all activations of a batch are in memory at once
 ) -> dict[str, Activations]:
-    """Run the float32 graph on pictures and look at the input of every linear layer.
+    """Run the float32 graph on pictures and observe the input of every linear layer.
 
     Args:
         folded: the network.
         images: uint8 (n, S, S, 3), as the graph reads them.
-        folder: for a graph that is removed again.
-        progress: told of the stage.
-        batch: pictures in one run.
+        folder: for a temporary graph.
+        progress: called with a description of the stage.
+        batch: pictures per run.
 
     Returns:
         By the layer's name, such as ``block0.mlp.fc``.
@@ -103,7 +103,7 @@ def calibrate(
     read: dict[str, str] = {}
 
     def make(weights: list[Weight]) -> onnx.ModelProto:
-        emitter = _Noting(GraphBuilder(), folded)
+        emitter = _Recorder(GraphBuilder(), folded)
         model = emit_model(emitter, weights=weights)
         read.update(emitter.read)
         for name in dict.fromkeys(read.values()):
@@ -114,10 +114,10 @@ def calibrate(
     save_graph(make, file)
     tensors = list(dict.fromkeys(read.values()))
     try:
-        found = _observe(file, tensors, images, batch)
+        observed = _observe(file, tensors, images, batch)
     finally:
         discard(file)
-    return {layer: found[tensor] for layer, tensor in read.items()}
+    return {layer: observed[tensor] for layer, tensor in read.items()}
 
 
 def _observe(
@@ -133,6 +133,6 @@ def _observe(
             rows = np.asarray(values).reshape(-1, values.shape[-1])
             top = np.abs(rows).max(axis=0)
             largest[name] = np.maximum(largest[name], top) if name in largest else top
-            # An odd stride, so that it does not keep meeting the same channels.
+            # An odd stride, so that it does not always hit the same channels.
             samples[name].append(rows.reshape(-1)[:: max(1, rows.size // _SAMPLE) | 1].copy())
     return {name: Activations(largest[name], np.concatenate(samples[name])) for name in tensors}

@@ -63,10 +63,9 @@ def build(
     Exits with 3, and keeps no engine, if it does not score as the bundle's graph does.
     """
     from grmp_edge.bundle import PRECISIONS, Bundle
-    from grmp_edge.runtime.tensorrt.build import BuildConfig
+    from grmp_edge.runtime.tensorrt.build import BuildConfig, trtexec_line
     from grmp_edge.runtime.tensorrt.build import build as build_engine
     from grmp_edge.runtime.tensorrt.engine_cache import EngineCache
-    from grmp_edge.runtime.tensorrt.trtexec import trtexec_line
 
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}", f"use {', '.join(PRECISIONS)}")

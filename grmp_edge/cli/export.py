@@ -167,9 +167,9 @@ def _engine(
     fp16: bool, profile: Profile
 ) -> Callable[[Bundle, Callable[[str], None]], tuple[dict[str, Any], Built]]:
     """What builds the engine, and gives its row of the table and itself; all it needs is looked for now."""
+    from grmp_edge.runtime.tensorrt.bindings import load_tensorrt
     from grmp_edge.runtime.tensorrt.build import BuildConfig, build
-    from grmp_edge.runtime.tensorrt.gpu import find_gpu
-    from grmp_edge.runtime.tensorrt.tensorrt_load import load_tensorrt
+    from grmp_edge.runtime.tensorrt.cuda import find_gpu
 
     config = BuildConfig("fp16" if fp16 else "fp32", profile)
     try:
@@ -180,7 +180,7 @@ def _engine(
 
     def row(bundle: Bundle, stage: Callable[[str], None]) -> tuple[dict[str, Any], Built]:
         built = build(bundle, config, progress=stage, trt=trt, gpu=gpu)
-        check = built.details.get("check") or {}
+        check: Mapping[str, object] = built.details.get("check") or {}
         told = {
             "file": built.engine.name,
             "bytes": built.engine.stat().st_size,

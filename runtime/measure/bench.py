@@ -1,24 +1,20 @@
-"""How fast graphs run here: several side by side, alternately, so that a busy machine slows all alike."""
+"""How fast graphs run on this machine: they take turns, so that other load slows all of them alike."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.bundle import Bundle
-from grmp_edge.errors import BackendError, UsageError, first_line
-from grmp_edge.runtime.backends import BackendOptions, load_onnxruntime, open_backend
+from grmp_edge.errors import UsageError
+from grmp_edge.runtime.backends import BackendOptions, Runner, open_backend
 
-__all__ = ["BenchConfig", "Runner", "Timing", "bench_bundle", "compare", "graph_runner", "open_session"]
-
-Runner = Callable[[npt.NDArray[np.uint8]], object]
+__all__ = ["BenchConfig", "Timing", "bench_bundle", "compare"]
 
 
 @dataclass(frozen=True)
@@ -26,9 +22,9 @@ class BenchConfig:
     """What is measured."""
 
     batches: tuple[int, ...] = (1, 8)  # one camera frame; a folder of pictures
-    # Enough for a steady median; the first run of a batch size, which allocates, is not counted.
+    # Enough for a stable median. The first run of a batch size allocates and is not counted.
     runs: int = 11
-    threads: int | None = None  # None: onnxruntime's choice, one for each physical core
+    threads: int | None = None  # None: onnxruntime's choice, one per physical core
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1 or self.runs < 1 or (self.threads or 1) < 1:
@@ -42,45 +38,10 @@ class Timing:
     name: str
     batch: int
     runs: int
-    median_ms: float  # of a run on the whole batch
+    median_ms: float  # for the whole batch
     fastest_ms: float
     images_per_s: float  # at the median
-    ratio: float  # median over the runs of this time / the first graph's time in the same round
-
-
-def open_session(model: Path | bytes, threads: int | None = None, optimize: bool = True) -> Any:
-    """An onnxruntime session on the CPU.
-
-    Args:
-        model: an ONNX file or its content.
-        threads: for the operators; None is onnxruntime's choice.
-        optimize: False keeps every node as written, casts included.
-
-    Raises:
-        MissingDependencyError: onnxruntime is not installed.
-        BackendError: the graph does not load.
-    """
-    ort = load_onnxruntime("cpu")
-    settings = ort.SessionOptions()
-    level = ort.GraphOptimizationLevel
-    settings.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-    settings.intra_op_num_threads = threads or 0
-    # As in scoring; and a waiting session must not take the cores from the one being measured.
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    settings.log_severity_level = 4
-    source = str(model) if isinstance(model, Path) else model
-    try:
-        return ort.InferenceSession(source, sess_options=settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common base but this
-        name = str(model) if isinstance(model, Path) else "the graph"
-        reason = first_line(error)
-        raise BackendError(f"{name}: onnxruntime {ort.__version__} cannot load it: {reason}") from None
-
-
-def graph_runner(session: Any) -> Runner:
-    """A function that runs a session of one input on a batch and gives its first output."""
-    name = session.get_inputs()[0].name
-    return lambda batch: session.run(None, {name: batch})[0]
+    ratio: float  # to the first graph's time in the same round; median over the rounds
 
 
 def compare(
@@ -89,10 +50,7 @@ def compare(
     config: BenchConfig,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Timing]:
-    """Time runners on the same random pictures, uint8 (batch, size, size, 3), in turn.
-
-    The ratio of each is to the first runner, taken within each round and then as a median.
-    """
+    """Time runners in turn on the same random pictures, uint8 (batch, size, size, 3)."""
     timings = []
     rng = np.random.default_rng(0)
     for batch in config.batches:
@@ -117,14 +75,13 @@ def bench_bundle(
     progress: Callable[[str], None] = lambda _: None,
     provider: str = "cpu",
 ) -> list[Timing]:
-    """Time the graphs of a bundle, the first listed being the one to compare with.
+    """Time the graphs of a bundle; ratios are to the first one.
 
     Raises:
         BackendError: the provider does not work here, or a graph does not load.
     """
-    chosen: Iterable[str] = precisions or tuple(bundle.graphs)
     runners: dict[str, Runner] = {}
-    for precision in chosen:
+    for precision in precisions or tuple(bundle.graphs):
         progress(f"loading {precision}")
         options = BackendOptions(provider, config.threads)
         path, graph = bundle.graph(precision), bundle.graphs[precision]

@@ -1,4 +1,4 @@
-"""What of grmp-edge works on this machine, found out by running it, and what to install for the rest."""
+"""Which parts of grmp-edge work on this machine, tried out one by one, and what to install for the others."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import numpy as np
 
 from grmp_edge import __version__
 from grmp_edge.errors import GrmpError
-from grmp_edge.runtime.backends import PROVIDERS, load_onnxruntime
+from grmp_edge.runtime.backends import PROVIDERS, load_onnxruntime, open_session
 
 __all__ = ["Part", "can_score", "examine"]
 
-# Distributions that are looked up by their metadata alone: importing torch takes seconds.
+# Looked up by their metadata alone: importing torch takes seconds.
 _EXTRAS = {
     "train": ("torch", "open_clip_torch", "safetensors"),
     "export": ("onnx",),
@@ -30,18 +30,16 @@ _EXTRAS = {
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that was looked at."""
+    """One part that was examined."""
 
     name: str
-    status: Literal[
-        "ok", "missing", "broken"
-    ]  # missing: not installed or not there; broken: there, does not work
+    status: Literal["ok", "missing", "broken"]  # broken: it is there and does not work
     detail: str  # a version, a device, or what went wrong
-    remedy: str = ""  # what to run, where there is something to do
+    remedy: str = ""  # what to run, if anything
 
 
 def examine() -> list[Part]:
-    """Look at everything, in the order it is shown. Provider parts are named ``provider cpu`` and so on."""
+    """Examine everything, in the order it is shown. Providers are named ``provider cpu`` and so on."""
     parts = [
         Part("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         Part("grmp-edge", "ok", __version__),
@@ -82,30 +80,26 @@ def _onnxruntime() -> list[Part]:
             "missing" if importlib.util.find_spec("onnxruntime") is None else "broken"
         )
         return [Part("onnxruntime", status, error.message, error.remedy.removeprefix("run: "))]
-    found = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name, "").status == "ok"]
-    parts = [Part("onnxruntime", "ok", f"{ort.__version__} ({', '.join(found) or 'own build'})")]
-    if len(found) > 1:
+    builds = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name, "").status == "ok"]
+    parts = [Part("onnxruntime", "ok", f"{ort.__version__} ({', '.join(builds) or 'own build'})")]
+    if len(builds) > 1:
         remedy = "pip uninstall onnxruntime onnxruntime-gpu; pip install 'grmp-edge[gpu]'"
         parts = [Part("onnxruntime", "broken", "the CPU and the GPU build overwrite each other", remedy)]
     return parts + [_provider(ort, name) for name in PROVIDERS]
 
 
 def _provider(ort: Any, name: str) -> Part:
-    """Create a session on one provider, run it and check the numbers."""
+    """Create a session on one provider, run it and check the result."""
     label, full = f"provider {name}", PROVIDERS[name]
     if full not in ort.get_available_providers():
         return Part(
             label, "missing", "not in this onnxruntime", "pip install 'grmp-edge[gpu]' instead of [cpu]"
         )
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 4
-    ort.set_default_logger_severity(4)
-    if name != "cpu":  # without this, a provider that fails to load leaves its work to the CPU in silence
-        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = ort.InferenceSession(probe_graph(), sess_options=settings, providers=[full])
+        # A GPU provider that fails to load would silently leave its nodes to the CPU.
+        session = open_session(probe_graph(), providers={full: {}}, cpu_nodes=name == "cpu")
         if full not in session.get_providers():
-            raise RuntimeError("it does not load (its CUDA, cuDNN or TensorRT libraries are not found)")
+            raise RuntimeError("it does not load (CUDA, cuDNN or TensorRT libraries are missing)")
         values = np.arange(4, dtype=np.float32)
         result = session.run(["y"], {"x": values})[0]
         if not np.array_equal(result, values + values):
@@ -143,7 +137,7 @@ def _tensorrt() -> Part:
 
 
 def probe_graph() -> bytes:
-    """A whole ONNX model, y = x + x on float32 (4,), put together without the onnx package.
+    """An ONNX model, y = x + x on float32 (4,), assembled without the onnx package.
 
     Field numbers are those of onnx.proto; opset 13 is read by every onnxruntime supported.
     """

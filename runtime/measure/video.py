@@ -1,4 +1,4 @@
-"""A video scored end to end, against the loop that one would write first, alternately in one process."""
+"""A video scored end to end, compared with a plain loop, in turn in one process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import SourceError, UsageError
-from grmp_edge.runtime.backends import load_onnxruntime
+from grmp_edge.runtime.backends import graph_runner, open_session
 from grmp_edge.runtime.bulk import BulkConfig, cores, score_bulk
 from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.runtime.sources.sources import Failure, Sampling
@@ -31,11 +31,11 @@ PLAIN = "plain loop"
 class VideoBenchConfig:
     """What is measured."""
 
-    rounds: int = 3  # each side in turn, so that a busy machine slows all alike
+    rounds: int = 3  # each side in turn, so that other load slows all alike
     every: int = 1  # score each N-th frame
     batch: int = 8
     threads: int | None = None  # cores to use; None: all that this process may
-    precisions: tuple[str, ...] = ()  # of the bundle; empty: all it has
+    precisions: tuple[str, ...] = ()  # of the bundle; empty: all
 
     def __post_init__(self) -> None:
         if min(self.rounds, self.every, self.batch, self.threads or 1) < 1:
@@ -50,16 +50,16 @@ class VideoTiming:
     frames: int  # scored
     seconds: float  # median over the rounds
     frames_per_s: float
-    speedup: float  # median over the rounds of the plain loop's time / this time in the same round
-    # 1 - (time of the same runs of the network with nothing else to do / time): 0 is as fast as the
-    # network allows.
+    speedup: float  # the plain loop's time in the same round over this one's; median over the rounds
+    # The share of the time that is not the network's, by timing the same runs of the network alone: 0 is as
+    # fast as the network allows.
     outside_network: float
-    difference: float  # largest, of a frame's score to the plain loop's
+    difference: float  # the largest, of a frame's score from the plain loop's
 
 
 @dataclass
 class _Side:
-    score: Callable[[], npt.NDArray[np.float64]]  # the whole way; gives the scores
+    score: Callable[[], npt.NDArray[np.float64]]  # end to end
     network: Callable[[], object]  # the same runs of the network alone
     cv2_threads: int
     scores: npt.NDArray[np.float64] | None = None
@@ -71,10 +71,10 @@ def bench_video(
     config: VideoBenchConfig | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[VideoTiming]:
-    """Score ``path`` by a plain loop and by this project, on the CPU, in turn.
+    """Score ``path`` with a plain loop and with this project, on the CPU, in turn.
 
-    The plain loop is VideoCapture.read, cvtColor, resize and one run of the network for each frame, with
-    OpenCV's and onnxruntime's defaults and the graph of the first precision.
+    The plain loop is VideoCapture.read, cvtColor, resize and one run of the network per frame, with OpenCV's
+    and onnxruntime's defaults and the graph of the first precision.
 
     Raises:
         SourceError: the video cannot be read.
@@ -102,10 +102,10 @@ def bench_video(
 
 def _prepare(bundle: Bundle, path: Path, every: int) -> list[npt.NDArray[np.uint8]]:
     frames = read_video(path, Sampling(every))
-    found = [np.ascontiguousarray(bundle.preprocess(frame.image, frame.bgr)) for frame in frames]
-    if not found:
+    prepared = [np.ascontiguousarray(bundle.preprocess(frame.image, frame.bgr)) for frame in frames]
+    if not prepared:
         raise SourceError(f"{path}: no frame to score", "give a longer video, or a smaller --every")
-    return found
+    return prepared
 
 
 def _plain(
@@ -116,17 +116,13 @@ def _plain(
     prepared: Sequence[npt.NDArray[np.uint8]],
     cv2_threads: int,
 ) -> _Side:
-    ort = load_onnxruntime("cpu")
-    settings = ort.SessionOptions()
-    if config.threads is not None:
-        settings.intra_op_num_threads = config.threads
-    session = ort.InferenceSession(str(bundle.graph(precision)), settings, providers=["CPUExecutionProvider"])
-    name, resize = session.get_inputs()[0].name, bundle.preprocess.resize
+    network = graph_runner(open_session(bundle.graph(precision), config.threads, spinning=True))
+    resize = bundle.preprocess.resize
     low = (resize - bundle.preprocess.crop) // 2
     high = low + bundle.preprocess.crop
 
     def run(image: npt.NDArray[np.uint8]) -> float:
-        return float(session.run(None, {name: image[None]})[0].reshape(-1)[0])
+        return float(network(image[None])[0])
 
     def score() -> npt.NDArray[np.float64]:
         capture, index, values = cv2.VideoCapture(str(path)), 0, []
@@ -180,7 +176,7 @@ def _values(results: Any) -> npt.NDArray[np.float64]:
 def _alternate(
     sides: dict[str, _Side], rounds: int, progress: Callable[[str], None]
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """For each side, seconds of the whole way and of its network alone, by round."""
+    """For each side, the seconds end to end and of its network alone, by round."""
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in sides}
     for round_ in range(rounds + 1):
         for name, side in sides.items():

@@ -1,9 +1,9 @@
-"""A TensorRT engine run natively: neither torch nor onnxruntime, only TensorRT and the driver.
+"""A TensorRT engine run natively: with TensorRT and the driver alone, neither torch nor onnxruntime.
 
-One stream; page-locked memory for what goes in and comes out; and for each batch size in use an execution
-context of its own with a CUDA graph of copy, network and copy, so that a run is one launch. NVIDIA's guide
-asks for a context to a graph: setting another shape changes what a captured graph of the same context
-relies on. The contexts share one scratch memory, which is safe since a lock lets one run at a time.
+There is one stream, page-locked memory for input and output, and for each batch size in use an execution
+context with a CUDA graph of copy, network and copy, so that a run is a single launch. NVIDIA's guide asks for
+one context per graph: setting another shape changes what a captured graph of the same context relies on. The
+contexts share one scratch memory, which is safe because a lock admits one run at a time.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ import numpy.typing as npt
 
 from grmp_edge.bundle import Graph
 from grmp_edge.errors import BackendError
-from grmp_edge.runtime.tensorrt.bindings import Context, Engine, TensorRT
+from grmp_edge.runtime.tensorrt.bindings import Context, Engine, TensorRT, make_logger
 from grmp_edge.runtime.tensorrt.cuda import CudaDriver, DeviceBuffer, PinnedBuffer
 from grmp_edge.runtime.tensorrt.engine_cache import Profile
-from grmp_edge.runtime.tensorrt.tensorrt_load import make_logger
 
 __all__ = ["NativeConfig", "TensorRTBackend"]
 
@@ -32,9 +31,9 @@ __all__ = ["NativeConfig", "TensorRTBackend"]
 class NativeConfig:
     """How an engine is run."""
 
-    # A launch of some hundred kernels costs the CPU more than a small batch costs the GPU; a graph is one.
+    # Hundreds of kernel launches cost the CPU more than a small batch costs the GPU; a graph is one launch.
     cuda_graphs: bool = True
-    # Batch sizes kept ready. Cameras share batches of any size up to 8; more would only hold memory.
+    # Batch sizes kept ready. Cameras share batches of any size up to 8; more would only occupy memory.
     batch_sizes: int = 8
 
     def __post_init__(self) -> None:
@@ -54,8 +53,8 @@ class _Ready:
 class TensorRTBackend:
     """An engine ready to run.
 
-    Runs from several threads at once are allowed and take turns; ``close`` waits for the one at work. All
-    memory on the device is freed by ``close``, not when the garbage collector comes by.
+    Several threads may run it; they take turns, and ``close`` waits for the current run. ``close`` frees all
+    memory on the device, without waiting for the garbage collector.
     """
 
     provider = "tensorrt"
@@ -73,8 +72,8 @@ class TensorRTBackend:
         """Deserialise ``plan``, an engine of the bundle's ``graph`` for ``size`` x ``size`` pictures.
 
         Raises:
-            BackendError: it is no engine of this TensorRT and GPU, reads or gives something else than the
-                bundle promises, or the GPU's memory is short.
+            BackendError: it is not an engine for this TensorRT and GPU, its inputs and outputs are not those
+                of the bundle, or the GPU is out of memory.
         """
         self.name = f"TensorRT {trt.__version__} native"
         self.config = config or NativeConfig()
@@ -86,7 +85,7 @@ class TensorRTBackend:
         self._buffers: list[DeviceBuffer | PinnedBuffer] = []
         self._stream = 0
         self._cuda = cuda or CudaDriver()
-        # Kept: TensorRT holds a bare pointer to the logger as long as any of its objects lives.
+        # Kept alive: all of TensorRT's objects hold a bare pointer to the logger.
         self._logger = make_logger(trt, self._messages)
         self._runtime: Any = None
         self._engine: Engine | None = None
@@ -107,7 +106,7 @@ class TensorRTBackend:
 
     @property
     def details(self) -> dict[str, Any]:
-        """What is in use: batch sizes the engine takes, those with a captured graph, and why not others."""
+        """The batch sizes the engine takes, those with a captured graph, and why capturing was given up."""
         with self._lock:
             captured = sorted(batch for batch, ready in self._ready.items() if ready.graph)
         return {
@@ -123,7 +122,7 @@ class TensorRTBackend:
             BackendError: the run failed, or gave something other than numbers in 0..1.
         """
         scores = self.raw(batch)
-        # Half precision may pass 1 by its rounding; anything further off is no probability.
+        # Half precision may exceed 1 by its rounding; anything further off is not a probability.
         if not np.all((scores >= -1e-3) & (scores <= 1 + 1e-3)):
             raise BackendError(
                 f"the engine gave {scores.tolist()[:4]} for {len(batch)} pictures, not a number in 0..1 each",
@@ -133,10 +132,10 @@ class TensorRTBackend:
         return clipped
 
     def raw(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """As :meth:`run`, with whatever the engine gives.
+        """As :meth:`run`, without checking or clipping.
 
-        Batches larger than the engine takes are run in parts; smaller ones than it takes are filled up with
-        their last picture. A picture's score does not depend on its neighbours.
+        Batches too large for the engine are run in parts; those too small are filled up with their last
+        picture. A picture's score does not depend on its neighbours.
         """
         if batch.dtype != np.uint8 or batch.shape[1:] != (self._size, self._size, 3):
             raise BackendError(
@@ -174,12 +173,12 @@ class TensorRTBackend:
             self._free(self._cuda.close)
 
     def _free(self, step: Callable[[], None]) -> None:
-        # After a fault on the device every call fails alike, and it was told where it happened.
+        # After a fault on the device every call fails, and the fault was raised where it happened.
         with suppress(BackendError):
             step()
 
-    # Engine and contexts are named by no local variable: an exception's traceback would keep them alive past
-    # what made them.
+    # No local variable refers to the engine or a context: an exception's traceback would keep them alive
+    # longer than the objects that made them.
 
     @property
     def _built(self) -> Engine:
@@ -187,7 +186,7 @@ class TensorRTBackend:
         return self._engine
 
     def _check(self) -> Profile:
-        """Compare the engine's signature with the bundle's promise; give the batch sizes it takes."""
+        """Compare the engine's inputs and outputs with the bundle's; returns the batch sizes it takes."""
         trt = self._trt
         names = [self._built.get_tensor_name(index) for index in range(self._built.num_io_tensors)]
         if sorted(names) != sorted([self._input, self._output]):
@@ -196,30 +195,28 @@ class TensorRTBackend:
             (self._input, trt.TensorIOMode.INPUT, trt.DataType.UINT8, (self._size, self._size, 3)),
             (self._output, trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT, ()),
         ):
-            found, kind = tuple(self._built.get_tensor_shape(name)), self._built.get_tensor_dtype(name)
-            if self._built.get_tensor_mode(name) != mode or kind != dtype or found[1:] != shape:
-                raise self._other(f"has {name} as {kind} {found}")
+            actual, kind = tuple(self._built.get_tensor_shape(name)), self._built.get_tensor_dtype(name)
+            if self._built.get_tensor_mode(name) != mode or kind != dtype or actual[1:] != shape:
+                raise self._other(f"has {name} as {kind} {actual}")
         shapes = self._built.get_tensor_profile_shape(self._input, 0)
         smallest, best, largest = (int(shape[0]) for shape in shapes)
         return Profile(smallest, best, largest)
 
     def _other(self, words: str) -> BackendError:
-        return BackendError(
-            f"the engine {words}, which is not what the bundle promises", "build it again with --rebuild"
-        )
+        return BackendError(f"the engine {words}, unlike the bundle's graph", "build it again with --rebuild")
 
     def _allocate(self) -> None:
         cuda, count = self._cuda, self.profile.largest
         self._stream = cuda.create_stream()
-        # Each is noted as soon as it is there, so that close frees it where the next one fails. An engine
-        # without any need of scratch memory still gets an address.
-        self._scratch = self._keep(DeviceBuffer(cuda, max(int(self._built.device_memory_size_v2), 256)))
-        self._host_in = self._keep(PinnedBuffer(cuda, (count, self._size, self._size, 3), np.uint8))
-        self._host_out = self._keep(PinnedBuffer(cuda, (count,), np.float32))
-        self._device_in = self._keep(DeviceBuffer(cuda, self._host_in.size))
-        self._device_out = self._keep(DeviceBuffer(cuda, self._host_out.size))
+        # Each is registered at once, so that close frees it if the next one fails. An engine that needs no
+        # scratch memory still gets an address.
+        self._scratch = self._register(DeviceBuffer(cuda, max(int(self._built.device_memory_size_v2), 256)))
+        self._host_in = self._register(PinnedBuffer(cuda, (count, self._size, self._size, 3), np.uint8))
+        self._host_out = self._register(PinnedBuffer(cuda, (count,), np.float32))
+        self._device_in = self._register(DeviceBuffer(cuda, self._host_in.size))
+        self._device_out = self._register(DeviceBuffer(cuda, self._host_out.size))
 
-    def _keep(self, buffer: Any) -> Any:
+    def _register(self, buffer: Any) -> Any:
         self._buffers.append(buffer)
         return buffer
 
@@ -229,8 +226,8 @@ class TensorRTBackend:
         host[: len(batch)] = batch
         host[len(batch) : count] = batch[-1]
         ready = self._take(count)
-        # The first run of a size does what cannot be captured (TensorRT's own set-up), and a size that never
-        # comes back needs no graph.
+        # The first run of a size includes TensorRT's own set-up, which cannot be captured; and a size that
+        # never returns needs no graph.
         if not ready.graph and ready.runs and not self.graphs_refused:
             try:
                 ready.graph = self._cuda.capture(self._stream, lambda: self._queue(ready, count))
@@ -246,7 +243,7 @@ class TensorRTBackend:
         return scores
 
     def _queue(self, ready: _Ready, count: int) -> None:
-        """Copy in, run, copy out: all queued, nothing waited for; also what is captured."""
+        """Queue copy in, run and copy out, without waiting; this is also what a graph captures."""
         cuda, stream = self._cuda, self._stream
         cuda.copy_in(self._device_in, self._host_in, count * self._host_in.array[0].nbytes, stream)
         del self._messages[:]
@@ -258,7 +255,7 @@ class TensorRTBackend:
         cuda.copy_out(self._host_out, self._device_out, count * self._host_out.array.itemsize, stream)
 
     def _take(self, count: int) -> _Ready:
-        """The context of a batch size, made where there is none; the longest unused one makes room."""
+        """The context of a batch size, made if needed; the least recently used one makes room for it."""
         if count in self._ready:
             self._ready.move_to_end(count)
             return self._ready[count]

@@ -1,12 +1,17 @@
-"""The part of TensorRT's Python API that is used here, as types: its wheels carry no stubs.
+"""TensorRT's Python bindings: loading them, a logger for them, and types of the part of the API used here.
 
-Written after the docstrings of the bindings of 10.3 and 11.4; what differs between them is noted.
+Their wheels carry no stubs. The types were written from the docstrings of the bindings of 10.3 and 11.4;
+differences between the two are noted.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
+
+from grmp_edge.errors import BackendError, GrmpError, MissingDependencyError
 
 __all__ = [
     "Builder",
@@ -19,6 +24,10 @@ __all__ = [
     "Runtime",
     "TensorRT",
     "TimingCache",
+    "installed_tensorrt",
+    "load_tensorrt",
+    "make_logger",
+    "version",
 ]
 
 
@@ -48,16 +57,16 @@ class BuilderConfig(Protocol):
         """Its index, or -1 where it is not valid."""
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> TimingCache:
-        """From bytes, none for an empty one."""
+        """From bytes; no bytes make an empty one."""
 
     def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
         """False where the cache is of another device or version."""
 
     def get_timing_cache(self) -> TimingCache:
-        """As it is after a build."""
+        """With the timings of the last build."""
 
     def clear_flag(self, flag: Any) -> None:
-        """Take a BuilderFlag back; TF32 is set by default."""
+        """Clear a BuilderFlag; TF32 is set by default."""
 
 
 class Network(Protocol):
@@ -67,7 +76,7 @@ class Network(Protocol):
 
 
 class Context(Protocol):
-    """IExecutionContext. It must not outlive its engine, nor memory that it was told of its use."""
+    """IExecutionContext. It must not outlive its engine, nor the memory it was given."""
 
     def set_device_memory(self, memory: int, size: int) -> None:
         """Scratch memory for a USER_MANAGED context: 256-byte aligned, at least device_memory_size_v2."""
@@ -76,23 +85,23 @@ class Context(Protocol):
         """False where the shape is outside the profile."""
 
     def get_tensor_shape(self, name: str) -> Sequence[int]:
-        """With -1 for what is not known yet."""
+        """With -1 for sizes not known yet."""
 
     def infer_shapes(self) -> list[str]:
-        """Names of tensors that are insufficiently specified; none where it can be run."""
+        """Names of tensors that are not fully specified; empty where it can run."""
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         """A device address, which must stay valid until the stream has been synchronised."""
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        """Queue a run; False where it failed, and the logger was told why."""
+        """Queue a run; False where it failed, with the reason in the log."""
 
 
 class Engine(Protocol):
     """ICudaEngine. It must not outlive its runtime."""
 
     num_io_tensors: int
-    device_memory_size_v2: int  # of scratch memory that a context needs
+    device_memory_size_v2: int  # bytes of scratch memory that a context needs
 
     def create_engine_inspector(self) -> Any:
         """An IEngineInspector."""
@@ -136,7 +145,7 @@ class Builder(Protocol):
         """An empty one."""
 
     def build_serialized_network(self, network: Network, config: BuilderConfig) -> Any:
-        """An IHostMemory, or None where it failed and the logger was told why."""
+        """An IHostMemory, or None where it failed, with the reason in the log."""
 
 
 class Parser(Protocol):
@@ -145,7 +154,7 @@ class Parser(Protocol):
     num_errors: int
 
     def parse_from_file(self, model: str) -> bool:
-        """False where it failed; data files are looked for beside the model."""
+        """False where it failed; data files are searched beside the model."""
 
     def get_error(self, index: int) -> Any:
         """An IParserError; its text is ``str`` of it."""
@@ -173,3 +182,58 @@ class TensorRT(Protocol):
 
     def Runtime(self, logger: Any) -> Runtime:  # noqa: N802
         """Deserialises engines."""
+
+
+def load_tensorrt() -> TensorRT:
+    """Import TensorRT.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+        BackendError: it does not load, or is older than 10.3.
+    """
+    if importlib.util.find_spec("tensorrt") is None:
+        raise MissingDependencyError("tensorrt", "tensorrt", "building an engine")
+    try:
+        trt = cast(TensorRT, importlib.import_module("tensorrt"))
+        installed = version(trt)
+    except Exception as error:  # the bindings raise what the loader raises
+        raise BackendError(
+            f"tensorrt is installed but does not load: {' '.join(str(error).split())[:200]}",
+            "install its libraries too: pip install 'grmp-edge[tensorrt]'; on a Jetson: JetPack's packages",
+        ) from None
+    if installed < (10, 3):
+        raise BackendError(
+            f"TensorRT {trt.__version__} is too old", "install 10.3 or newer (JetPack 6.1 and up)"
+        )
+    return trt
+
+
+def installed_tensorrt() -> TensorRT | None:
+    """The bindings where they load and are new enough; else None: onnxruntime's provider may still work."""
+    try:
+        return load_tensorrt()
+    except GrmpError:
+        return None
+
+
+def version(trt: TensorRT) -> tuple[int, int]:
+    """Major and minor."""
+    major, minor = [*trt.__version__.split("."), "0"][:2]
+    return int(major), int(minor)
+
+
+def make_logger(trt: TensorRT, messages: list[str]) -> Any:
+    """A logger that appends errors to ``messages`` and drops the rest, which is thousands of lines."""
+    base: Any = trt.ILogger
+
+    class Logger(base):  # type: ignore[misc]
+        """TensorRT calls ``log`` from any of its threads."""
+
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
+                messages.append(message)
+
+    return Logger()

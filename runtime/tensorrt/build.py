@@ -1,8 +1,8 @@
-"""A bundle's graph to a TensorRT engine, on the device that will run it. Needs neither torch nor onnx.
+"""From a bundle's graph to a TensorRT engine, on the device that will run it. Needs neither torch nor onnx.
 
-One path for TensorRT 10.3 to 11: precision is decided in the ONNX file, the network is strongly typed, and
-the builder is asked for nothing but a profile of batch sizes and a limit of workspace. Before an engine is
-kept it must score as the graph does (:mod:`grmp_edge.runtime.tensorrt.gate`).
+One path for TensorRT 10.3 to 11: the ONNX file decides the precision, the network is strongly typed, and the
+builder gets only a profile of batch sizes and a limit for the workspace. An engine is stored only if it
+scores as the graph does (:mod:`grmp_edge.runtime.tensorrt.gate`).
 """
 
 from __future__ import annotations
@@ -10,30 +10,31 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import BackendError, UsageError
 from grmp_edge.files import replace_file
 from grmp_edge.runtime.tensorrt.backend import NativeConfig, TensorRTBackend
-from grmp_edge.runtime.tensorrt.bindings import TensorRT
-from grmp_edge.runtime.tensorrt.cuda import CudaDriver
+from grmp_edge.runtime.tensorrt.bindings import TensorRT, load_tensorrt, make_logger, version
+from grmp_edge.runtime.tensorrt.cuda import CudaDriver, Gpu, find_gpu
 from grmp_edge.runtime.tensorrt.engine_cache import EngineCache, EngineKey, Profile
-from grmp_edge.runtime.tensorrt.gate import check_engine, check_set
-from grmp_edge.runtime.tensorrt.gpu import Gpu, find_gpu
-from grmp_edge.runtime.tensorrt.tensorrt_load import load_tensorrt, make_logger, version
+from grmp_edge.runtime.tensorrt.gate import EngineCheck, check_engine, check_set
 
 __all__ = [
     "BuildConfig",
     "Built",
+    "EngineDetails",
     "build",
     "check_graph",
     "count_types",
     "open_native",
+    "trtexec_line",
 ]
 
 
@@ -43,13 +44,22 @@ class BuildConfig:
 
     precision: str = "fp16"  # what GPUs are fast in
     profile: Profile = field(default_factory=Profile)
-    # A ceiling for a tactic's scratch memory, not what is used; a Jetson shares its memory with the CPU.
+    # An upper bound on a tactic's scratch memory, not what is used; a Jetson shares its memory with the CPU.
     workspace_mib: int = 1024
-    rebuild: bool = False  # also where the cache has the engine
+    rebuild: bool = False  # even if the cache has the engine
 
     def __post_init__(self) -> None:
         if self.workspace_mib < 1:
             raise UsageError(f"{self.workspace_mib} MiB of workspace", "give 1 or more")
+
+
+class EngineDetails(TypedDict, total=False):
+    """What an engine's sidecar says besides its key."""
+
+    layers: dict[str, int]  # by the type they compute in, as `count_types` gives them
+    seconds: float  # that the build took
+    bundle: str  # the id of the bundle it was built from
+    check: EngineCheck | None  # how it scored; None: nothing to compare with
 
 
 @dataclass(frozen=True)
@@ -58,17 +68,16 @@ class Built:
 
     engine: Path
     key: EngineKey
-    cached: bool  # it was there already
-    reasons: list[str]  # why one in the cache could not be used
-    # layers by type, seconds, and under ``check`` how it scored (None: nothing to compare with)
-    details: Mapping[str, Any]
+    cached: bool  # found in the cache, not built
+    reasons: list[str]  # why no engine of the cache could be used
+    details: EngineDetails
 
 
 def check_graph(bundle: Bundle, precision: str) -> Path:
-    """The graph to build from.
+    """The path of the graph to build from.
 
     Raises:
-        BundleError: the bundle has none of that precision.
+        BundleError: the bundle has no graph of that precision.
         UsageError: TensorRT cannot read it.
     """
     path = bundle.graph(precision)
@@ -89,40 +98,40 @@ def build(
     gpu: Gpu | None = None,
     cuda: Callable[[], CudaDriver] = CudaDriver,
 ) -> Built:
-    """Take the engine from the cache, or build it, compare its scores and put it there.
+    """Take the engine from the cache, or build it, compare its scores and store it there.
 
     Args:
         bundle: what to build from.
         config: what to build.
-        cache: where to look and to keep it; the user's own by default.
-        progress: told of each step.
-        trt: the bindings, if not the installed ones.
-        gpu: what is built on, if not the first device.
+        cache: where to look for it and to store it; by default the user's own.
+        progress: called with a description of each step.
+        trt: the bindings; by default the installed ones.
+        gpu: the device to build on; by default the first one.
         cuda: opens that device.
 
     Raises:
         BundleError, UsageError: the bundle has no such graph, or TensorRT cannot read it.
         MissingDependencyError, BackendError: TensorRT or the GPU is missing, or the build failed.
-        ParityError: the engine does not score as the graph; it is not kept.
+        ParityError: the engine does not score as the graph does; it is not stored.
     """
     path = check_graph(bundle, config.precision)
     cache = cache or EngineCache()
     trt = trt or load_tensorrt()
     gpu = gpu or find_gpu()
     key = engine_key(bundle, config, trt, gpu)
-    found = cache.lookup(key)
-    if found.engine is not None and not config.rebuild:
-        sidecar = json.loads(found.engine.with_suffix(".json").read_text(encoding="utf-8"))
-        return Built(found.engine, key, True, [], sidecar)
-    reasons = ["asked to rebuild"] if found.engine is not None else found.reasons
+    cached = cache.lookup(key)
+    if cached.engine is not None and not config.rebuild:
+        sidecar = json.loads(cached.engine.with_suffix(".json").read_text(encoding="utf-8"))
+        return Built(cached.engine, key, True, [], sidecar)
+    reasons = ["asked to rebuild"] if cached.engine is not None else cached.reasons
     progress(f"building {config.precision} on {gpu.name} with TensorRT {trt.__version__}: takes minutes")
     start = time.monotonic()
     messages: list[str] = []
-    logger = make_logger(trt, messages)  # it must outlive all that TensorRT makes below
+    logger = make_logger(trt, messages)  # it must outlive everything TensorRT makes below
     plan, layers = _build(trt, logger, messages, path, key, cache.timing_path(key))
     seconds = round(time.monotonic() - start, 1)
     check = _check(trt, plan, bundle, config.precision, cuda, progress)
-    details = {"layers": layers, "seconds": seconds, "bundle": bundle.id, "check": check}
+    details: EngineDetails = {"layers": layers, "seconds": seconds, "bundle": bundle.id, "check": check}
     return Built(cache.store(key, plan, details), key, False, reasons, details)
 
 
@@ -133,9 +142,9 @@ def _check(
     precision: str,
     cuda: Callable[[], CudaDriver],
     progress: Callable[[str], None],
-) -> dict[str, Any] | None:
+) -> EngineCheck | None:
     if check_set(bundle, precision) is None:
-        progress("not compared: the bundle records no scores to compare with; export again to have them")
+        progress("not compared: the bundle records no scores to compare with; export it again to add them")
         return None
     progress("comparing the engine's scores with those of its graph")
     # Without graphs: each batch size is run once or twice here.
@@ -156,9 +165,9 @@ def open_native(
     cache: EngineCache | None = None,
     cuda: Callable[[], CudaDriver] = CudaDriver,
 ) -> TensorRTBackend:
-    """A bundle's graph on TensorRT: the cached engine, whatever batches it was built for, or a new one.
+    """A bundle's graph on TensorRT: a cached engine, whatever batches it was built for, or a new one.
 
-    That building takes minutes is told to the logger ``grmp_edge``, which by default shows it on stderr.
+    A build takes minutes and is announced on the logger ``grmp_edge``, which writes to stderr by default.
 
     Raises: as :func:`build` and :class:`TensorRTBackend`.
     """
@@ -173,8 +182,8 @@ def open_native(
 
 
 def engine_key(bundle: Bundle, config: BuildConfig, trt: TensorRT, gpu: Gpu) -> EngineKey:
-    """All that an engine of this bundle depends on, on this machine."""
-    # float32 means float32: TF32, TensorRT's default, keeps ten bits and would miss the gate's 1e-4.
+    """Everything that an engine of this bundle depends on, on this machine."""
+    # float32 means float32: TF32, TensorRT's default, keeps ten bits and would exceed the gate's 1e-4.
     flags = ("strongly_typed", *(("no_tf32",) if config.precision == "fp32" else ()))
     return EngineKey(
         onnx_sha256=bundle.graph_digest(config.precision),
@@ -190,6 +199,30 @@ def engine_key(bundle: Bundle, config: BuildConfig, trt: TensorRT, gpu: Gpu) -> 
     )
 
 
+def trtexec_line(bundle: Bundle, config: BuildConfig, engine: Path, timing: Path, major: int = 10) -> str:
+    """The same build by NVIDIA's trtexec, as one shell command.
+
+    Args:
+        bundle: what to build from.
+        config: how.
+        engine: the file to write.
+        timing: the timing cache's file.
+        major: TensorRT's major version: from 11 on all networks are strongly typed and the option is gone.
+    """
+    path = check_graph(bundle, config.precision)
+    graph, size = bundle.graphs[config.precision], bundle.input_size
+    sizes = {"min": config.profile.smallest, "opt": config.profile.best, "max": config.profile.largest}
+    parts = ["trtexec", f"--onnx={path}", f"--saveEngine={engine}"]
+    if major < 11:
+        parts.append("--stronglyTyped")
+    parts += [f"--{name}Shapes={graph.input}:{batch}x{size}x{size}x3" for name, batch in sizes.items()]
+    if config.precision == "fp32":
+        parts.append("--noTF32")
+    parts += [f"--memPoolSize=workspace:{config.workspace_mib}M", f"--timingCacheFile={timing}"]
+    parts += ["--profilingVerbosity=detailed", "--skipInference"]
+    return shlex.join(parts)
+
+
 def _build(
     trt: TensorRT, logger: Any, messages: list[str], path: Path, key: EngineKey, timing: Path
 ) -> tuple[bytes, dict[str, int]]:
@@ -203,7 +236,7 @@ def _build(
         errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]
         last = " ".join((errors or messages or ["no reason given"])[-1].split())[:300]
         raise BackendError(
-            f"{path}: TensorRT {trt.__version__} does not read it: {last}",
+            f"{path}: TensorRT {trt.__version__} cannot read it: {last}",
             "build another --precision, or report it",
         )
     config = builder.create_builder_config()
@@ -219,8 +252,8 @@ def _build(
     profile.set_shape(key.input, *shapes)
     if config.add_optimization_profile(profile) < 0:
         raise BackendError(f"TensorRT refuses the batch sizes {key.profile}: {' '.join(messages[-1:])}")
-    known = timing.read_bytes() if timing.is_file() else b""
-    if not config.set_timing_cache(config.create_timing_cache(known), False):
+    timings = timing.read_bytes() if timing.is_file() else b""
+    if not config.set_timing_cache(config.create_timing_cache(timings), False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:

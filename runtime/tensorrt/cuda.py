@@ -1,8 +1,8 @@
-"""What scoring needs of CUDA, asked of the driver itself: memory, one stream, graphs. No package is needed.
+"""What scoring needs of CUDA: the device's name, memory, one stream and graphs, through the driver alone.
 
 libcuda.so.1 comes with every NVIDIA driver, on servers as on Jetsons, and its versioned names never change.
-The runtime library (libcudart) has another file for each CUDA, is often not on the loader's path, and the
-bindings of ``cuda-python`` are one more package; TensorRT works in the same primary context either way.
+The runtime library (libcudart) has another file name for each CUDA and is often not on the loader's path, and
+the bindings of ``cuda-python`` are one more package. TensorRT works in the same primary context either way.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,18 +19,21 @@ import numpy.typing as npt
 
 from grmp_edge.errors import BackendError
 
-__all__ = ["CudaDriver", "DeviceBuffer", "PinnedBuffer"]
+__all__ = ["CudaDriver", "DeviceBuffer", "Gpu", "PinnedBuffer", "find_gpu"]
 
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: never waits for what others do in the default stream
 # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on allocating while this one captures.
 _THREAD_LOCAL = 1
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 
 # Arguments as cuda.h declares them; all give a CUresult. The names with _v2 are those that cuda.h maps the
-# plain ones to; CUdeviceptr is 64 bits wide, the handles are pointers.
+# plain ones to. CUdeviceptr is 64 bits wide; the handles are pointers.
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuInit": (c_uint,),
     "cuDeviceGet": (POINTER(c_int), c_int),
+    "cuDeviceGetName": (POINTER(c_char), c_int, c_int),
+    "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
     "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
     "cuDevicePrimaryCtxRelease_v2": (c_int,),
     "cuCtxPushCurrent_v2": (c_void_p,),
@@ -53,10 +57,71 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """A device as engines depend on it."""
+
+    name: str
+    compute_capability: str  # such as 8.7
+
+
+def find_gpu(index: int = 0, library: Any = None) -> Gpu:
+    """The GPU ``index`` as CUDA_VISIBLE_DEVICES counts; ``library`` stands in for libcuda in tests.
+
+    Raises:
+        BackendError: there is no driver or no such device.
+    """
+    driver = _Driver(library)
+    device, value = c_int(), c_int()
+    name = ctypes.create_string_buffer(256)
+    driver.call("cuInit", 0)
+    driver.call("cuDeviceGet", byref(device), index)
+    driver.call("cuDeviceGetName", name, len(name), device)
+    capability = []
+    for attribute in (_MAJOR, _MINOR):
+        driver.call("cuDeviceGetAttribute", byref(value), attribute, device)
+        capability.append(value.value)
+    return Gpu(name.value.decode("utf-8", "replace"), "{}.{}".format(*capability))
+
+
+class _Driver:
+    """libcuda with its prototypes."""
+
+    def __init__(self, library: Any = None) -> None:
+        self.library = library if library is not None else _load()
+        for name, arguments in _SIGNATURES.items():
+            try:
+                function = getattr(self.library, name)
+            except AttributeError:
+                raise BackendError(
+                    f"the NVIDIA driver has no {name}: it is older than CUDA 11.4", "update the driver"
+                ) from None
+            function.argtypes, function.restype = arguments, c_int
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function.
+
+        Raises:
+            BackendError: it did not give CUDA_SUCCESS.
+        """
+        status = getattr(self.library, name)(*arguments)
+        if status == 0:
+            return
+        text = c_char_p()
+        self.library.cuGetErrorName(status, byref(text))
+        words = text.value.decode("ascii", "replace") if text.value else f"status {status}"
+        if status == _OUT_OF_MEMORY:
+            raise BackendError(
+                f"the GPU's memory is not enough ({name}: {words})",
+                "stop other programs on the GPU, or build for smaller batches: grmp-edge build --batch 1,1,1",
+            )
+        raise BackendError(f"the NVIDIA driver's {name} failed with {words}", "see: nvidia-smi")
+
+
 class CudaDriver:
     """One device through the driver, its primary context retained until :meth:`close`.
 
-    The driver keeps a current context for each thread: every call but ``close`` belongs inside
+    The driver has a current context for each thread: every call except ``close`` belongs inside
     :meth:`current`. Handles and addresses are plain integers.
     """
 
@@ -66,15 +131,8 @@ class CudaDriver:
         Raises:
             BackendError: there is no driver, it is too old, or no such device.
         """
-        self._lib = library if library is not None else _load()
-        for name, arguments in _SIGNATURES.items():
-            try:
-                function = getattr(self._lib, name)
-            except AttributeError:
-                raise BackendError(
-                    f"the NVIDIA driver has no {name}: it is older than CUDA 11.4", "update the driver"
-                ) from None
-            function.argtypes, function.restype = arguments, c_int
+        driver = _Driver(library)
+        self._library, self._call = driver.library, driver.call
         device, context = c_int(), c_void_p()
         self._call("cuInit", 0)
         self._call("cuDeviceGet", byref(device), index)
@@ -82,14 +140,14 @@ class CudaDriver:
         self._device, self._context = device.value, context.value
 
     def close(self) -> None:
-        """Give the context back; nothing of it may be used afterwards. A second call does nothing."""
+        """Release the context; nothing made in it may be used afterwards. A second call does nothing."""
         if self._context is not None:
             self._context = None
             self._call("cuDevicePrimaryCtxRelease_v2", self._device)
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make the context that of this thread, and leave the thread as it was afterwards.
+        """Make the context current in this thread, and restore the previous one afterwards.
 
         Raises:
             BackendError: it was closed.
@@ -103,17 +161,17 @@ class CudaDriver:
             self._call("cuCtxPopCurrent_v2", byref(c_void_p()))
 
     def create_stream(self) -> int:
-        """A stream of its own; TensorRT would synchronise the whole device in the default one."""
+        """A new stream; in the default one TensorRT would synchronise the whole device."""
         stream = c_void_p()
         self._call("cuStreamCreate", byref(stream), _NON_BLOCKING)
         return stream.value or 0
 
     def destroy_stream(self, stream: int) -> None:
-        """What is queued in it is finished first, by the driver."""
+        """Destroy a stream; the driver finishes the queued work first."""
         self._call("cuStreamDestroy_v2", stream)
 
     def synchronize(self, stream: int) -> None:
-        """Wait for all that is queued; also where what was queued has failed shows up."""
+        """Wait for the queued work; an error in it is raised here."""
         self._call("cuStreamSynchronize", stream)
 
     def copy_in(self, target: DeviceBuffer, source: PinnedBuffer, size: int, stream: int) -> None:
@@ -125,22 +183,22 @@ class CudaDriver:
         self._call("cuMemcpyDtoHAsync_v2", target.pointer, source.pointer, size, stream)
 
     def capture(self, stream: int, work: Callable[[], None]) -> int:
-        """Record what ``work`` queues, without running it, as a graph that :meth:`launch` runs as one.
+        """Record what ``work`` queues as a graph, without running it; :meth:`launch` runs the graph as one.
 
         Returns:
-            The executable graph, to be given back with :meth:`destroy_graph`.
+            The executable graph, to be freed with :meth:`destroy_graph`.
 
         Raises:
-            BackendError: something in it cannot be captured. The stream is usable again all the same.
+            BackendError: something in it cannot be captured. The stream stays usable.
         """
         graph, made = c_void_p(), c_void_p()
         self._call("cuStreamBeginCapture_v2", stream, _THREAD_LOCAL)
         try:
             work()
         except BaseException:
-            # The stream stays in capture, and refuses work, until this; that it fails too is expected.
-            if not self._lib.cuStreamEndCapture(stream, byref(graph)) and graph.value:
-                self._lib.cuGraphDestroy(graph)
+            # The stream stays in capture and refuses work until this call, which is expected to fail too.
+            if not self._library.cuStreamEndCapture(stream, byref(graph)) and graph.value:
+                self._library.cuGraphDestroy(graph)
             raise
         self._call("cuStreamEndCapture", stream, byref(graph))
         try:
@@ -157,23 +215,9 @@ class CudaDriver:
         """Free a captured graph."""
         self._call("cuGraphExecDestroy", graph)
 
-    def _call(self, name: str, *arguments: Any) -> None:
-        status = getattr(self._lib, name)(*arguments)
-        if status == 0:
-            return
-        text = c_char_p()
-        self._lib.cuGetErrorName(status, byref(text))
-        words = text.value.decode("ascii", "replace") if text.value else f"status {status}"
-        if status == _OUT_OF_MEMORY:
-            raise BackendError(
-                f"the GPU's memory is not enough ({name}: {words})",
-                "stop other programs on the GPU, or build for smaller batches: grmp-edge build --batch 1,1,1",
-            )
-        raise BackendError(f"the NVIDIA driver's {name} failed with {words}", "see: nvidia-smi")
-
 
 class DeviceBuffer:
-    """Bytes on the device, aligned to at least 256; to be freed in the context they were made in."""
+    """Memory on the device, aligned to at least 256 bytes; to be freed in the context it was allocated in."""
 
     def __init__(self, cuda: CudaDriver, size: int) -> None:
         self._cuda, self.size = cuda, size
@@ -182,7 +226,7 @@ class DeviceBuffer:
         self.pointer = pointer.value
 
     def free(self) -> None:
-        """Once; a second call does nothing."""
+        """Free the memory. A second call does nothing."""
         if self.pointer:
             pointer, self.pointer = self.pointer, 0
             self._cuda._call("cuMemFree_v2", pointer)
@@ -201,7 +245,7 @@ class PinnedBuffer:
         self.array: npt.NDArray[Any] = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
 
     def free(self) -> None:
-        """Once; the view must not be touched afterwards, and nothing here hands it out."""
+        """Free the memory; ``array`` must not be used afterwards. A second call does nothing."""
         if self.pointer:
             pointer, self.pointer = self.pointer, 0
             self.array = np.zeros(0, self.array.dtype)
@@ -214,5 +258,5 @@ def _load() -> Any:
     except OSError:
         raise BackendError(
             "no NVIDIA driver on this machine (libcuda.so.1 does not load)",
-            "run on the device that has the GPU, or see: grmp-edge doctor",
+            "run it on the device that has the GPU, or see: grmp-edge doctor",
         ) from None

@@ -1,0 +1,224 @@
+"""The parity gate: does a graph or an engine score as its reference does?
+
+The export judges every graph with :func:`judge`, and the device every engine it builds. The limits travel in
+the bundle, so that both use the same; docs/bundle.md specifies them under ``parity.gate``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from grmp_edge.errors import BundleError
+from grmp_edge.metrics import srcc
+
+__all__ = [
+    "LIMITS",
+    "RULE",
+    "CheckReport",
+    "GateReport",
+    "Int8GraphReport",
+    "Int8Report",
+    "Limit",
+    "LinkReport",
+    "ParityReport",
+    "ReferenceReport",
+    "Verdict",
+    "VerdictReport",
+    "gate_report",
+    "judge",
+    "limit_for",
+]
+
+# The name of what `judge` does with a limit. Another way of judging must get another name.
+RULE = "worst-mean-srcc-1"
+
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What one precision must reach, in scores of 0..1; None is not asked for."""
+
+    worst: float | None  # of the absolute differences
+    mean: float | None  # of the absolute differences
+    srcc: float | None  # Spearman's rank correlation
+    # SRCC is demanded only where the reference's standard deviation is at least this. Where all pictures
+    # score alike, as with an untrained model, their order is rounding noise. It is always reported.
+    spread: float = 0.0
+
+
+LIMITS: Mapping[str, Limit] = MappingProxyType(
+    {
+        # Folding is exact but for float32 rounding, which measures near 1e-7; a wrong constant is far above.
+        "fp32": Limit(worst=1e-4, mean=None, srcc=None),
+        # Half keeps eleven bits, and a difference this small is far below what people agree on. Ranking is
+        # what a quality score is used for.
+        "fp16": Limit(worst=5e-3, mean=None, srcc=0.999, spread=0.02),
+        # Eight bits move single scores visibly; what an application notices is their order and their mean.
+        "int8": Limit(worst=None, mean=0.01, srcc=0.99, spread=0.01),
+    }
+)
+
+
+class VerdictReport(TypedDict):
+    """How two sets of scores compare; null where there is no such number, or no such demand."""
+
+    max_abs: float | None
+    mean_abs: float | None
+    srcc: float | None
+    tolerance: float | None  # of max_abs
+    mean_tolerance: float | None
+    srcc_needed: float | None
+
+
+class LinkReport(VerdictReport):
+    """One graph against the reference."""
+
+    against: str
+    passed: bool
+
+
+class Int8GraphReport(LinkReport):
+    """One of the eight-bit graphs that were tried."""
+
+    smoothing: float
+    float32_layers: list[str]
+    time_ratio: dict[str, float]  # by batch size, to the float32 graph on the exporting CPU
+
+
+class Int8Report(TypedDict, total=False):
+    """Which eight-bit graphs were tried, and which one is in the bundle."""
+
+    method: str  # static or dynamic
+    calibration: str  # where the pictures for the ranges came from
+    static: Int8GraphReport
+    dynamic: Int8GraphReport
+
+
+class CheckReport(TypedDict):
+    """What the graphs give on pictures that any machine can make."""
+
+    pictures: str
+    seed: int
+    count: int
+    sha256: str
+    scores: dict[str, list[float]]  # by precision, and of the ``reference``
+
+
+class ReferenceReport(TypedDict):
+    """The scores that the graphs were compared with."""
+
+    model: str
+    images: int
+    mean: float
+    std: float
+
+
+class GateReport(TypedDict):
+    """How the graphs were judged, and an engine of them is to be."""
+
+    rule: str
+    limits: dict[str, dict[str, float | None]]  # by precision, the fields of Limit
+
+
+class ParityReport(TypedDict, total=False):
+    """A bundle's ``parity``; bundles of older versions lack some of it."""
+
+    images: str  # where the pictures came from
+    reference: ReferenceReport
+    links: dict[str, LinkReport]
+    gate: GateReport
+    check: CheckReport
+    fp32_blocks: list[int]
+    int8: Int8Report
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How scores compare with the reference's."""
+
+    max_abs: float
+    mean_abs: float
+    srcc: float  # nan where all scores are equal
+    limit: Limit  # as demanded: srcc is None where the reference spreads too little
+    problem: str  # empty: passed
+
+    def to_json(self) -> VerdictReport:
+        """Plain JSON; what is not a number becomes null."""
+        return {
+            "max_abs": _finite(self.max_abs),
+            "mean_abs": _finite(self.mean_abs),
+            "srcc": _finite(self.srcc),
+            "tolerance": self.limit.worst,
+            "mean_tolerance": self.limit.mean,
+            "srcc_needed": self.limit.srcc,
+        }
+
+
+def judge(reference: Scores, scores: Scores, limit: Limit) -> Verdict:
+    """Compare scores (n,) with the reference's (n,), both float64 in the same order."""
+    difference = np.abs(scores - reference)
+    worst, mean, rank = float(difference.max()), float(difference.mean()), srcc(scores, reference)
+    if float(reference.std()) < limit.spread:
+        limit = replace(limit, srcc=None)
+    finite = np.isfinite(scores)
+    count = f"{len(scores)} pictures"
+    problem = ""
+    if not finite.all():
+        problem = f"{int((~finite).sum())} of {len(scores)} scores are not numbers (an overflow)"
+    elif limit.worst is not None and not worst <= limit.worst:
+        measured = f"mean {mean:.2g}, SRCC {rank:.5f}, {count}"
+        problem = f"worst difference {worst:.2g}, tolerance {limit.worst:g} ({measured})"
+    elif limit.mean is not None and not mean <= limit.mean:
+        measured = f"worst {worst:.2g}, SRCC {rank:.5f}, {count}"
+        problem = f"mean difference {mean:.2g}, tolerance {limit.mean:g} ({measured})"
+    elif limit.srcc is not None and not rank >= limit.srcc:
+        measured = f"worst difference {worst:.2g}, mean {mean:.2g}, {count}"
+        problem = f"SRCC {rank:.5f}, needed {limit.srcc:g} ({measured})"
+    return Verdict(worst, mean, rank, limit, problem)
+
+
+def gate_report(limits: Mapping[str, Limit]) -> GateReport:
+    """The gate as a bundle records it, for :func:`limit_for`."""
+    return {"rule": RULE, "limits": {precision: asdict(limit) for precision, limit in limits.items()}}
+
+
+def limit_for(parity: ParityReport, precision: str) -> Limit:
+    """The limit that a bundle's ``parity`` records for a precision; this version's own where it has none.
+
+    Raises:
+        BundleError: the gate is of a kind that this version does not know, or damaged.
+    """
+    gate: Any = parity.get("gate")
+    if gate is None:  # written before bundles recorded it
+        return LIMITS[precision]
+    try:
+        rule, limits = gate["rule"], gate["limits"]
+        if rule != RULE:
+            raise BundleError(
+                f"the bundle's parity gate has the unknown rule {rule!r}",
+                "update grmp-edge, or export the checkpoint again with this version",
+            )
+        if precision not in limits:
+            return LIMITS[precision]
+        values = limits[precision]
+        worst, mean, rank = (
+            None if values[name] is None else float(values[name]) for name in ("worst", "mean", "srcc")
+        )
+        return Limit(worst, mean, rank, float(values["spread"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"the bundle's parity gate is damaged ({type(error).__name__}: {error})",
+            "copy or export the bundle again",
+        ) from None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
