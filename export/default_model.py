@@ -1,8 +1,8 @@
-"""The recipe of the model that ships: meta-learned prompts for the embedded backbone, and the default bundle.
+"""The recipe of the shipped model: meta-learned prompts for the embedded backbone, and the default bundle.
 
 python -m grmp_edge.export.default_model --photos DIR --work DIR
 
-Pictures are graded by their scene statistics and the faults put into them, not by people. Only the text side
+Pictures are graded by their scene statistics and the faults added to them, not by people. Only the text side
 is fine-tuned, so that the graphs share the image tower's weights with the backbone's own file
 (``export/shared_weights.py``).
 """
@@ -47,28 +47,28 @@ class DefaultConfig:
     """Everything that decides the shipped prompts and bundle, given the backbone."""
 
     seed: int = 1
-    photographs: int = 12  # of those not held out; with 25 types at 6 levels, 1,800 pictures an epoch
+    photographs: int = 12  # of those not held out; with 25 types at 6 levels, 1,800 pictures per epoch
     groups: int = 100  # of graded pictures for fine-tuning, each one photograph in 4 states
-    unshrunk: float = 0.7  # as the backbone saw them
-    varied: float = 0.6  # likewise: some in other light, colours and focus
+    unshrunk: float = 0.7  # as in the backbone's training
+    varied: float = 0.6  # likewise: the share in other light, colours and focus
     validation: float = 0.2  # of the graded pictures, to choose the epoch
-    epochs: int = 8  # the prompts start close to what they end as
-    batch: int = 32  # nine steps an epoch
-    lr: float = 0.3  # more than for a handful of labels: there are 400, and the image tower stays as it is
+    epochs: int = 8  # the prompts start close to their final values
+    batch: int = 32  # nine steps per epoch
+    lr: float = 0.3  # more than for a handful of labels: there are 400, and the image tower is frozen
     qgr_strength: float = 5.0  # as published
-    held_out: int = 7  # the backbone's: these photographs are never learned from
+    held_out: int = 7  # as for the backbone: these photographs are never trained on
 
 
 def scene_aware_tasks(photographs: Sequence[Source], config: SyntheticConfig) -> list[Task]:
-    """Distortion tasks in which the photograph's appeal counts beside the level, as the backbone knows it."""
+    """Distortion tasks graded by level and by the photograph's appeal, as in the backbone's training."""
     tasks = synthetic_tasks([(source.name, source.image) for source in photographs], config)
-    found = [statistics(squash(source.image)) for source in photographs]
-    weights = {source.name: appeal(scene, scene) for source, scene in zip(photographs, found, strict=True)}
+    scenes = [statistics(squash(source.image)) for source in photographs]
+    weights = {source.name: appeal(scene, scene) for source, scene in zip(photographs, scenes, strict=True)}
 
     def grade(task: Task) -> Task:
         grades = [
-            perceived_quality(float(kept), weights[name])
-            for kept, name in zip(task.quality, task.references, strict=True)
+            perceived_quality(float(quality), weights[name])
+            for quality, name in zip(task.quality, task.references, strict=True)
         ]
         return replace(task, quality=np.array(grades, np.float32))
 
@@ -76,9 +76,9 @@ def scene_aware_tasks(photographs: Sequence[Source], config: SyntheticConfig) ->
 
 
 def write_graded(folder: Path, sources: Sequence[Source], config: DefaultConfig) -> Path:
-    """Write graded pictures as 244 x 244 PNG with a ``labels.csv``; returns its path.
+    """Write graded pictures as 244 x 244 PNG with a ``labels.csv``; returns the path of the latter.
 
-    The label is 100 times the quality that scene and faults leave; states of one picture share a reference.
+    The label is 100 times the perceived quality of scene and faults; states of one picture share a reference.
     """
     rows = []
     with replace_folder(folder) as target:
@@ -103,17 +103,17 @@ def write_graded(folder: Path, sources: Sequence[Source], config: DefaultConfig)
 def make_default(
     photos: Sequence[Path], work: Path, bundle: Path, prompts: Path, config: DefaultConfig, reporter: Reporter
 ) -> None:
-    """Make the prompts and the bundle; stages that are finished in ``work`` are not done again.
+    """Make the prompts and the bundle. Stages that are finished in ``work`` are not repeated.
 
     Args:
         photos: folders of clean photographs.
-        work: where checkpoints and the graded pictures go.
+        work: for checkpoints and the graded pictures.
         bundle, prompts: what to write.
         config: the recipe.
-        reporter: told of the progress.
+        reporter: receives the progress.
 
     Raises:
-        GrmpError: as the stages do.
+        GrmpError: a stage failed.
     """
     work.mkdir(parents=True, exist_ok=True)
     training, _ = load_photos(photos, config.held_out)
@@ -148,38 +148,37 @@ def make_default(
             qgr_strength=config.qgr_strength,
             evaluate_every=1,
             image_blocks=0,
-            calibration_steps=0,  # computed grades do not err, and are on the scale of the pre-training
-            average=False,  # 320 pictures need no steadying
+            calibration_steps=0,  # computed grades have no noise, and the scale is that of pre-training
+            average=False,  # 320 pictures need no averaging of weights
             seed=config.seed,
         ),
         resume=tuned.exists(),
         reporter=reporter,
     )
-    wanted = ExportConfig(fp16=True, int8=True)
-    whole = export_bundle(tuned, work / "bundle", wanted, reporter.note)
+    whole = export_bundle(tuned, work / "bundle", ExportConfig(fp16=True, int8=True), reporter.note)
     share_weights(whole, EMBEDDED_PATH, bundle)
 
 
 class _Lines:
-    """Progress as a line now and then."""
+    """Progress in a line every ten seconds."""
 
     def __init__(self, console: Console) -> None:
         self.console, self.stage, self.total, self.done, self.told = console, "", 0, 0, 0.0
 
     def start(self, stage: str, total: int, done: int = 0) -> None:
-        """A stage of ``total`` steps begins, of which some may be done."""
+        """A stage of ``total`` steps begins, of which ``done`` are done already."""
         self.stage, self.total, self.done = stage, total, done
 
     def step(self, count: int = 1, **metrics: float) -> None:
-        """Some steps are done."""
+        """``count`` more steps are done."""
         self.done += count
         if time.monotonic() - self.told > 10 or self.done == self.total:
             self.told = time.monotonic()
-            found = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-            self.console.print(f"{self.stage}: {self.done} of {self.total}  {found}", soft_wrap=True)
+            words = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+            self.console.print(f"{self.stage}: {self.done} of {self.total}  {words}", soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """Something to know."""
+        """Print a line."""
         self.console.print(text, soft_wrap=True)
 
 
@@ -187,7 +186,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and make both; returns the exit code."""
     parser = argparse.ArgumentParser(description="make the shipped prompts and the default bundle")
     parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of clean photographs")
-    parser.add_argument("--work", type=Path, required=True, help="for checkpoints; may hold an earlier run")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="for checkpoints; may hold an unfinished run"
+    )
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
     parser.add_argument("--prompts", type=Path, default=PROMPTS_PATH)
     parser.add_argument("--seed", type=int, default=DefaultConfig.seed)
@@ -201,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        console.print("stopped; give the same --work to go on")
+        console.print("stopped; continue with the same --work")
         return 130
     return 0
 

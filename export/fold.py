@@ -1,9 +1,9 @@
-"""Folding: everything of a trained GRMP-IQA model that does not depend on the picture becomes a constant.
+"""Folding: whatever in a trained GRMP-IQA model does not depend on the picture becomes a constant.
 
-Both text features, the logit scale and the two-way softmax become one vector; the deep visual prompts of
+Both text features, the logit scale and the two-way softmax become one vector. The deep visual prompts of
 Li et al. (ICCV 2025, arXiv 2409.05381) become constant keys and values of their block, since their outputs
-are thrown away before the next one; the pixel normalisation goes into the patch embedding, and biases and
-scales into the weights beside them. All of it is exact: accumulated in float64, rounded once to float32.
+are discarded before the next one. The pixel normalisation goes into the patch embedding, and biases and
+scales into adjacent weights. All of it is exact: accumulated in float64, rounded once to float32.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Norm:
 
 @dataclass(frozen=True)
 class FoldedBlock:
-    """One block; weights are laid out as ``x @ weight``, with H heads of D = W / H and a hidden width F.
+    """One block. Weights are laid out for ``x @ weight``, with H heads of D = W / H and a hidden width F.
 
-    There is no key bias, because a softmax does not see what it adds to a whole row, and no value bias,
-    because the rows sum to one and so it is part of ``out_bias``.
+    There is no key bias, because it adds a constant to each row of the softmax, and no value bias, because
+    the rows sum to one, which makes it part of ``out_bias``.
     """
 
     ln_1: Norm
@@ -57,7 +57,7 @@ class FoldedBlock:
     prompt_keys: Array  # (H, T, D); T is 0 for a block without prompts
     prompt_values: Array  # (H, T, D)
     out_weight: Array  # (W, W), with LayerScale
-    out_bias: Array  # (W,), with LayerScale and what the value bias adds
+    out_bias: Array  # (W,), with LayerScale and the contribution of the value bias
     ln_2: Norm
     fc_weight: Array  # (W, F)
     fc_bias: Array  # (F,)
@@ -67,7 +67,7 @@ class FoldedBlock:
 
 @dataclass(frozen=True)
 class FoldedModel:
-    """All that a graph of the model needs; it reads uint8 RGB pixels of a square of ``size``.
+    """Everything a graph of the model needs. It reads uint8 RGB pixels, ``size`` x ``size``.
 
     The score is sigmoid(f . direction / |f|) with f = ln_post(prompt_norm(CLS)) @ proj.
     """
@@ -76,7 +76,7 @@ class FoldedModel:
     patch: int  # pixels a side
     heads: int
     activation: Activation
-    patch_weight: Array  # (W, 3, patch, patch), for pixels 0..255: normalisation is in it
+    patch_weight: Array  # (W, 3, patch, patch), for pixels 0..255: normalisation included
     tokens: Array  # (1 + patches, W): class token, positions, and the shift of the normalisation
     ln_pre: Norm | None
     blocks: tuple[FoldedBlock, ...]
@@ -92,22 +92,22 @@ class FoldedModel:
         return int(self.tokens.shape[1])
 
     def side(self, block: int) -> int:
-        """Places a side that block ``block`` works on; -1 is before the first."""
+        """Tokens a side that block ``block`` works on; -1 means before the first."""
         return (self.size // self.patch) >> sum(at <= block for at in self.merging)
 
     @property
     def prompts(self) -> int:
-        """T, the prompts of a block."""
+        """T, the number of prompts of a block."""
         return int(self.blocks[0].prompt_keys.shape[1])
 
 
 @torch.no_grad()
 def fold(model: GrmpIqa, prompts: bool = True) -> FoldedModel:
-    """Fold a model; unchanged weights share its memory, so do not train it afterwards.
+    """Fold a model. Unchanged weights share its memory, so do not train it afterwards.
 
     Args:
-        model: in evaluation mode or not; dropout is left out either way.
-        prompts: False leaves out the visual prompts and their norm: plain CLIP, to compare with.
+        model: in training or evaluation mode; dropout is left out either way.
+        prompts: False leaves out the visual prompts and their norm, which is plain CLIP for a comparison.
 
     Raises:
         ModelError: a block has an activation or an attention that CLIP's ViTs do not have.
@@ -143,9 +143,9 @@ def fold(model: GrmpIqa, prompts: bool = True) -> FoldedModel:
 
 
 def _patch_embedding(conv: nn.Conv2d, mean: Wide, std: Wide) -> tuple[Array, Wide]:
-    """Weights for pixels 0..255, and the constant that the normalisation adds to every patch (W,).
+    """Weights for pixels 0..255, and the constant (W,) that the normalisation adds to every patch.
 
-    conv((x / 255 - mean) / std) = conv'(x) + shift; exact since the patches do not overlap an edge.
+    conv((x / 255 - mean) / std) = conv'(x) + shift, exactly, since there is no padding.
     """
     weight = _wide(conv.weight) / std[:, None, None]
     shift: Wide = -(weight.sum(axis=(2, 3)) @ mean)
@@ -192,7 +192,7 @@ def _heads(tokens: Wide, heads: int) -> Array:
 
 
 def _scaled(weight: Array, scale: float | Wide) -> Array:
-    """A Linear's (out, in) weight, each output scaled, as (in, out)."""
+    """A Linear's (out, in) weight as (in, out), with each output scaled."""
     if np.all(np.asarray(scale) == 1.0):
         unscaled: Array = weight.T
         return unscaled
@@ -233,7 +233,7 @@ def _bias(linear: nn.Linear) -> Wide:
 
 
 def _array(tensor: Any) -> Array:
-    """A view of the tensor's memory where it is float32 on the CPU already."""
+    """Float32; a view of the tensor's memory if it is float32 on the CPU already."""
     assert isinstance(tensor, Tensor)
     array: Array = tensor.detach().cpu().float().numpy()
     return array

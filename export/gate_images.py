@@ -1,4 +1,4 @@
-"""The pictures that the parity gate compares scores on."""
+"""The pictures on which the parity gate compares scores."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def gate_images(
 ) -> tuple[Images, str]:
     """Collect pictures: the user's, else those of training, else distorted procedural ones.
 
-    Where there are fewer than ``count``, procedural pictures make up the number, unless ``fill`` is False.
+    If there are fewer than ``count``, procedural pictures make up the number, unless ``fill`` is False.
 
     Args:
         source: a folder (searched with its subfolders) or a csv with a column ``image``; None for
             ``recorded``.
-        recorded: pictures known from training; those that are gone or damaged are passed over.
-        preprocess: as the graph wants them.
-        count: how many; of more, evenly spaced ones.
+        recorded: pictures of the training; missing and damaged ones are skipped.
+        preprocess: the graph's preprocessing.
+        count: how many; from more, evenly spaced ones are taken.
         seed: of the procedural pictures.
         fill: see above; there is always at least one picture.
 
     Returns:
-        uint8 (count or fewer, crop, crop, 3), and in words how many come from where.
+        uint8 (count or fewer, crop, crop, 3), and a description of how many come from where.
 
     Raises:
         DataError: ``source`` is missing or names no picture.
@@ -54,28 +54,28 @@ def gate_images(
         except ImageError:
             if source is not None:
                 raise
-    words = []
+    parts = []
     if pictures:
-        words.append(f"{len(pictures)} {f'from {source.name}' if source is not None else 'of training'}")
+        parts.append(f"{len(pictures)} {f'from {source.name}' if source is not None else 'of training'}")
     if len(pictures) < (count if fill else 1):
         missing = count - len(pictures)
         pictures += _procedural(missing, preprocess, seed)
-        words.append(f"{missing} computer-made and distorted (seed {seed})")
-    return np.stack(pictures), "pictures: " + ", ".join(words)
+        parts.append(f"{missing} computer-made and distorted (seed {seed})")
+    return np.stack(pictures), "pictures: " + ", ".join(parts)
 
 
 def _listed(source: Path) -> list[Path]:
     if source.is_dir():
-        found = images_below(source)
+        paths = images_below(source)
     elif source.is_file():
-        found = _named_in(source)
+        paths = _named_in(source)
     else:
         raise DataError(
             f"{source}: no such file or folder", "give --images a folder, or a csv with a column image"
         )
-    if not found:
+    if not paths:
         raise DataError(f"{source}: names no picture", "give --images a folder, or a csv with a column image")
-    return found
+    return paths
 
 
 def _named_in(path: Path) -> list[Path]:
@@ -85,11 +85,11 @@ def _named_in(path: Path) -> list[Path]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as csv ({error})", "save it as UTF-8 text") from None
     names = [row.get("image") or row.get("img_name") for row in rows]
-    found = []
+    paths = []
     for name in names:
         places = (path.parent / name, path.parent / "images" / name) if name else ()
-        found += [place for place in places if place.is_file()][:1]
-    return found
+        paths += [place for place in places if place.is_file()][:1]
+    return paths
 
 
 def _spaced(paths: Sequence[Path], count: int) -> list[Path]:
@@ -107,7 +107,7 @@ def _procedural(count: int, preprocess: Preprocess, seed: int) -> list[Images]:
     pictures = []
     for index in range(count):
         picture = procedural_image(rng, max(32, preprocess.resize))
-        # Every sixth stays sharp and clean, the others go through all kinds and levels.
+        # Every sixth picture stays clean; the others go through all kinds and levels of distortion.
         if index % 6:
             picture = distort(picture, kinds[index % len(kinds)], index % 5 + 1, rng)
         pictures.append(preprocess(picture))

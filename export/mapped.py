@@ -1,4 +1,4 @@
-"""A folded model moved from memory into a file, so that PyTorch's copy of the weights can go."""
+"""A folded model in a mapped file, so that PyTorch's copy of the weights can be freed."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _ALIGNED = 64
 
 
 class Spool:
-    """The file and its mapping. :meth:`release` hands the pages that were read back to the system."""
+    """The file and its mapping. :meth:`release` returns the pages that were read to the system."""
 
     def __init__(self, folded: FoldedModel, path: Path) -> None:
-        """Write the arrays of ``folded`` to ``path`` (removed at once: it lives as long as it is mapped)."""
+        """Write the arrays of ``folded`` to ``path``, which is unlinked at once; the mapping keeps it."""
         with path.open("w+b") as stream:
             places: list[tuple[int, Any, tuple[int, ...]]] = []
 
-            def keep(array: Any) -> Any:
+            def write(array: Any) -> Any:
                 places.append(_append(stream, array))
                 return array
 
-            _walk(folded, keep)
+            _walk(folded, write)
             stream.write(b"\0")  # an empty file cannot be mapped
             stream.flush()
             self._mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -42,7 +42,7 @@ class Spool:
         return np.frombuffer(self._mapped, dtype, count, offset).reshape(shape)
 
     def release(self) -> None:
-        """Forget which pages were read; they are read again when they are needed."""
+        """Drop the pages that were read; they are read again when needed."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._mapped.madvise(mmap.MADV_DONTNEED)
 
@@ -55,7 +55,7 @@ def _append(stream: Any, array: Any) -> tuple[int, Any, tuple[int, ...]]:
 
 
 def _walk(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A copy of nested dataclasses and tuples with every array changed, always in the same order."""
+    """A copy of nested dataclasses and tuples with every array changed, in a fixed order."""
     if isinstance(value, np.ndarray):
         return change(value)
     if isinstance(value, tuple):

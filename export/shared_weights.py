@@ -1,9 +1,9 @@
-"""A bundle whose graphs share one copy of their weights: the backbone's own file, beside them.
+"""A bundle whose graphs share one copy of their weights: the backbone's own file beside them.
 
-The embedded backbone is kept as float16 safetensors, and folding leaves most of its weights as they are, only
-transposed. So the graphs of a model whose image blocks were not fine-tuned can read that file instead of
-holding copies: what ships is hardly larger than the backbone. Only for such models; an ordinary bundle keeps
-each graph in one piece.
+The embedded backbone is stored as float16 safetensors, and folding only transposes most of its weights. So
+the graphs of a model whose image blocks were not fine-tuned can read that file instead of holding copies, and
+the shipped bundle is hardly larger than the backbone. This is for such models only; the graphs of an ordinary
+bundle are self-contained.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from grmp_edge.export.graph.external_data import Place, places, point
 
 __all__ = ["CONSTANTS", "share_weights"]
 
-CONSTANTS = "constants.safetensors"  # what several graphs hold and the backbone's file does not
-_SMALLEST = 4096  # bytes; less is not worth a reference
+CONSTANTS = "constants.safetensors"  # weights that several graphs hold and the backbone's file does not
+_SMALLEST = 4096  # bytes; smaller weights are not worth a reference
 
-# 1 / sqrt(64), which folding puts into the queries of heads 64 wide
-_SCALES = (1.0, 0.125)
+_SCALES = (1.0, 0.125)  # 1 / sqrt(64) is what folding multiplies the queries of heads 64 wide by
 
 Array: TypeAlias = "npt.NDArray[Any]"
 _Key: TypeAlias = "tuple[str, tuple[int, ...], bytes]"  # type, shape, SHA-256 of the content
@@ -39,7 +38,7 @@ _Key: TypeAlias = "tuple[str, tuple[int, ...], bytes]"  # type, shape, SHA-256 o
 
 @dataclass(frozen=True)
 class _Source:
-    """Float16 values of a file that a weight can be computed from, and how."""
+    """Float16 values of a file, and how to compute a weight from them."""
 
     place: Place
     order: tuple[int, ...]  # of the axes, after reading
@@ -47,14 +46,14 @@ class _Source:
 
 
 def share_weights(bundle: Bundle, weights: Path, output: Path) -> Bundle:
-    """Write a bundle's twin whose graphs read their weights from a copy of ``weights`` beside them.
+    """Write a copy of a bundle whose graphs read their weights from a copy of ``weights`` beside them.
 
-    The values are the same bit by bit: only what the file holds exactly is taken from it.
+    The weights stay bit for bit the same: only values that the file holds exactly are taken from it.
 
     Args:
-        bundle: an exported bundle, each graph in one piece.
-        weights: the backbone's float16 safetensors file, to be copied in.
-        output: the bundle to write; replaced in one step.
+        bundle: an exported bundle with self-contained graphs.
+        weights: the backbone's float16 safetensors file, which is copied into the bundle.
+        output: the bundle to write; an older one is replaced in one step.
 
     Raises:
         BundleError: ``output`` is something other than a bundle.
@@ -66,11 +65,8 @@ def share_weights(bundle: Bundle, weights: Path, output: Path) -> Bundle:
         backbone = folder / weights.name
         shutil.copyfile(weights, backbone)
         models = {name: onnx.load_model(bundle.graph(name)) for name in bundle.graphs}
-        known = _known(backbone)
-        found = 0
-        for model in models.values():
-            found += _refer(model, backbone.name, known)
-        if not found:
+        sources = _sources(backbone)
+        if not sum([_refer(model, backbone.name, sources) for model in models.values()]):
             raise ValueError(f"{weights} holds none of the weights of {bundle.path}")
         files = [backbone]
         constants = _common(list(models.values()))
@@ -97,13 +93,13 @@ def share_weights(bundle: Bundle, weights: Path, output: Path) -> Bundle:
         )
 
 
-def _known(path: Path) -> dict[_Key, tuple[Place, float]]:
-    """What can be computed from a file's float16 tensors, and of three stacked projections from each one.
+def _sources(path: Path) -> dict[_Key, tuple[Place, float]]:
+    """What can be computed from each float16 tensor of a file, and from each part of stacked projections.
 
-    Keys are what comes out before it is transposed, values the bytes read and the factor.
+    A key stands for the result before it is transposed; the value is the place of the tensor and the factor.
     """
     values = load_file(path)
-    known: dict[_Key, tuple[Place, float]] = {}
+    sources: dict[_Key, tuple[Place, float]] = {}
     for name, place in places(path).items():
         if place.data_type != TensorProto.FLOAT16 or place.length < _SMALLEST:
             continue
@@ -114,8 +110,8 @@ def _known(path: Path) -> dict[_Key, tuple[Place, float]]:
             for dtype in (np.float16, np.float32):
                 for scale in _SCALES:
                     scaled = value.astype(dtype) * dtype(scale)
-                    known.setdefault(_key(scaled), (here, scale))
-    return known
+                    sources.setdefault(_key(scaled), (here, scale))
+    return sources
 
 
 def _key(value: Array) -> _Key:
@@ -123,54 +119,54 @@ def _key(value: Array) -> _Key:
 
 
 def _ways(value: Array) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The orders of axes in which folding lays a weight out, with the stored shape: see FoldedBlock."""
+    """The orders of axes that folding may give a weight, each with the stored shape; see FoldedBlock."""
     if value.ndim == 2:
         yield (0, 1), value.shape
         yield (1, 0), (value.shape[1], value.shape[0])
-    elif value.ndim == 3:  # of the last block, by head: keys (H, D, W) as stored, values (H, W, D) turned
+    elif value.ndim == 3:  # the last block's, by head: keys (H, D, W) as stored, values (H, W, D) transposed
         heads, a, b = value.shape
         yield (0, 1, 2), (heads * a, b)
         yield (0, 2, 1), (heads * b, a)
 
 
-def _source(value: Array, known: Mapping[_Key, tuple[Place, float]]) -> _Source | None:
-    """How a file gives a weight exactly, if it does."""
+def _source(value: Array, sources: Mapping[_Key, tuple[Place, float]]) -> _Source | None:
+    """How to compute a weight exactly from a file, if that is possible."""
     for order, stored in _ways(value):
         content = np.ascontiguousarray(value.transpose(np.argsort(order)))
-        match = known.get(_key(content.reshape(stored)))
+        match = sources.get(_key(content.reshape(stored)))
         if match is not None:
             place, scale = match
             return _Source(replace(place, shape=content.shape), order, scale)
     return None
 
 
-def _refer(model: onnx.ModelProto, location: str, known: Mapping[_Key, tuple[Place, float]]) -> int:
-    """Take from the backbone's file what it holds; returns how many weights those are."""
+def _refer(model: onnx.ModelProto, location: str, sources: Mapping[_Key, tuple[Place, float]]) -> int:
+    """Make the weights that the backbone's file holds references to it; returns their number."""
     nodes: list[onnx.NodeProto] = []
-    found = 0
+    count = 0
     for weight in list(_inline(model)):
-        source = _source(numpy_helper.to_array(weight), known)
+        source = _source(numpy_helper.to_array(weight), sources)
         if source is not None:
             _attach(model.graph, weight, location, source, nodes)
-            found += 1
+            count += 1
     _prepend(model.graph, nodes)
-    return found
+    return count
 
 
 def _attach(
     graph: onnx.GraphProto, weight: TensorProto, location: str, source: _Source, nodes: list[onnx.NodeProto]
 ) -> None:
-    """Make a weight a reference, with the nodes that compute it; of constants, runtimes do that at load."""
-    wanted, stored = weight.data_type, source.place.data_type
+    """Make a weight a reference, and add the nodes that compute it, which runtimes run once at load."""
+    target, stored = weight.data_type, source.place.data_type
     steps: list[tuple[str, dict[str, Any], list[str]]] = []
     if source.scale != 1.0:
-        # In float32, where a CPU can: few have half arithmetic. The result is rounded as half would.
+        # In float32, since few CPUs have half arithmetic; the result is rounded as half would be.
         if stored != TensorProto.FLOAT:
             steps.append(("Cast", {"to": TensorProto.FLOAT}, []))
         steps.append(("Mul", {}, [_scalar(graph, source.scale)]))
         stored = TensorProto.FLOAT
-    if stored != wanted:
-        steps.append(("Cast", {"to": wanted}, []))
+    if stored != target:
+        steps.append(("Cast", {"to": target}, []))
     if source.order != tuple(range(len(source.order))):
         steps.append(("Transpose", {"perm": list(source.order)}, []))
     name = weight.name
@@ -192,7 +188,7 @@ def _prepend(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
 
 
 def _scalar(graph: onnx.GraphProto, value: float) -> str:
-    """A float32 constant of the graph, made once."""
+    """A float32 constant of the graph, added once."""
     name = f"shared.scale.{value}"
     if all(weight.name != name for weight in graph.initializer):
         graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
@@ -200,7 +196,7 @@ def _scalar(graph: onnx.GraphProto, value: float) -> str:
 
 
 def _inline(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Floating-point weights of some size that are still in the graph."""
+    """Floating-point weights worth a reference that are still in the graph."""
     for weight in model.graph.initializer:
         floats = weight.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
         if floats and weight.data_location != TensorProto.EXTERNAL and len(weight.raw_data) >= _SMALLEST:
@@ -208,7 +204,7 @@ def _inline(model: onnx.ModelProto) -> Iterator[TensorProto]:
 
 
 def _common(models: Sequence[onnx.ModelProto]) -> dict[str, Array]:
-    """What more than one graph still holds under one name: the same content, or the same rounded to half."""
+    """Weights that several graphs still hold under one name, equal or equal after rounding to half."""
     held: dict[str, list[Array]] = {}
     for model in models:
         for weight in _inline(model):
@@ -222,18 +218,18 @@ def _common(models: Sequence[onnx.ModelProto]) -> dict[str, Array]:
 
 
 def _same(value: Array, stored: Array) -> bool:
-    """Whether a weight is what is stored, in its own precision."""
+    """Whether a weight equals the stored values in its own precision."""
     return value.shape == stored.shape and np.array_equal(value, stored.astype(value.dtype))
 
 
 def _refer_to_constants(models: Sequence[onnx.ModelProto], path: Path, constants: dict[str, Array]) -> None:
-    found = places(path)
+    stored_at = places(path)
     for model in models:
         nodes: list[onnx.NodeProto] = []
         for weight in list(_inline(model)):
             stored = constants.get(weight.name)
             if stored is not None and _same(numpy_helper.to_array(weight), stored):
-                place = found[weight.name]
+                place = stored_at[weight.name]
                 source = _Source(place, tuple(range(len(place.shape))), 1.0)
                 _attach(model.graph, weight, path.name, source, nodes)
         _prepend(model.graph, nodes)

@@ -1,9 +1,9 @@
-"""A model repository for NVIDIA's Triton server: a folder that it loads as it is.
+"""A model repository for NVIDIA's Triton server.
 
 ::
 
     DIR/NAME/config.pbtxt
-    DIR/NAME/1/model.onnx      and beside it, by their own names, the files it keeps weights in
+    DIR/NAME/1/model.onnx      with its data files beside it
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _GRAPH, _PLAN = "model.onnx", "model.plan"
 class TritonConfig:
     """How the server runs the model."""
 
-    max_batch: int = 32  # GPUs gain up to about here; the engine's memory grows with it
-    # Requests wait so long for others to share their batch: far less than a camera's frame of 33 ms.
+    max_batch: int = 32  # GPUs get faster up to about here; the engine's memory grows with it
+    # How long a request waits for others to share its batch: far less than the 33 ms of a camera's frame.
     queue_delay_us: int = 2000
-    instances: int = 1  # copies on each device; two hide copying behind computing, at twice the memory
+    instances: int = 1  # on each device; two overlap copying and computing, for twice the memory
 
     def __post_init__(self) -> None:
         if min(self.max_batch, self.instances) < 1 or self.queue_delay_us < 0:
@@ -44,15 +44,15 @@ def triton_config(
     Args:
         bundle: what is served.
         precision: which graph.
-        name: of the model, as clients call it.
+        name: of the model, for clients.
         config: batching and instances.
-        gpu: run on GPUs, else on the CPU.
-        plan: the model is a TensorRT engine, not a graph; it runs on GPUs in any case.
+        gpu: run it on GPUs, else on the CPU.
+        plan: the model is a TensorRT engine instead of a graph, and runs on GPUs in any case.
     """
     graph, size = bundle.graphs[precision], bundle.input_size
     preferred = [batch for batch in (4, 8, 16, 32, 64) if batch <= config.max_batch] or [config.max_batch]
-    # The batch dimension is Triton's own where max_batch_size is set: dims are of one picture, and a score
-    # is a scalar, which dims cannot say; hence one number, reshaped away.
+    # With max_batch_size set, Triton adds the batch dimension itself: dims are those of one picture. A score
+    # is a scalar, which dims cannot express, hence one number, reshaped away.
     return f'''# grmp-edge {bundle.id}, {precision}: uint8 RGB pixels {size} x {size} to a score of 0..1
 name: "{name}"
 backend: "{"tensorrt" if plan else "onnxruntime"}"
@@ -97,22 +97,22 @@ def write_triton(
     config: TritonConfig | None = None,
     engine: Path | None = None,
 ) -> Path:
-    """Write the model into a repository, whole in place of one of the same name, or not at all.
+    """Write a model into a repository. One of the same name is replaced as a whole, or not at all.
 
     Args:
-        bundle: what to serve; it need not stay.
-        repository: the server's ``--model-repository``; other models in it are left alone.
-        precision: default fp16, which is for GPUs, where the bundle has it; else int8 or fp32 on the CPU.
+        bundle: what to serve; it is copied.
+        repository: the server's ``--model-repository``; other models in it are not touched.
+        precision: by default fp16, for GPUs, if the bundle has it; else int8 or fp32 on the CPU.
         config: batching and instances; an engine takes no larger batch than its profile's.
-        engine: a TensorRT engine of that graph, to be served in its place; it runs on GPUs of the kind that
-            it was built on, in servers with the same TensorRT.
+        engine: a TensorRT engine of that graph, to be served instead of it; it needs the same kind of GPU and
+            the same version of TensorRT as it was built with.
 
     Returns:
         The model's folder, named after the bundle's.
 
     Raises:
         BundleError: the bundle has no such graph.
-        UsageError: something else stands at that place.
+        UsageError: the folder exists and is not a Triton model.
     """
     chosen = precision or next(name for name in ("fp16", "int8", "fp32") if name in bundle.graphs)
     source = bundle.graph(chosen)

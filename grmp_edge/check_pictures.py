@@ -1,7 +1,7 @@
-"""Pictures made of numbers alone, the same to the bit on every machine, to check a network on the device.
+"""Computed pictures, bit for bit the same on every machine, to check a network on the device.
 
-They carry no photograph of anybody in a bundle, and take no place there: a seed and a count name them.
-All arithmetic is on whole numbers; docs/bundle.md specifies it.
+So a bundle carries nobody's photographs and spends no space on them: a seed and a count define the pictures.
+All arithmetic is on integers; docs/bundle.md specifies it.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ import numpy.typing as npt
 
 __all__ = ["NAME", "check_pictures"]
 
-NAME = "value-noise-1"  # another way of making them must get another name
+NAME = "value-noise-1"  # another method must get another name
 _CELLS = (64, 32, 16, 8, 4, 2, 1)  # pixels between the random values of each layer
-# How loud each layer is, of 16: smooth, natural, busy, and mostly fine grain, in turn.
-_LOUDNESS = ((16, 8, 4, 2, 0, 0, 0), (8, 8, 6, 4, 3, 2, 1), (2, 4, 8, 8, 8, 4, 2), (4, 2, 1, 2, 4, 8, 16))
-_CONTRAST = (32, 24, 12, 4)  # of 16, in turn with every fourth picture
+# The weight of each layer: smooth, natural, busy, and mostly fine grain, in turn.
+_WEIGHTS = ((16, 8, 4, 2, 0, 0, 0), (8, 8, 6, 4, 3, 2, 1), (2, 4, 8, 8, 8, 4, 2), (4, 2, 1, 2, 4, 8, 16))
+_CONTRAST = (32, 24, 12, 4)  # in sixteenths; the next one with every fourth picture
 
 UInt8Array = npt.NDArray[np.uint8]
 UInt64Array = npt.NDArray[np.uint64]
 
 
 def check_pictures(count: int, size: int, seed: int = 0) -> UInt8Array:
-    """Make ``count`` pictures, uint8 (count, size, size, 3), each of another smoothness and contrast."""
+    """Make ``count`` pictures, uint8 (count, size, size, 3), of different smoothness and contrast."""
     return np.stack([_picture(seed, index, size) for index in range(count)])
 
 
 def _picture(seed: int, index: int, size: int) -> UInt8Array:
-    loudness, total = _LOUDNESS[index % 4], np.zeros((size, size, 3), np.int64)
-    for layer, (cell, loud) in enumerate(zip(_CELLS, loudness, strict=True)):
-        if loud:
-            total += loud * _layer(seed * 1_000_003 + index * 101 + layer, cell, size)
-    value = total // sum(loudness) - 128  # -128..127, a mean near 0
+    weights, total = _WEIGHTS[index % 4], np.zeros((size, size, 3), np.int64)
+    for layer, (cell, weight) in enumerate(zip(_CELLS, weights, strict=True)):
+        if weight:
+            total += weight * _layer(seed * 1_000_003 + index * 101 + layer, cell, size)
+    value = total // sum(weights) - 128  # -128..127, a mean near 0
     value = value * _CONTRAST[index // 4 % 4] // 16 + 128
     return np.clip(value, 0, 255).astype(np.uint8)
 
 
 def _layer(stream: int, cell: int, size: int) -> npt.NDArray[np.int64]:
-    """Random values 0..255 on a grid, linear between: int64 (size, size, 3)."""
+    """Random values 0..255 on a grid, interpolated linearly: int64 (size, size, 3)."""
     side = size // cell + 2
     grid = (_random(stream, side * side * 3) >> np.uint64(56)).astype(np.int64).reshape(side, side, 3)
     at = np.arange(size)

@@ -1,7 +1,6 @@
-"""Which files an ONNX file keeps its weights in, read from its bytes: neither onnx nor protobuf is needed.
+"""The names of an ONNX file's external data files, read from its bytes without onnx or protobuf.
 
-Only lengths are followed, so that weights inside the file are skipped unread. Field numbers are those of
-onnx.proto.
+Weights inside the file are skipped by their length, unread. Field numbers are those of onnx.proto.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from pathlib import Path
 
 __all__ = ["external_files"]
 
-# Which fields of a message lead on to tensors, by the message they hold.
+# By message, the fields that lead to tensors and the message each of them holds.
 _FOLLOW: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -23,14 +22,14 @@ _FOLLOW: dict[str, dict[int, str]] = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},  # external_data, pairs of strings
 }
-_DEEPEST = 100  # protobuf's own limit of nesting
+_DEEPEST = 100  # protobuf's own limit
 
 
 def external_files(path: Path) -> list[str]:
-    """The ``location`` of every external weight, as written, each once and in order.
+    """The ``location`` of every external weight as written, without repetition, in order.
 
     Raises:
-        ValueError: the bytes are not those of an ONNX file.
+        ValueError: it is not an ONNX file.
         OSError: it cannot be read.
     """
     with path.open("rb") as stream:

@@ -1,8 +1,8 @@
-"""A small typed builder of ONNX graphs: every value knows its element type, and none is mixed by chance.
+"""A small typed builder of ONNX graphs: every value knows its element type, so none are mixed by accident.
 
 With ``simulate_half`` the same calls emit a float32 graph in which every half-typed result and weight is
-rounded through float16. A CPU runtime computes half graphs in float32 between casts and so hides the
-overflow and rounding of real half hardware; the simulation shows them on any machine.
+rounded through float16. CPU runtimes compute half graphs in float32 between casts, which hides the overflow
+and rounding of half-precision hardware; the simulation shows both on any machine.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["IR_VERSION", "OPSET", "DType", "GraphBuilder", "Value", "Weight"]
 
 DType = Literal["f32", "f16", "u8", "i8", "i32", "i64"]
 
-OPSET = 17  # the first with LayerNormalization as one op; older runtimes on devices read it
-IR_VERSION = 8  # what goes with opset 17
+OPSET = 17  # the first with LayerNormalization as one operator; older runtimes on devices read it
+IR_VERSION = 8  # belongs to opset 17
 
 _PROTO = {
     "f32": TensorProto.FLOAT,
@@ -39,7 +39,7 @@ _NUMPY: dict[str, npt.DTypeLike] = {
     "i32": np.int32,
     "i64": np.int64,
 }
-# They only move values, so a rounded input gives a rounded output.
+# Operators that only move values: a rounded input gives a rounded output.
 _MOVES = frozenset(
     {"Concat", "Expand", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
@@ -47,7 +47,7 @@ _MOVES = frozenset(
 
 @dataclass(frozen=True)
 class Value:
-    """A named tensor of a graph with its element type (in a simulated graph: the type it stands for)."""
+    """A named tensor of a graph with its element type (in a simulated graph, the simulated type)."""
 
     name: str
     dtype: DType
@@ -55,21 +55,21 @@ class Value:
 
 @dataclass(frozen=True)
 class Weight:
-    """A constant of a graph, converted to its type only when it is written."""
+    """A constant of a graph, which is converted to its type only when it is written."""
 
     name: str
-    source: npt.NDArray[Any]  # what was given, often a view of the folded model
+    source: npt.NDArray[Any]  # as given, often a view of the folded model
     dtype: DType
     simulate_half: bool = False  # stored as float32, rounded through float16
 
     @property
     def data_type(self) -> int:
-        """onnx.TensorProto's number of the stored type."""
+        """The stored type, as a number of onnx.TensorProto."""
         return _PROTO["f32" if self.simulate_half else self.dtype]
 
     @property
     def nbytes(self) -> int:
-        """Of the stored values."""
+        """Size of the stored values."""
         return self.source.size * np.dtype(_NUMPY["f32" if self.simulate_half else self.dtype]).itemsize
 
     def values(self) -> npt.NDArray[Any]:
@@ -81,12 +81,12 @@ class Weight:
         return np.asarray(values, order="C")
 
     def proto(self) -> onnx.TensorProto:
-        """As an initialiser that holds its values."""
+        """An initialiser that holds the values."""
         return numpy_helper.from_array(self.values(), self.name)
 
 
 class GraphBuilder:
-    """Collects nodes and weights; :meth:`model` makes the ONNX model of them."""
+    """Collects nodes and weights, from which :meth:`model` makes an ONNX model."""
 
     def __init__(self, simulate_half: bool = False) -> None:
         self.simulate_half = simulate_half
@@ -103,10 +103,10 @@ class GraphBuilder:
     def constant(self, name: str, array: npt.ArrayLike, dtype: DType) -> Value:
         """Store a weight under ``name``, as ``dtype`` (half rounds, and overflows to infinity).
 
-        A second call with the same name gives the same constant. An array is not copied: leave it as it is.
+        A second call with the same name returns the same constant. An array is not copied; do not change it.
 
         Raises:
-            TypeError: it was stored with another type.
+            TypeError: it is stored with another type already.
         """
         if self._types.setdefault(name, dtype) != dtype:
             raise TypeError(f"constant {name!r} is {self._types[name]}, not {dtype}")
@@ -116,14 +116,14 @@ class GraphBuilder:
         return Value(name, dtype)
 
     def ints(self, *values: int) -> Value:
-        """A one-dimensional int64 constant, shared by all that need the same one."""
+        """A one-dimensional int64 constant, shared by all its users."""
         return self.constant("ints." + "_".join(str(value) for value in values), values, "i64")
 
     def op(self, kind: str, name: str, *inputs: Value, **attributes: Any) -> Value:
-        """Add a node with one output, called ``name``; its type is that of the first input.
+        """Add a node with one output, ``name``, of the first input's type.
 
         Raises:
-            TypeError: two of the floating-point inputs differ in type.
+            TypeError: the floating-point inputs differ in type.
         """
         return self.ops(kind, name, [name], *inputs, **attributes)[0]
 
@@ -148,14 +148,14 @@ class GraphBuilder:
     def convert(
         self, kind: str, outputs: Mapping[str, DType], *inputs: Value, **attributes: Any
     ) -> list[Value]:
-        """Add a node whose outputs have types of their own, such as QuantizeLinear; the first names it."""
+        """Add a node whose outputs have other types than its inputs; it is named after the first output."""
         names = list(outputs)
         node = helper.make_node(kind, [value.name for value in inputs], names, name=names[0], **attributes)
         self._nodes.append(node)
         return [Value(name, dtype) for name, dtype in outputs.items()]
 
     def cast(self, value: Value, dtype: DType, name: str) -> Value:
-        """Convert to another element type; nothing is added if it is that already."""
+        """Convert to another element type; adds nothing if the value has it already."""
         if value.dtype == dtype:
             return value
         if self.simulate_half and dtype == "f16" and value.dtype == "f32":
@@ -182,10 +182,10 @@ class GraphBuilder:
         metadata: Mapping[str, str],
         weights: list[Weight] | None = None,
     ) -> onnx.ModelProto:
-        """The finished model with one output; ``metadata`` goes to its metadata_props.
+        """The finished model with one output; ``metadata`` becomes its metadata_props.
 
-        The builder is spent afterwards: the weights move into the model, or into the list ``weights`` if
-        one is given, which the model then lacks.
+        The builder cannot be used afterwards: its weights move into the list ``weights`` if one is given,
+        else into the model.
         """
         graph = helper.make_graph(
             self._nodes,

@@ -1,4 +1,4 @@
-"""Counting the multiply-adds of a graph from the shapes of its operators."""
+"""Counts the multiply-adds of a graph from the shapes of its operators."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["multiply_adds"]
 
 
 def multiply_adds(model: onnx.ModelProto) -> int:
-    """Multiply-adds of one picture in the convolutions and matrix products of a graph.
+    """Multiply-adds for one picture in the convolutions and matrix products of a graph.
 
     Args:
-        model: with one input whose first dimension is the batch. Not changed.
+        model: has one input, whose first dimension is the batch. Not changed.
 
     Raises:
         ValueError: a shape cannot be inferred.
@@ -47,7 +47,7 @@ def _of_node(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which large floating-point weights are inputs: shapes are enough here."""
+    """A copy in which large floating-point weights are inputs, since only their shapes matter here."""
     light = onnx.ModelProto(ir_version=model.ir_version)
     light.opset_import.extend(model.opset_import)
     light.graph.name = model.graph.name

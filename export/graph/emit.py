@@ -1,7 +1,7 @@
-"""Writing a folded model as ONNX, node by node: no tracing, no shape arithmetic, every type chosen.
+"""Writes a folded model as ONNX, node by node: no tracing, no shape arithmetic, every type explicit.
 
-The graph reads uint8 (batch, S, S, 3) RGB and begins with Cast, Transpose, Conv; it gives float32 (batch,).
-Only operators of opset 17 that TensorRT's parser and every ONNX Runtime since 1.18 know are used.
+The graph reads uint8 (batch, S, S, 3) RGB, begins with Cast, Transpose, Conv, and gives float32 (batch,). It
+uses only operators of opset 17 that TensorRT's parser and every ONNX Runtime since 1.18 know.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def build_onnx(
 ) -> onnx.ModelProto:
     """Build the graph of a folded model.
 
-    With ``fp16`` the graph is strongly typed: half weights and activations; float32 for the pixels, the
-    patch embedding, LayerNorm, and everything after the last block (norms, projection, cosine, sigmoid).
+    With ``fp16`` the graph is strongly typed: weights and activations are half; the pixels, the patch
+    embedding, LayerNorm and everything after the last block (norms, projection, cosine, sigmoid) are float32.
 
     Args:
         folded: the constants.
         precision: of the blocks.
         fp32_blocks: with ``fp16``, indices of blocks to keep in float32. From the first of them on the
-            residual stream stays float32, so that what overflows half there can be carried on.
-        simulate_half: emit a float32 graph that rounds, and overflows, where half hardware would; it is for
-            the parity gate, to be run without graph optimisations, and is never deployed.
+            residual stream stays float32, so that it can carry values that would overflow half.
+        simulate_half: emit a float32 graph that rounds and overflows where half-precision hardware would. It
+            is for the parity gate, must be run without graph optimisations, and is never deployed.
         metadata: strings for the model's metadata_props.
-        weights: a list that takes the weights in place of the model.
+        weights: a list that takes the weights instead of the model.
 
     Returns:
         A model with input ``images`` and output ``scores`` (0..1).
@@ -64,7 +64,7 @@ def emit_model(
     metadata: Mapping[str, str] | None = None,
     weights: list[Weight] | None = None,
 ) -> onnx.ModelProto:
-    """The whole graph by a given emitter; see :func:`build_onnx`."""
+    """Emit the whole graph; see :func:`build_onnx`."""
     builder, blocks = emitter.g, emitter.folded.blocks
     x = emitter.embed()
     stream: DType = "f16" if precision == "fp16" else "f32"
@@ -93,8 +93,8 @@ class Emitter:
     def repeated(self, name: str, constant: Value) -> Value:
         """A constant (1, ...) of four axes, repeated over the batch.
 
-        By adding zeros of shape (B, 1, 1, 1), which are a pixel times nothing: as fast as Expand, and the
-        graph never has to read the batch size.
+        It adds zeros of shape (B, 1, 1, 1), a pixel times zero. That is as fast as Expand, and the graph
+        never has to read the batch size.
         """
         g = self.g
         if not self._zeros:
@@ -107,13 +107,13 @@ class Emitter:
     def embed(self) -> Value:
         """The tokens (B, L, W) before the first block, float32."""
         g, folded, rows = self.g, self.folded, self.patch_rows()
-        # A row of zeros in front makes room for the class token, which the addition then fills in.
+        # A row of zeros in front makes room for the class token, which the addition fills in.
         padded = g.op("Pad", "tokens.padded", rows, g.ints(0, 1, 0, 0, 0, 0))
         tokens = g.op("Add", "tokens", padded, g.constant("tokens.constant", folded.tokens[None], "f32"))
         return tokens if folded.ln_pre is None else self.norm("ln_pre", tokens, folded.ln_pre)
 
     def patch_rows(self) -> Value:
-        """The patches' products (B, patches, W), float32, without their constant."""
+        """The embedded patches (B, patches, W), float32, without their constant."""
         g, folded = self.g, self.folded
         planes = g.op("Transpose", "planes", self.pixels, perm=[0, 3, 1, 2])
         weight = g.constant("patches.weight", folded.patch_weight, "f32")
@@ -123,7 +123,7 @@ class Emitter:
         return g.op("Transpose", "patches.rows", flat, perm=[0, 2, 1])
 
     def enter(self, index: int, x: Value) -> Value:
-        """The tokens (B, L, W) that flow into a block: merged if it is one that merges."""
+        """The input (B, L, W) of a block, merged if the block merges tokens."""
         if index not in self.folded.merging:
             return x
         g, name = self.g, f"block{index}.merge"
@@ -132,10 +132,10 @@ class Emitter:
         return g.op("Concat", name, self.class_token(f"{name}.cls", x), self.merge(index, rest), axis=1)
 
     def merge(self, index: int, rest: Value) -> Value:
-        """The places (B, S, W) before a block that merges, without the class token, to (B, S / 4, W)."""
+        """Merge the tokens (B, S, W) before a block, without the class token, to (B, S / 4, W)."""
         g, name = self.g, f"block{index}.merge"
         half = self.folded.side(index)
-        # The batch and the half of the rows share an axis, as five are what every runtime takes.
+        # The batch and half of the rows share an axis, since every runtime supports five axes.
         grid = g.op("Reshape", f"{name}.grid", rest, g.ints(-1, 2, half, 2, self.folded.width))
         means = g.op("ReduceMean", f"{name}.means", grid, axes=[1, 3], keepdims=0)
         return g.op("Reshape", f"{name}.rows", means, g.ints(-1, half * half, self.folded.width))
@@ -152,7 +152,7 @@ class Emitter:
             values = self.repeated(f"{name}.prompt.v", values)
             key = g.op("Concat", f"{name}.attn.k.all", key, keys, axis=2)
             value = g.op("Concat", f"{name}.attn.v.all", value, values, axis=2)
-        # Turned last and as two axes only, so that runtimes make it part of the product.
+        # Transposed last and in two axes only, so that runtimes make it part of the product.
         key = g.op("Transpose", f"{name}.attn.k.t", key, perm=[0, 1, 3, 2])
         weights = g.op(
             "Softmax", f"{name}.attn.weights", g.op("MatMul", f"{name}.attn.scores", query, key), axis=-1
@@ -176,10 +176,10 @@ class Emitter:
         return query, key, value
 
     def last_block(self, name: str, x: Value, block: FoldedBlock, dtype: DType) -> Value:
-        """The last block (B, L, W) to its class token (B, 1, W): all that is read of it.
+        """The last block from (B, L, W) to its class token (B, 1, W), the only one that is read.
 
-        With one query the key and value projections of all tokens need not be computed: q (n Wk)' is
-        (q Wk') n', and a (n Wv) is (a n) Wv.
+        With a single query the keys and values of all tokens need not be computed: q (n Wk)' = (q Wk') n' and
+        a (n Wv) = (a n) Wv.
         """
         g, heads, width = self.g, self.heads, self.folded.width
         tokens = 1 + self.folded.side(len(self.folded.blocks) - 1) ** 2
@@ -219,7 +219,7 @@ class Emitter:
         return self.rest(name, self.class_token(f"{name}.residual", x), mixed, block, dtype)
 
     def rest(self, name: str, x: Value, mixed: Value, block: FoldedBlock, dtype: DType) -> Value:
-        """The output projection, the MLP and both residual additions."""
+        """The rest of a block: output projection, MLP and both residual additions."""
         g = self.g
         out = self.linear(f"{name}.attn.out", mixed, block.out_weight, block.out_bias)
         x = g.op("Add", f"{name}.middle", x, g.cast(out, x.dtype, f"{name}.attn.out.wide"))
@@ -231,7 +231,7 @@ class Emitter:
         return g.op("Add", f"{name}.out", x, g.cast(out, x.dtype, f"{name}.mlp.proj.wide"))
 
     def head(self, cls: Value) -> Value:
-        """The class token (B, 1, W) to the scores (B,), in float32 throughout."""
+        """From the class token (B, 1, W) to the scores (B,), all in float32."""
         g, folded = self.g, self.folded
         if folded.prompt_norm is not None:
             cls = self.norm("prompt_norm", cls, folded.prompt_norm)
@@ -270,7 +270,7 @@ class Emitter:
         return self.g.op("Slice", name, x, self.g.ints(0), self.g.ints(1), self.g.ints(1))
 
     def activation(self, name: str, x: Value) -> Value:
-        """GELU or QuickGELU, written as the pattern that runtimes recognise and fuse."""
+        """GELU or QuickGELU, in the pattern that runtimes recognise and fuse."""
         g = self.g
         if self.folded.activation == "quick_gelu":
             scaled = g.op("Mul", f"{name}.act.scaled", x, self.number("quick", 1.702, x.dtype))
@@ -286,5 +286,5 @@ class Emitter:
         return g.op("Mul", f"{name}.act", twice, self.number("half", 0.5, x.dtype))
 
     def number(self, name: str, value: float, dtype: DType) -> Value:
-        """A scalar constant, one for each type."""
+        """A scalar constant, shared within each type."""
         return self.g.constant(f"{name}.{dtype}", value, dtype)

@@ -1,6 +1,6 @@
-"""Writing graphs as ONNX files, one weight at a time: a network's weights are never held twice for it.
+"""Writes graphs as ONNX files, one weight at a time, so that the weights are never in memory twice.
 
-Past protobuf's 2 GiB the large weights go into a data file beside the graph (ONNX external data).
+Beyond protobuf's 2 GiB the large weights go into a data file beside the graph (ONNX external data).
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from grmp_edge.export.graph.external_data import Place, point
 
 __all__ = ["LIMIT", "data_file", "discard", "save_graph", "serialize"]
 
-LIMIT = 2**31 - 1  # what protobuf reads as one message
-_LARGE = 1 << 16  # bytes; smaller weights (norms, biases, shapes) stay in the graph where others leave it
-_ALIGNED = 64  # bytes; a cache line, so that a mapped weight can be used where it lies
+LIMIT = 2**31 - 1  # bytes that protobuf reads as one message
+_LARGE = 1 << 16  # bytes; smaller weights (norms, biases, shapes) always stay in the graph
+_ALIGNED = 64  # bytes; a cache line, so that a mapped weight can be used in place
 
 
 def save_graph(make: Callable[[list[Weight]], onnx.ModelProto], file: Path, limit: int = LIMIT) -> None:
-    """Make a graph, check it and write it as an ONNX file, with a :func:`data_file` if one is too small.
+    """Make a graph, check it and write it as an ONNX file, with a :func:`data_file` if it is too large.
 
     Args:
-        make: gives the model without its weights, and appends those to the list it is given.
+        make: returns the model without its weights and appends those to the list it is given.
         file: what to write.
-        limit: bytes from which on the large weights leave the graph.
+        limit: the size in bytes from which the large weights go into the data file.
 
     Raises:
-        ModelError: it is past the limit without its large weights too.
+        ModelError: it exceeds the limit even without its large weights.
     """
     weights: list[Weight] = []
     model = make(weights)
@@ -56,7 +56,7 @@ def save_graph(make: Callable[[list[Weight]], onnx.ModelProto], file: Path, limi
 
 
 def data_file(file: Path) -> Path:
-    """Where :func:`save_graph` puts the weights of a graph that is too large for one file."""
+    """The file for the weights of a graph that is too large for a single file."""
     return file.with_suffix(".weights")
 
 
@@ -70,7 +70,7 @@ def serialize(model: onnx.ModelProto) -> bytes:
     """The bytes of an ONNX file.
 
     Raises:
-        ModelError: they are past protobuf's 2 GiB.
+        ModelError: they exceed protobuf's 2 GiB.
     """
     _check_size(model.ByteSize(), LIMIT)
     return bytes(model.SerializeToString())
@@ -82,7 +82,7 @@ def _head(weight: Weight) -> TensorProto:
 
 
 def _checkable(model: onnx.ModelProto, weights: Sequence[Weight]) -> onnx.ModelProto:
-    """A copy in which large weights are inputs: the checker needs their type and shape alone."""
+    """A copy in which large weights are inputs, since the checker needs only their type and shape."""
     light = onnx.ModelProto()
     light.CopyFrom(model)
     for weight in weights:
@@ -98,11 +98,11 @@ def _checkable(model: onnx.ModelProto, weights: Sequence[Weight]) -> onnx.ModelP
 def _write(
     model: onnx.ModelProto, parts: Sequence[tuple[TensorProto, Weight | None]], file: Path, limit: int
 ) -> None:
-    """``parts`` are initialisers, and what each holds besides, if anything."""
+    """``parts`` are initialisers, each with the weight whose values it holds in the file, if any."""
     graph = model.graph.SerializeToString()
     model.ClearField("graph")
     # Field numbers are those of onnx.proto: ModelProto.graph is 7, GraphProto.initializer is 5,
-    # TensorProto.raw_data is 9. Lengths come before contents, so all are worked out first.
+    # TensorProto.raw_data is 9. Lengths precede contents, so all of them are computed first.
     heads = []
     for head, weight in parts:
         start = head.SerializeToString()
@@ -123,12 +123,12 @@ def _write(
 
 
 def _varint(value: int) -> bytes:
-    """A length as protobuf writes it: seven bits a byte, the lowest first."""
-    found = bytearray()
+    """A length as protobuf writes it: seven bits per byte, the lowest first."""
+    encoded = bytearray()
     while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
+        encoded.append(value & 0x7F | 0x80)
         value >>= 7
-    return bytes([*found, value])
+    return bytes([*encoded, value])
 
 
 def _check_size(size: int, limit: int) -> None:

@@ -1,15 +1,15 @@
-"""Eight-bit linear layers: where to clip, how to round, and the two ways of writing it in plain ONNX.
+"""Eight-bit linear layers: where to clip, how to round, and two methods to express it in plain ONNX.
 
-``static`` is QuantizeLinear and DequantizeLinear round a MatMul with scales found by calibration, symmetric,
-int8 (weights: seven bits of it, by output channel): TensorRT reads it and onnxruntime fuses it into integer
+``static`` puts QuantizeLinear and DequantizeLinear around a MatMul, with scales from calibration, symmetric
+int8 (weights use seven bits, by output channel). TensorRT reads it, and onnxruntime fuses it into integer
 products.
-``dynamic`` finds the scale of each activation at every run (DynamicQuantizeLinear, MatMulInteger).
-Everything else, softmax and norms and the class token's head, stays float32.
+``dynamic`` computes the scale of each activation in every run (DynamicQuantizeLinear, MatMulInteger).
+Everything else (softmax, norms, the class token's head) stays float32.
 
-Tried for the static graph on ViT-B/16 and left out (CPU time, onnxruntime 1.31, AVX-512 VNNI): three products
-for queries, keys and values on one rounded input, which spares the Split but is not fused (1.5 times the
-time); eight-bit query-key products (no gain); uint8 in place of int8 activations (no gain); leaving out two
-of four biases (under 3 %). Of the time 58 % are the eight-bit products, 19 % attention in float32, 7 % GELU.
+Tried for the static graph on ViT-B/16 and rejected (CPU time, onnxruntime 1.31, AVX-512 VNNI): three products
+for queries, keys and values on one rounded input, which avoids the Split but is not fused (1.5 times the
+time); eight-bit query-key products (no gain); uint8 instead of int8 activations (no gain); omitting two of
+four biases (under 3 %). The eight-bit products take 58 % of the time, attention in float32 19 %, GELU 7 %.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from grmp_edge.export.precision.activations import Activations, JoinedEmitter
 
 __all__ = ["WEIGHT_LEVELS", "Method", "activation_scale", "build_int8", "layers", "quantize_weight", "smooth"]
 
-# Seven bits. x86 without VNNI adds two products of an unsigned activation and a signed weight in 16 bits that
-# saturate: 2 x 255 x 64 still fits there, 2 x 255 x 127 does not, and a graph made on one CPU would compute
-# something else on another. ONNX Runtime's own way round it (session.x64quantprecision) is slower, fails on
-# weights that graphs share, and is a setting that a user of the bare file does not know.
+# Seven bits. x86 without VNNI adds two products of an unsigned activation and a signed weight in 16 bits with
+# saturation: 2 x 255 x 64 fits, 2 x 255 x 127 does not, and a graph made on one CPU would compute something
+# else on another. ONNX Runtime's own remedy (session.x64quantprecision) is slower, fails on weights that
+# graphs share, and is a setting that a user of the ONNX file alone does not know.
 WEIGHT_LEVELS = 64
 
 Method = Literal["static", "dynamic"]
@@ -41,13 +41,13 @@ Array = npt.NDArray[np.float32]
 
 def layers(folded: FoldedModel) -> list[str]:
     """The names of the layers that are quantised, in order."""
-    # The last block works on one token: little time, and its key and value weights are no plain products.
+    # The last block works on one token: it takes little time, and its keys and values are not plain products.
     last = len(folded.blocks) - 1
-    found = []
+    names = []
     for index in range(last + 1):
         first = "attn.q" if index == last else "attn.qkv"
-        found += [f"block{index}.{kind}" for kind in (first, "attn.out", "mlp.fc", "mlp.proj")]
-    return found
+        names += [f"block{index}.{kind}" for kind in (first, "attn.out", "mlp.fc", "mlp.proj")]
+    return names
 
 
 def quantize_weight(weight: Array) -> tuple[npt.NDArray[np.int8], Array]:
@@ -58,9 +58,9 @@ def quantize_weight(weight: Array) -> tuple[npt.NDArray[np.int8], Array]:
 
 
 def activation_scale(seen: Activations, levels: int = 127) -> float:
-    """The step of symmetric int8 that loses least on the sampled values, in mean square.
+    """The step of symmetric int8 with the least mean squared error on the sampled values.
 
-    Clipping a few far values can cost less than the coarser step they would force on all others.
+    Clipping a few outliers can cost less than the coarser step they would impose on all other values.
     """
     top = float(seen.channels.max())
     if top <= 0.0:
@@ -76,23 +76,23 @@ def activation_scale(seen: Activations, levels: int = 127) -> float:
 
 
 def smooth(folded: FoldedModel, seen: Mapping[str, Activations], strength: float = 0.5) -> FoldedModel:
-    """The same function with loud channels moved from activations into weights, where there is room.
+    """The same function with the range of loud channels moved from activations into weights.
 
     After SmoothQuant (Xiao et al., 2023): channel j of a layer's input is divided by
-    max|x_j|^strength / max|w_j|^(1 - strength) and its weights multiplied. The division goes into the
-    LayerNorm before (queries, keys, values; the MLP's first layer) or into the values' projection (the
-    attention's output); behind the GELU it has nowhere to go.
+    max|x_j|^strength / max|w_j|^(1 - strength), and its weights are multiplied by it. The division is merged
+    into the preceding LayerNorm (queries, keys, values; the MLP's first layer) or into the values' projection
+    (the attention's output). After the GELU there is nothing to merge it into.
 
     Args:
         folded: the network; not changed.
         seen: its calibration.
-        strength: 0 leaves the activations, 1 evens them wholly.
+        strength: 0 leaves the activations as they are, 1 equalises them fully.
     """
     made = []
     for index, block in enumerate(folded.blocks):
         name = f"block{index}"
         qkv = [block.q_weight, block.k_weight, block.v_weight]
-        # The last block's first norm is read by all tokens though only one is multiplied by q's weights.
+        # In the last block all tokens read the first norm, though only one is multiplied by q's weights.
         if f"{name}.attn.qkv" in seen:
             by = _factors(seen[f"{name}.attn.qkv"].channels, qkv, strength)
             q, k, v = (_rows(weight, by) for weight in qkv)
@@ -114,12 +114,12 @@ def smooth(folded: FoldedModel, seen: Mapping[str, Activations], strength: float
 def _factors(channels: Array, weights: list[Array], strength: float) -> npt.NDArray[np.float64]:
     loud = channels.astype(np.float64)
     heavy = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0).astype(np.float64)
-    usable = (loud > 1e-6) & (heavy > 1e-9)  # a silent channel needs no scale and gives no sensible one
+    usable = (loud > 1e-6) & (heavy > 1e-9)  # a silent channel neither needs nor gives a sensible scale
     by = np.where(usable, loud, 1.0) ** strength / np.where(usable, heavy, 1.0) ** (1.0 - strength)
     by = np.where(usable, by, 1.0)
-    # Only ratios between channels matter; the common factor goes, so that weights keep their size.
-    found: npt.NDArray[np.float64] = np.clip(by / np.exp(np.log(by).mean()), 1e-3, 1e3)
-    return found
+    # Only ratios between channels matter; removing the common factor keeps the weights' magnitude.
+    factors: npt.NDArray[np.float64] = np.clip(by / np.exp(np.log(by).mean()), 1e-3, 1e3)
+    return factors
 
 
 def _rows(weight: Array, by: npt.NDArray[np.float64]) -> Array:
@@ -136,7 +136,7 @@ def build_int8(
     folded: FoldedModel,
     method: Method,
     scales: Mapping[str, float],
-    keep: Set[str] = frozenset(),
+    wide: Set[str] = frozenset(),
     metadata: Mapping[str, str] | None = None,
     weights: list[Weight] | None = None,
 ) -> onnx.ModelProto:
@@ -146,11 +146,11 @@ def build_int8(
         folded: the network, smoothed or not.
         method: ``static`` or ``dynamic``.
         scales: by layer, the step of its input; needed for ``static``.
-        keep: names of layers left in float32.
+        wide: names of layers to leave in float32.
         metadata: strings for the model's metadata_props.
-        weights: a list that takes the weights in place of the model.
+        weights: a list that takes the weights instead of the model.
     """
-    chosen = set(layers(folded)) - keep
+    chosen = set(layers(folded)) - wide
     emitter = _Int8(GraphBuilder(), folded, method, scales, chosen)
     return emit_model(emitter, metadata=metadata, weights=weights)
 

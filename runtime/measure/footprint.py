@@ -1,4 +1,4 @@
-"""What scoring costs in disk and memory: the packages as installed here, and a process of its own."""
+"""What scoring costs in disk space and memory: the installed packages, and a separate process."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from grmp_edge.score import Score
 
 __all__ = ["Footprint", "Memory", "installed_sizes", "measure"]
 
-_PICTURES = 50  # enough that every buffer has been made
+_PICTURES = 50  # enough for every buffer to be allocated
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident memory of a process of its own, in bytes."""
+    """Resident memory of a separate process, in bytes."""
 
-    imported: int  # grmp_edge.runtime, without a backend
-    opened: int  # the bundle open
-    scoring: int  # after 50 pictures, as they came one by one from a 1080p camera
-    peak: int  # the most it ever was
+    imported: int  # after importing grmp_edge.runtime, without a backend
+    opened: int  # after opening the bundle
+    scoring: int  # after 50 pictures of 1080p, one by one as from a camera
+    peak: int
 
 
 @dataclass(frozen=True)
@@ -42,37 +42,37 @@ class Footprint:
 
 
 def measure(bundle: Path | None = None, precision: str = "fp32", threads: int | None = None) -> Footprint:
-    """Weigh the installed packages that scoring needs and, with a bundle, a fresh process that scores.
+    """Measure the installed packages that scoring needs and, with a bundle, a new process that scores.
 
     Raises:
-        BackendError: the process could not score; its own line says why.
+        BackendError: the process failed; the message ends with its last line.
     """
     return Footprint(installed_sizes(), None if bundle is None else _memory(bundle, precision, threads))
 
 
 def installed_sizes(extras: tuple[str, ...] = ("cpu", "gpu")) -> dict[str, int]:
-    """Bytes on disk of grmp-edge and of everything it needs that is installed, with these extras.
+    """Bytes on disk of grmp-edge and its installed dependencies, with these extras.
 
-    From each distribution's own record of its files; compiled Python files, made later, are not in all.
+    From each distribution's own record of its files, which need not list compiled Python files.
     """
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     waiting = ["grmp-edge"]
     while waiting:
         name = _normal(waiting.pop())
-        if name in found:
+        if name in sizes:
             continue
         try:
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
-        found[name] = sum(_size(Path(str(file.locate()))) for file in distribution.files or ())
+        sizes[name] = sum(_size(Path(str(file.locate()))) for file in distribution.files or ())
         own = extras if name == "grmp-edge" else ()
         waiting += [needed for text in distribution.requires or () if (needed := _needed(text, own))]
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
 def _needed(requirement: str, extras: tuple[str, ...]) -> str:
-    """The name in a requirement; empty if it belongs to an extra that is not asked for."""
+    """The name in a requirement; empty if it belongs to another extra."""
     name = re.match(r"[A-Za-z0-9._-]+", requirement)
     extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", requirement)
     return "" if name is None or (extra and extra[1] not in extras) else name[0]
@@ -99,10 +99,10 @@ def _memory(bundle: Path, precision: str, threads: int | None) -> Memory:
 
 
 def _resident(field: str) -> int:
-    """Bytes, from Linux's account of this process: VmRSS now, VmHWM at most."""
+    """Bytes, from /proc: ``VmRSS`` is the current value, ``VmHWM`` the peak."""
     text = Path("/proc/self/status").read_text(encoding="ascii")
-    found = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
+    match = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0
 
 
 def _score(bundle: str, precision: str, threads: int) -> Memory:

@@ -1,4 +1,4 @@
-"""Where the time of one large picture goes: decoding, squashing, turning the channels, the network."""
+"""Where the time for one large picture goes: decoding, resizing, swapping the channels, the network."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ __all__ = ["FRAME_SIZES", "StageTimes", "bench_frames"]
 UInt8Array = npt.NDArray[np.uint8]
 
 FRAME_SIZES = {"1080p": (1080, 1920), "4K": (2160, 3840)}  # (height, width)
-_JPEG_QUALITY = 90  # what cameras send as a snapshot
+_JPEG_QUALITY = 90  # as in cameras' snapshots
 
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Milliseconds of each stage for one picture, medians."""
+    """Milliseconds for one picture in each stage, as medians."""
 
     size: str
     decode_ms: float  # a JPEG of quality 90 to RGB
     squash_ms: float  # bicubic to the network's size
-    colour_ms: float  # BGR to RGB after squashing, as for video frames
-    full_colour_ms: float  # the same before squashing: what is saved
-    network_ms: float  # one picture in a run of its own
-    network_batch_ms: float  # one picture's share of a run on 8
+    colour_ms: float  # BGR to RGB after resizing, as for video frames
+    full_colour_ms: float  # the same before resizing, which is avoided
+    network_ms: float  # a batch of one
+    network_batch_ms: float  # one picture's share of a batch of 8
 
 
 def bench_frames(
     scorer: Scorer, runs: int = 11, progress: Callable[[str], None] = lambda _: None
 ) -> list[StageTimes]:
-    """Time the stages at 1080p and 4K, each ``runs`` times, the picture a scene-like one made here."""
-    found = []
+    """Time the stages at 1080p and 4K, each ``runs`` times, on a computed scene."""
+    rows = []
     small = scorer.prepare(_scene(270, 480))
     one, eight = np.stack([small]), np.stack([small] * 8)
     for size, (height, width) in FRAME_SIZES.items():
@@ -62,7 +62,7 @@ def bench_frames(
                 if round_:  # the first allocates and fills caches
                     times[name].append((time.perf_counter() - start) * 1e3)
         median = {name: round(statistics.median(values), 3) for name, values in times.items()}
-        found.append(
+        rows.append(
             StageTimes(
                 size=size,
                 decode_ms=median["decode"],
@@ -73,11 +73,11 @@ def bench_frames(
                 network_batch_ms=round(median["eight"] / 8, 3),
             )
         )
-    return found
+    return rows
 
 
 def _scene(height: int, width: int) -> UInt8Array:
-    """Shapes of all sizes and a little noise: a JPEG of it is about as large as a photograph's."""
+    """Shapes of all sizes and a little noise, so that its JPEG is about as large as a photograph's."""
     rng = np.random.default_rng(0)
     total = np.zeros((height, width, 3), np.float32)
     for cells in (4, 16, 64, 256):

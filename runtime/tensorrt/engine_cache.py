@@ -1,6 +1,6 @@
-"""Built engines, kept outside the bundle: an engine belongs to one GPU, one TensorRT and one graph.
+"""The cache of built engines, outside the bundle: an engine belongs to one GPU, one TensorRT and one graph.
 
-Beside each ``NAME.engine``, plain bytes that trtexec loads, lies ``NAME.json`` with all it was built for.
+``NAME.engine`` is plain bytes that trtexec loads; the sidecar ``NAME.json`` says what it was built for.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["EngineCache", "EngineKey", "Lookup", "Profile", "default_cache"]
 
 @dataclass(frozen=True)
 class Profile:
-    """The batch sizes an engine takes; it is tuned for ``best``."""
+    """The batch sizes an engine takes. It is tuned for ``best``."""
 
     smallest: int = 1  # one camera frame
-    best: int = 8  # the batch that folders of pictures are scored in
-    largest: int = 8  # memory is set aside for it, so no more than is used
+    best: int = 8  # the batch size for folders of pictures
+    largest: int = 8  # memory is reserved for it, so no larger than is used
 
     def __post_init__(self) -> None:
         if not 1 <= self.smallest <= self.best <= self.largest:
@@ -37,10 +37,10 @@ class Profile:
 
 @dataclass(frozen=True)
 class EngineKey:
-    """All that an engine depends on; where one field differs it is another engine."""
+    """Everything an engine depends on; where one field differs it is another engine."""
 
     onnx_sha256: str
-    tensorrt: str  # its version: engines are not portable between them
+    tensorrt: str  # its version: engines are not portable between versions
     gpu: str
     compute_capability: str
     precision: str
@@ -57,13 +57,13 @@ class EngineKey:
 
     @property
     def name(self) -> str:
-        """File name without its end: readable first, then 16 hex digits of everything."""
+        """The file name without its suffix: a readable part, then 16 hex digits of a hash of all fields."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         gpu = re.sub(r"[^A-Za-z0-9]+", "-", self.gpu).strip("-").lower()
         return f"{self.onnx_sha256[:8]}-{self.precision}-{gpu}-{sha256_bytes(text.encode())[:16]}"
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """What differs from a sidecar's key, a phrase each."""
+        """How a sidecar's key differs, a phrase for each field."""
         own = self.to_json()
         return [
             f"{name}: {other.get(name)!r} there, {own[name]!r} here"
@@ -74,10 +74,10 @@ class EngineKey:
 
 @dataclass(frozen=True)
 class Lookup:
-    """What a cache has for a key."""
+    """The result of looking for a key in the cache."""
 
     engine: Path | None
-    reasons: list[str] = field(default_factory=list)  # why the nearest one cannot be used
+    reasons: list[str] = field(default_factory=list)  # why the most similar engine cannot be used
 
 
 def default_cache() -> Path:
@@ -96,16 +96,16 @@ class EngineCache:
         self.timings = root / "timings"
 
     def engine_path(self, key: EngineKey) -> Path:
-        """Where the engine of a key is or would be."""
+        """The path of a key's engine, whether it exists or not."""
         return self.folder / f"{key.name}.engine"
 
     def timing_path(self, key: EngineKey) -> Path:
-        """The timing cache, shared by all engines of one GPU and one TensorRT."""
+        """The path of the timing cache, shared by all engines of one GPU and TensorRT version."""
         text = f"{key.tensorrt}-{key.gpu}-{key.compute_capability}"
         return self.timings / f"{re.sub(r'[^A-Za-z0-9.]+', '-', text).lower()}.timing"
 
     def lookup(self, key: EngineKey) -> Lookup:
-        """The engine for a key, its bytes checked; or why the nearest other one is refused."""
+        """The engine for a key, its hash checked; or why the most similar one is refused."""
         engine = self.engine_path(key)
         sidecar = _read(engine.with_suffix(".json"))
         if sidecar is not None and engine.is_file():
@@ -115,31 +115,31 @@ class EngineCache:
             return Lookup(None, differing or [f"{engine}: damaged (it does not match its sidecar)"])
         others = []
         for path in sorted(self.folder.glob("*.json")) if self.folder.is_dir() else []:
-            found = _read(path)
-            if found is not None and isinstance(found.get("key"), dict):
-                others.append(key.differences(found["key"]))
+            other = (_read(path) or {}).get("key")
+            if isinstance(other, dict):
+                others.append(key.differences(other))
         if not others:
             return Lookup(None, ["no engine was built here before"])
         return Lookup(None, min(others, key=len))
 
     def latest(self, key: EngineKey) -> Path | None:
-        """The newest whole engine that differs from the key in nothing but batch sizes and workspace.
+        """The newest undamaged engine that differs from the key at most in batch sizes and workspace.
 
-        Whoever built it for other sizes than the default meant it to be used.
+        Whoever built it for other sizes than the default ones meant it to be used.
         """
         chosen: tuple[float, Path] | None = None
         for path in self.folder.glob("*.json") if self.folder.is_dir() else ():
             sidecar, engine = _read(path) or {}, path.with_suffix(".engine")
-            known = sidecar.get("key")
-            if not isinstance(known, dict) or not engine.is_file():
+            other = sidecar.get("key")
+            if not isinstance(other, dict) or not engine.is_file():
                 continue
-            free = {name: known.get(name) for name in ("profile", "workspace_mib")}
-            if {**key.to_json(), **free} == known and sha256_file(engine) == sidecar.get("engine_sha256"):
+            free = {name: other.get(name) for name in ("profile", "workspace_mib")}
+            if {**key.to_json(), **free} == other and sha256_file(engine) == sidecar.get("engine_sha256"):
                 chosen = max(chosen or (0.0, engine), (engine.stat().st_mtime, engine))
         return chosen[1] if chosen else None
 
     def store(self, key: EngineKey, engine: bytes, details: Mapping[str, Any]) -> Path:
-        """Write an engine, then its sidecar; ``details`` (inspection, build time) go with it."""
+        """Write an engine, then its sidecar with the key and ``details`` (inspection, build time)."""
         path = self.engine_path(key)
         with replace_file(path) as temporary:
             temporary.write_bytes(engine)
@@ -150,7 +150,7 @@ class EngineCache:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A sidecar, or None where there is none or it is damaged: then the engine is built again."""
+    """A sidecar, or None if it is missing or damaged, in which case the engine is built again."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
