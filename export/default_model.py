@@ -163,7 +163,7 @@ class _Lines:
     """Progress in a line every ten seconds."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self.stage, self.total, self.done, self.told = console, "", 0, 0, 0.0
+        self.console, self.stage, self.total, self.done, self.printed = console, "", 0, 0, 0.0
 
     def start(self, stage: str, total: int, done: int = 0) -> None:
         """A stage of ``total`` steps begins, of which ``done`` are done already."""
@@ -172,8 +172,8 @@ class _Lines:
     def step(self, count: int = 1, **metrics: float) -> None:
         """``count`` more steps are done."""
         self.done += count
-        if time.monotonic() - self.told > 10 or self.done == self.total:
-            self.told = time.monotonic()
+        if time.monotonic() - self.printed > 10 or self.done == self.total:
+            self.printed = time.monotonic()
             words = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
             self.console.print(f"{self.stage}: {self.done} of {self.total}  {words}", soft_wrap=True)
 

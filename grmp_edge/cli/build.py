@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from grmp_edge.bundle import Bundle
     from grmp_edge.runtime.tensorrt.build import Built
     from grmp_edge.runtime.tensorrt.engine_cache import Profile
+    from grmp_edge.runtime.tensorrt.gate import EngineCheck
 
 __all__ = ["parse_profile", "register", "say_triton", "write_plan"]
 
@@ -139,7 +139,7 @@ def parse_profile(batch: str) -> Profile:
     return Profile(smallest, best, largest)
 
 
-def checked(check: Mapping[str, Any] | None) -> str:
+def checked(check: EngineCheck | None) -> str:
     """How an engine scored beside its graph, in words."""
     if check is None:
         return "not compared with the graph: the bundle records no scores; export again to have them"

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from grmp_edge.runtime.tensorrt.bindings import Context, Engine, TensorRT, make_
 from grmp_edge.runtime.tensorrt.cuda import CudaDriver, DeviceBuffer, PinnedBuffer
 from grmp_edge.runtime.tensorrt.engine_cache import Profile
 
-__all__ = ["NativeConfig", "TensorRTBackend"]
+__all__ = ["NativeConfig", "NativeDetails", "TensorRTBackend"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,14 @@ class NativeConfig:
     def __post_init__(self) -> None:
         if self.batch_sizes < 1:
             raise BackendError(f"{self.batch_sizes} batch sizes", "keep 1 or more ready")
+
+
+class NativeDetails(TypedDict):
+    """What a backend has in use."""
+
+    batches: list[int]  # the smallest, best and largest that the engine takes
+    cuda_graphs: list[int]  # batch sizes with a captured graph
+    cuda_graphs_refused: str | None  # why capturing was given up
 
 
 @dataclass
@@ -105,8 +113,8 @@ class TensorRTBackend:
             raise
 
     @property
-    def details(self) -> dict[str, Any]:
-        """The batch sizes the engine takes, those with a captured graph, and why capturing was given up."""
+    def details(self) -> NativeDetails:
+        """What is in use."""
         with self._lock:
             captured = sorted(batch for batch, ready in self._ready.items() if ready.graph)
         return {
