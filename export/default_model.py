@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from rich.console import Console
 
-from grmp_edge.default_bundle import DEFAULT_BUNDLE
+from grmp_edge.default_bundle import DEFAULT_BUNDLE, EMBEDDED
 from grmp_edge.errors import GrmpError
 from grmp_edge.export.pipeline import ExportConfig, export_bundle
 from grmp_edge.export.shared_weights import share_weights
@@ -29,7 +29,7 @@ from grmp_edge.files import replace_folder
 from grmp_edge.train.data.labelled import SplitConfig, read_csv
 from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.meta import MetaConfig
-from grmp_edge.train.network.backbone import EMBEDDED, BackboneConfig
+from grmp_edge.train.network.backbone import BackboneConfig
 from grmp_edge.train.network.embedded import EMBEDDED_PATH, PROMPTS_PATH, save_prompts
 from grmp_edge.train.recipe.faults import quality_of
 from grmp_edge.train.recipe.groups import Source, graded_group, load_photos, squash, statistics
@@ -128,7 +128,7 @@ def make_default(
         model,
         [tasks],
         described,
-        MetaConfig.for_backbone(EMBEDDED),
+        MetaConfig.of(EMBEDDED),
         resume=pretrained.exists(),
         reporter=reporter,
     )
@@ -141,7 +141,8 @@ def make_default(
         pretrained,
         read_csv(labels, mos_range=(0, 100)),
         SplitConfig(labels=None, test_fraction=0.1, validation_fraction=config.validation, seed=config.seed),
-        FinetuneConfig(
+        FinetuneConfig.of(
+            EMBEDDED,
             epochs=config.epochs,
             batch=config.batch,
             lr=config.lr,

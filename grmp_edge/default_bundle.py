@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["DEFAULT_BUNDLE", "DEFAULT_NAME", "MANIFEST", "bundle_and_sources", "resolve_bundle"]
+__all__ = ["DEFAULT_BUNDLE", "DEFAULT_NAME", "EMBEDDED", "MANIFEST", "bundle_and_sources", "resolve_bundle"]
 
 # train/weights/README.md says what it can and cannot judge.
 DEFAULT_BUNDLE = Path(__file__).resolve().parent / "runtime" / "default_model"
+EMBEDDED = "embedded-s16"  # the backbone inside; its weights lie there for training, too
 DEFAULT_NAME = "default"  # stands for it wherever a bundle is named
 MANIFEST = "bundle.json"
 

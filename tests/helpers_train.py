@@ -13,7 +13,8 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 
 from grmp_edge.train.network.backbone import Backbone, state_digest
-from grmp_edge.train.network.model import GrmpIqa, PromptConfig
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.session.progress import Silent
 from grmp_edge.train.tasks import Task
 

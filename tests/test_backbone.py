@@ -49,7 +49,8 @@ def state():
 
 
 def features(loaded):
-    from grmp_edge.train.network.model import GrmpIqa, PromptConfig
+    from grmp_edge.train.network.model import GrmpIqa
+    from grmp_edge.train.network.settings import PromptConfig
 
     torch.manual_seed(0)
     model = GrmpIqa(loaded, PromptConfig(visual_tokens=3)).eval()

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from grmp_edge.errors import CheckpointError
 from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
-from grmp_edge.train.network.model import GrmpIqa, PromptConfig
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.session import checkpoint as room
 from grmp_edge.train.session.checkpoint import (
     CheckpointWriter,

@@ -37,7 +37,7 @@ from grmp_edge.train.session.ranks import joined
 from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.finetune.loop import finetune
 from grmp_edge.train.meta import MetaConfig, meta_train
-from grmp_edge.train.network.model import PromptConfig
+from grmp_edge.train.network.settings import PromptConfig
 
 torch.set_num_threads(1)
 with joined("cpu") as team:

@@ -12,13 +12,15 @@ from open_clip.transformer import VisionTransformer
 from safetensors import safe_open
 from torch.nn import functional
 
+from grmp_edge.default_bundle import EMBEDDED
 from grmp_edge.errors import DataError, ModelError
 from grmp_edge.train.network import embedded
 from grmp_edge.train.network.backbone import BackboneConfig
-from grmp_edge.train.network.model import PromptConfig
+from grmp_edge.train.network.settings import PromptConfig
+from grmp_edge.train.network.words import SCENES, scene_prompts
 from grmp_edge.train.pictures.distort import distort
 from grmp_edge.train.pictures.procedural import procedural_image
-from grmp_edge.train.recipe.captions import KIND_WORDS, SCENES, Statistics, caption, scene_prompts, vocabulary
+from grmp_edge.train.recipe.captions import KIND_WORDS, Statistics, caption, vocabulary
 from grmp_edge.train.recipe.faults import KINDS
 from grmp_edge.train.recipe.groups import VARIANTS, load_photos, make_batch, procedural_sources
 from grmp_edge.train.recipe.measure import shown, zero_shot
@@ -66,7 +68,7 @@ def test_round_trip_keeps_features_and_prunes_tokens(tmp_path):
     mean = made.token_embedding.weight[ids].mean(dim=0)
     torch.testing.assert_close(back.token_embedding.weight[unused], mean, atol=1e-3, rtol=1e-3)
     with safe_open(path, "pt") as file:
-        assert file.metadata()["seed"] == "3" and file.metadata()["name"] == embedded.EMBEDDED_NAME
+        assert file.metadata()["seed"] == "3" and file.metadata()["name"] == EMBEDDED
 
 
 def test_loading_leaves_the_random_stream_alone(model):

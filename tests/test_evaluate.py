@@ -37,7 +37,7 @@ from grmp_edge.train.evaluate.protocol import (
 from grmp_edge.train.evaluate.splits import InMemory, Variant, run_variants
 from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.network.backbone import BackboneConfig
-from grmp_edge.train.network.model import PromptConfig
+from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.runs import ModelConfig
 from grmp_edge.train.session.progress import Reporter
 

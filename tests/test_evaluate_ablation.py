@@ -22,7 +22,7 @@ from grmp_edge.train.evaluate.splits import ablation, run_variants
 from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.finetune.loop import predict
 from grmp_edge.train.network.backbone import BackboneConfig
-from grmp_edge.train.network.model import PromptConfig
+from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.runs import ModelConfig, build_network
 from grmp_edge.train.session.checkpoint import CheckpointWriter, State, load_checkpoint
 

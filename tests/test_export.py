@@ -39,7 +39,8 @@ from grmp_edge.runtime.measure.bench import BenchConfig, bench_bundle
 from grmp_edge.runtime.tensorrt.cuda import Gpu
 from grmp_edge.score import MosScale
 from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
-from grmp_edge.train.network.model import GrmpIqa, PromptConfig
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.session.checkpoint import Checkpoint, CheckpointWriter, State, backbone_settings
 
 CONFIG = {

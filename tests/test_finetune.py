@@ -26,7 +26,9 @@ from grmp_edge.train.finetune.frozen_features import FrozenCache
 from grmp_edge.train.finetune.loop import finetune, predict
 from grmp_edge.train.finetune.state import TuningRun
 from grmp_edge.train.network.backbone import BackboneConfig
-from grmp_edge.train.network.model import SCENES, PromptConfig
+from grmp_edge.train.network.settings import PromptConfig
+from grmp_edge.train.network.words import SCENES
+from grmp_edge.train.presets import PRESETS
 from grmp_edge.train.runs import ModelConfig, run_finetune
 from grmp_edge.train.session.checkpoint import CheckpointWriter, load_checkpoint, read_state
 
@@ -202,7 +204,7 @@ def test_schedule_counts_from_the_last_improvement():
 
 
 def test_defaults_are_the_references():
-    c = FinetuneConfig().for_backbone("ViT-B-16")
+    c = FinetuneConfig.of("ViT-B-16")
     assert (c.epochs, c.lr, c.weight_decay, c.batch) == (2000, 1e-3, 1e-4, 192)
     assert (c.evaluate_every, c.patience, c.lr_factor, c.min_lr) == (5, 6, 0.3, 5e-7)
     assert (c.qgr_strength, c.projection, c.select_on) == (5.0, "per_tensor", "validation")
@@ -274,7 +276,7 @@ CHOICE = ModelConfig(BackboneConfig(pretrained="random"), PromptConfig(visual_to
 
 
 def stage(tmp_path, name, csv, resume=False, reporter=None, **settings):
-    config = FinetuneConfig(**{"epochs": 3, "evaluate_every": 1, "lr": 0.01, **settings})
+    config = FinetuneConfig.of("embedded-s16", **{"epochs": 3, "evaluate_every": 1, "lr": 0.01, **settings})
     split = SplitConfig(labels=6, test_fraction=0.4, validation_fraction=0.34, seed=1)
     return run_finetune(tmp_path / name, CHOICE, None, read_csv(csv), split, config, resume, reporter)
 
@@ -316,15 +318,16 @@ def test_the_stage_never_looks_at_the_test_part_and_resumes(tmp_path, monkeypatc
 
 def test_the_embedded_backbone_learns_from_all_labels_unless_told(tmp_path):
     csv = write_labelled(tmp_path / "data", 10)
-    config = FinetuneConfig(epochs=1, calibration_steps=1, qgr=False)
+    config = FinetuneConfig.of("embedded-s16", epochs=1, calibration_steps=1, qgr=False)
+    preset = PRESETS["default"]
     for given, counts in ((None, (6, 0)), (0.34, (4, 2))):
-        split = SplitConfig(labels=6, test_fraction=0.4, validation_fraction=given, seed=1)
+        split = preset.split("embedded-s16", labels=6, test_fraction=0.4, validation_fraction=given, seed=1)
         folder = tmp_path / str(given)
         found = run_finetune(folder, CHOICE, None, read_csv(csv), split, config)["metrics"]
         assert (found["train"]["count"], found.get("validation", {"count": 0})["count"]) == counts
         told = load_checkpoint(folder).config["split"]["validation_fraction"]
         assert told == (given or 0.0)
-    assert FinetuneConfig.validation_fraction("ViT-B-16") == 0.2
+    assert preset.split("ViT-B-16").validation_fraction == 0.2
 
 
 def test_labels_outside_the_scale_are_not_tied():

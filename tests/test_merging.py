@@ -26,7 +26,8 @@ from grmp_edge.train.network.embedded import (
     token_ids_of,
 )
 from grmp_edge.train.network.merging import GroupDropout, MergingBlock, merge_from, merged
-from grmp_edge.train.network.model import GrmpIqa, PromptConfig
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.pictures.procedural import procedural_image
 from grmp_edge.train.recipe.__main__ import main
 from grmp_edge.train.recipe.captions import vocabulary

@@ -13,7 +13,7 @@ from grmp_edge.errors import CheckpointError, DataError, UsageError
 from grmp_edge.metrics import srcc
 from grmp_edge.train.meta import MetaConfig, adapt, evaluate_tasks, hold_out, meta_train
 from grmp_edge.train.network.backbone import BackboneConfig
-from grmp_edge.train.network.model import PromptConfig
+from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.runs import ModelConfig, run_pretrain
 from grmp_edge.train.session.checkpoint import CheckpointWriter
 from grmp_edge.train.session.progress import Silent
@@ -301,12 +301,12 @@ def test_run_pretrain_refuses_what_it_cannot_continue(tmp_path):
 
 
 def test_settings_go_with_the_backbone():
-    reference = MetaConfig.for_backbone("ViT-B-16")
+    reference = MetaConfig.of("ViT-B-16")
     assert reference == MetaConfig() and (reference.epochs, reference.inner_lr, reference.outer_lr) == (
         50,
         1e-4,
         1e-2,
     )
-    embedded = MetaConfig.for_backbone("embedded-s16")
+    embedded = MetaConfig.of("embedded-s16")
     assert (embedded.epochs, embedded.inner_lr, embedded.outer_lr) == (3, 1e-3, 1.0)
     assert embedded.reset_per_task and embedded.support_batch == reference.support_batch

@@ -13,7 +13,9 @@ from helpers_train import PROMPTS, parameters_of, pictures, tiny_backbone, tiny_
 from grmp_edge.errors import ModelError
 from grmp_edge.train.finetune.frozen_features import Teacher
 from grmp_edge.train.network.backbone import Backbone, BackboneConfig, load_backbone
-from grmp_edge.train.network.model import SCENES, GrmpIqa, PromptConfig
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.network.settings import PromptConfig
+from grmp_edge.train.network.words import SCENES
 
 MEANS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

@@ -30,21 +30,24 @@ def test_every_field_is_a_difference_with_a_reason() -> None:
 
 
 def test_the_default_changes_nothing_of_the_configs() -> None:
-    assert DEFAULT.meta(MetaConfig(epochs=3)) == MetaConfig(epochs=3)
-    assert DEFAULT.finetune(FinetuneConfig(lr=0.5)) == FinetuneConfig(lr=0.5)
-    assert DEFAULT.split(SplitConfig(50)) == SplitConfig(50)
+    assert DEFAULT.meta("ViT-B-16", epochs=3) == MetaConfig(epochs=3)
+    assert DEFAULT.finetune("ViT-B-16", lr=0.5) == FinetuneConfig(lr=0.5)
+    assert DEFAULT.split("ViT-B-16", labels=50) == SplitConfig(50)
+    assert DEFAULT.finetune("embedded-s16", lr=None) == FinetuneConfig.of("embedded-s16")
     phase = [memory_task(f"task {i}") for i in range(25)]
     assert DEFAULT.tasks([phase]) == [phase]
-    assert leaks(DEFAULT.finetune(FinetuneConfig())) == []
+    assert leaks(DEFAULT.finetune("ViT-B-16")) == []
 
 
 def test_the_reference_is_as_released_and_says_so() -> None:
-    meta = REFERENCE.meta(MetaConfig(inner_lr=0.5))
+    meta = REFERENCE.meta("ViT-B-16", inner_lr=0.5)
     assert (meta.reset_per_task, meta.held_out, meta.inner_lr) == (False, 0.0, 0.5)
     wanted = FinetuneConfig(lr=0.5, select_on="test", calibration_steps=0, text_rate=1.0, average=False)
-    assert REFERENCE.finetune(FinetuneConfig(lr=0.5)) == wanted
-    assert REFERENCE.split(SplitConfig(50, seed=4)) == SplitConfig(50, validation_fraction=0.0, seed=4)
-    said = leaks(REFERENCE.finetune(FinetuneConfig()), {"meta_select_on": "target set"})
+    assert REFERENCE.finetune("ViT-B-16", lr=0.5) == wanted
+    assert REFERENCE.split("ViT-B-16", labels=50, seed=4) == SplitConfig(50, validation_fraction=0.0, seed=4)
+    said = leaks(REFERENCE.finetune("ViT-B-16"), {"meta_select_on": "target set"})
+    alike = REFERENCE.finetune("embedded-s16")
+    assert (alike.calibration_steps, alike.text_rate, alike.average, alike.lr) == (0, 1.0, False, 0.03)
     assert len(said) == 2 and "test part" in said[0] and "target set" in said[1]
 
 
@@ -86,14 +89,17 @@ def test_options_override_the_preset() -> None:
 
     default, reference = opt.PresetChoice.default, opt.PresetChoice.reference
     for fraction, on_test, preset, wanted in (
-        (None, None, default, (None, "validation")),
+        (None, None, default, (0.2, "validation")),
         (None, None, reference, (0.0, "test")),
         (0.3, None, reference, (0.3, "test")),
         (None, False, reference, (0.0, "validation")),
         (0.0, True, default, (0.0, "test")),
     ):
         choice = tuning(fraction, on_test, preset)
-        assert (choice.split().validation_fraction, choice.config().select_on) == wanted
+        assert (
+            choice.split("ViT-B-16").validation_fraction,
+            choice.config("ViT-B-16").select_on,
+        ) == wanted
     for given, preset, resets in (
         (None, default, True), (None, reference, False), (True, reference, True), (False, default, False)
     ):  # fmt: skip
@@ -113,14 +119,12 @@ def test_calibration_and_the_text_sides_rate_can_be_asked_for(backbone: str) -> 
     from grmp_edge.cli import options as opt
     from grmp_edge.cli.training_options import TuningChoice
 
-    def tuning(
-        given: tuple[bool | None, float | None], preset: opt.PresetChoice
-    ) -> tuple[int | None, float | None]:
+    def tuning(given: tuple[bool | None, float | None], preset: opt.PresetChoice) -> tuple[int, float]:
         choice = TuningChoice(
             "x.csv", None, None, 50, 0.2, None, None, None, None, *given, False, None,
             opt.ProjectionChoice.per_tensor, None, 0, preset,
         )  # fmt: skip
-        config = choice.config().for_backbone(backbone)
+        config = choice.config(backbone)
         return config.calibration_steps, config.text_rate
 
     usual = (400, 0.0) if backbone == "embedded-s16" else (0, 1.0)

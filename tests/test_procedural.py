@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from grmp_edge.errors import DataError
+from grmp_edge.train.network.words import SCENES
 from grmp_edge.train.pictures.procedural import PROCEDURAL, procedural_image
-from grmp_edge.train.recipe.captions import SCENES
 
 
 @pytest.mark.parametrize("kind", PROCEDURAL)

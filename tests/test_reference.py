@@ -187,6 +187,6 @@ def test_an_imported_model_cannot_be_fine_tuned(tmp_path: Path) -> None:
     data = read_csv(write_labelled(tmp_path / "data"))
     with pytest.raises(CheckpointError, match="not a pre-training checkpoint"):
         run_finetune(
-            tmp_path / "out", ModelConfig(BackboneConfig()), tmp_path / "checkpoint", data, SplitConfig(8),
+            tmp_path / "out", ModelConfig.of(BackboneConfig()), tmp_path / "checkpoint", data, SplitConfig(8),
             FinetuneConfig(epochs=1),
         )  # fmt: skip

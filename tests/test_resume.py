@@ -20,7 +20,7 @@ from grmp_edge.train.finetune.config import FinetuneConfig, Part
 from grmp_edge.train.finetune.loop import finetune
 from grmp_edge.train.meta import MetaConfig, meta_train
 from grmp_edge.train.network.backbone import BackboneConfig
-from grmp_edge.train.network.model import PromptConfig
+from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.runs import ModelConfig, build_network, run_finetune, run_pretrain
 from grmp_edge.train.session.checkpoint import CheckpointWriter, State, read_state, refuse_unfinished
 from grmp_edge.train.session.resume_rules import difference, version_notes
@@ -129,7 +129,7 @@ def test_an_unfinished_pre_training_is_no_start(unfinished: Path, tmp_path: Path
     with pytest.raises(CheckpointError, match=r"epoch 4 of 9\); finish it with .*--resume -o .*--allow-unf"):
         refuse_unfinished(unfinished)
     data = read_csv(write_labelled(tmp_path / "data", 10))
-    split, config = SplitConfig(6, 0.4, 0.34), FinetuneConfig(epochs=1, lr=0.01, qgr=False)
+    split, config = SplitConfig(6, 0.4, 0.34), FinetuneConfig.of("embedded-s16", epochs=1, lr=0.01, qgr=False)
     with pytest.raises(CheckpointError, match="unfinished run"):
         run_finetune(tmp_path / "run", CHOICE, unfinished, data, split, config)
     assert not (tmp_path / "run").exists()
@@ -160,7 +160,7 @@ def test_choosing_on_a_test_part_that_is_not_there_is_refused(tmp_path: Path) ->
         words = ["train", "finetune", "--data", str(labels), "--test-fraction", "0", *options]
         shown = CliRunner().invoke(app, [*words, "-o", str(tmp_path / "run")])
         assert shown.exit_code == 2 and "--test-fraction 0 leaves none" in shown.stderr
-    config = FinetuneConfig(epochs=1, select_on="test")
+    config = FinetuneConfig.of("embedded-s16", epochs=1, select_on="test")
     with pytest.raises(UsageError, match="--test-fraction 0 leaves none"):
         run_finetune(tmp_path / "run", CHOICE, None, read_csv(labels), SplitConfig(6, 0.0), config)
 
@@ -179,7 +179,10 @@ def test_the_target_set_chooses_the_epoch_where_it_is_asked_to(tmp_path: Path) -
     assert found["meta_select_on"] == "target set" and found["leaks"] == result["leaks"]
     assert found["preset"] == "reference" and found["target"]["name"] == data.name
     # The leak travels with what is fine-tuned from there.
-    split, tuning = SplitConfig(6, 0.25, 0.34), FinetuneConfig(epochs=1, lr=0.01, qgr=False)
+    split, tuning = (
+        SplitConfig(6, 0.25, 0.34),
+        FinetuneConfig.of("embedded-s16", epochs=1, lr=0.01, qgr=False),
+    )
     tuned = run_finetune(tmp_path / "tuned", CHOICE, tmp_path / "run", data, split, tuning)
     assert tuned["leaks"] == result["leaks"]
     with pytest.raises(CheckpointError, match='meta_select_on was "target set", now "held-out tasks"'):

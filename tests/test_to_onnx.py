@@ -22,7 +22,8 @@ from grmp_edge.export.graph.emit import GraphPrecision, build_onnx
 from grmp_edge.export.graph.save import save_graph
 from grmp_edge.runtime.backends import graph_runner, open_session
 from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
-from grmp_edge.train.network.model import GrmpIqa, PromptConfig
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.network.settings import PromptConfig
 
 # All in the operator table of TensorRT 10.3's ONNX parser, for float32 and float16. What shape arithmetic is
 # made of (Shape, Gather, Expand, ...) and control flow are not among them.

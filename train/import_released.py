@@ -9,7 +9,7 @@ and export: fine-tuning needs plain CLIP as a teacher, which is not in it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,38 @@ from grmp_edge import __version__
 from grmp_edge.errors import CheckpointError, ModelError
 from grmp_edge.files import replace_folder, sha256_file
 from grmp_edge.score import MosScale
-from grmp_edge.train.network.backbone import EMBEDDED, BackboneConfig, load_backbone, read_state_dict
-from grmp_edge.train.network.model import QUALITY_WORDS, GrmpIqa, PromptConfig
-from grmp_edge.train.reference_names import infer_backbone, missing_tensor, split_names
+from grmp_edge.train.network.backbone import (
+    BackboneConfig,
+    embedded_backbone,
+    load_backbone,
+    read_state_dict,
+)
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.network.settings import PromptConfig
+from grmp_edge.train.network.words import QUALITY_WORDS, quality_prompts
 from grmp_edge.train.session.checkpoint import CheckpointWriter, State, backbone_settings
 
 __all__ = ["BACKBONE_FILE", "ImportConfig", "import_reference"]
 
 BACKBONE_FILE = "backbone.safetensors"
+
+# The names of the released code.
+_LEARNER = "prompt_learner2."
+_IMAGE = "image_encoder."
+_TEXT = "text_encoder."
+_IMAGE_PROMPTS = (
+    "prompt_embeddings",
+    "deep_prompt_embeddings",
+    "prompt_proj.weight",
+    "prompt_proj.bias",
+    "prompt_norm.weight",
+    "prompt_norm.bias",
+)
+_TABLE = "token_embedding.weight"
+# A model with any other setting than these is not built as OpenAI's are.
+_KEYS = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
+_VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+_TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers"}
 
 
 @dataclass(frozen=True)
@@ -67,16 +91,16 @@ def import_reference(file: Path, output: Path, config: ImportConfig | None = Non
     if not file.is_file():
         raise ModelError(f"{file}: no such file", "give a state dict released with GRMP-IQA")
     state, _ = read_state_dict(file)
-    names = split_names(state)
-    lacking = missing_tensor(names)
+    names = _split_names(state)
+    lacking = _missing_tensor(names)
     if lacking:
         raise ModelError(f"{file}: lacks {lacking!r}", "give a state dict released with GRMP-IQA")
     for name, tensor in {**names.clip, **names.prompts}.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{file}: {name!r} is not finite", "download it again")
-    backbone = config.backbone.replace("/", "-") or infer_backbone(names, file)
-    if backbone == EMBEDDED:
-        raise ModelError(f"{file}: {EMBEDDED} is not a CLIP of the released models", "omit --backbone")
+    backbone = config.backbone.replace("/", "-") or _infer_backbone(names, file)
+    if embedded_backbone(backbone):
+        raise ModelError(f"{file}: {backbone} is not a CLIP of the released models", "omit --backbone")
     prompts = PromptConfig(
         visual_tokens=names.prompts["prompt_embeddings"].shape[1],
         text_tokens=names.prompts["ctx"].shape[0],
@@ -143,7 +167,7 @@ def _token_table(
     """The token embeddings (vocabulary, W), and where they came from in words."""
     import open_clip
 
-    ids = open_clip.get_tokenizer(backbone)([f"{' '.join(['X'] * context)} {w}" for w in QUALITY_WORDS])
+    ids = open_clip.get_tokenizer(backbone)(quality_prompts(context))
     table = clip.get("token_embedding.weight")
     said = "the file's own table"
     if table is None and source is not None:
@@ -215,3 +239,97 @@ def _learner_rows(file: Path, ids: Tensor, learner: Mapping[str, Tensor], contex
                 )
             rows[token] = row
     return rows
+
+
+@dataclass
+class _Names:
+    """A released state dict, sorted."""
+
+    clip: dict[str, Tensor] = field(default_factory=dict)  # by OpenAI's names
+    prompts: dict[str, Tensor] = field(default_factory=dict)  # by GrmpIqa's names
+    learner: dict[str, Tensor] = field(default_factory=dict)  # token_prefix, token_suffix
+    ignored: list[str] = field(default_factory=list)
+
+
+def _split_names(state: Mapping[str, Tensor]) -> _Names:
+    """Sort the tensors of a state dict; those that belong to no part are listed as ignored."""
+    names = _Names()
+    for name, tensor in state.items():
+        if name == _LEARNER + "ctx":
+            names.prompts["ctx"] = tensor
+        elif name.startswith(_LEARNER + "token_"):
+            names.learner[name.removeprefix(_LEARNER)] = tensor
+        elif name.removeprefix(_IMAGE) in _IMAGE_PROMPTS and name.startswith(_IMAGE):
+            names.prompts[name.removeprefix(_IMAGE)] = tensor
+        elif name.startswith(_IMAGE):
+            names.clip["visual." + name.removeprefix(_IMAGE)] = tensor
+        elif name.endswith(_TABLE):
+            names.clip[_TABLE] = tensor
+        elif name.startswith(_TEXT):
+            names.clip[name.removeprefix(_TEXT)] = tensor
+        elif name == "logit_scale":
+            names.clip[name] = tensor
+        else:
+            names.ignored.append(name)
+    return names
+
+
+def _missing_tensor(names: _Names) -> str:
+    """The first tensor, by the reference's name, without which nothing can be made; empty if all are there.
+
+    The blocks themselves are compared when the backbone is loaded.
+    """
+    if "ctx" not in names.prompts:
+        return _LEARNER + "ctx"
+    for name in _IMAGE_PROMPTS:
+        if name not in names.prompts:
+            return _IMAGE + name
+    for name in ("visual.conv1.weight", "visual.positional_embedding", "visual.proj"):
+        if name not in names.clip:
+            return _IMAGE + name.removeprefix("visual.")
+    for name in ("positional_embedding", "text_projection"):
+        if name not in names.clip:
+            return _TEXT + name
+    return "" if "logit_scale" in names.clip else "logit_scale"
+
+
+def _infer_backbone(names: _Names, file: Path) -> str:
+    """The model of open_clip whose shapes are those of the tensors.
+
+    Raises:
+        ModelError: there is none.
+    """
+    import open_clip
+
+    conv, text = names.clip["visual.conv1.weight"], names.clip["positional_embedding"]
+    patch = int(conv.shape[-1])
+    size = round((len(names.clip["visual.positional_embedding"]) - 1) ** 0.5) * patch
+    found = (
+        {"image_size": size, "layers": _layers(names, "visual."), "width": len(conv), "patch_size": patch},
+        {"context_length": len(text), "width": text.shape[1], "layers": _layers(names, "")},
+        names.clip["visual.proj"].shape[1],
+    )
+    fitting: list[str] = []
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        vision, words = config["vision_cfg"], {"context_length": 77, **config["text_cfg"]}
+        plain = set(vision) <= _VISION_KEYS and set(words) <= _TEXT_KEYS and set(config) <= _KEYS
+        same = found == (
+            {key: vision.get(key) for key in found[0]},
+            {key: words.get(key) for key in found[1]},
+            config["embed_dim"],
+        )
+        if plain and same and not name.endswith("-quickgelu"):
+            fitting.append(name)
+    if not fitting:
+        raise ModelError(
+            f"{file}: no CLIP of open_clip has {_layers(names, 'visual.')} image blocks of width {len(conv)} "
+            f"over {size} pixels in patches of {patch}",
+            "name the backbone with --backbone",
+        )
+    return min(fitting, key=lambda name: (not name.startswith("ViT-"), len(name), name))
+
+
+def _layers(names: _Names, tower: str) -> int:
+    start = f"{tower}transformer.resblocks."
+    return len({name.removeprefix(start).split(".")[0] for name in names.clip if name.startswith(start)})

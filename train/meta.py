@@ -19,9 +19,10 @@ from torch import Tensor
 
 from grmp_edge.errors import DataError, UsageError
 from grmp_edge.metrics import srcc
-from grmp_edge.train.network.backbone import EMBEDDED
+from grmp_edge.train.network.backbone import settings_for
 from grmp_edge.train.network.losses import quality_loss
 from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.network.settings import MetaSettings, given_only
 from grmp_edge.train.session.checkpoint import CheckpointWriter, State, copy_parameters
 from grmp_edge.train.session.precision import LossScaler, Numerics, Precision
 from grmp_edge.train.session.progress import Reporter, Silent
@@ -32,12 +33,9 @@ __all__ = ["MetaConfig", "adapt", "evaluate_tasks", "hold_out", "meta_train"]
 
 
 @dataclass(frozen=True)
-class MetaConfig:
-    """Settings of meta-prompt pre-training."""
+class MetaConfig(MetaSettings):
+    """Settings of meta-prompt pre-training; the reference's where the backbone decides."""
 
-    epochs: int = 50  # the reference's; an epoch visits every phase's tasks once
-    inner_lr: float = 1e-4  # Adam, the reference's
-    outer_lr: float = 1e-2  # beta, the reference's
     support_batch: int = 75  # the reference's
     query_batch: int = 50  # the reference's
     support_fraction: float = 0.8  # the reference's 80/20, here by reference picture
@@ -50,13 +48,9 @@ class MetaConfig:
     picture_bytes: int = 1 << 30  # at most so much of the tasks' squashed pictures is kept in memory
 
     @classmethod
-    def for_backbone(cls, name: str) -> MetaConfig:
-        """The settings that go with a backbone: the reference's for CLIP, larger steps for the embedded one.
-
-        Its tasks are reset, so one epoch at the reference's beta moves the prompts by a hundredth of ten
-        small steps; and it is for CPUs, where fifty epochs take hours.
-        """
-        return cls(epochs=3, inner_lr=1e-3, outer_lr=1.0) if name == EMBEDDED else cls()
+    def of(cls, backbone: str, **given: Any) -> MetaConfig:
+        """The settings that go with a backbone, by name, with given ones in their place (None: not given)."""
+        return cls(**{**vars(settings_for(backbone).meta), **given_only(given)})
 
 
 def hold_out(phases: Sequence[Sequence[Task]], config: MetaConfig) -> tuple[list[list[Task]], list[Task]]:

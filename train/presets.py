@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from grmp_edge.train.data.labelled import SplitConfig
     from grmp_edge.train.finetune.config import FinetuneConfig
     from grmp_edge.train.meta import MetaConfig
+    from grmp_edge.train.network.settings import PromptConfig
     from grmp_edge.train.tasks import Task
 
 __all__ = ["PRESETS", "Difference", "Preset", "differences", "leaks", "preset_named"]
@@ -64,13 +65,25 @@ class Preset:
         "backbone: CLIP's own for the embedded one, ImageNet's for OpenAI's",
     )
 
-    def meta(self, config: MetaConfig) -> MetaConfig:
-        """The settings of meta-pre-training under this preset.
+    def prompts(self, backbone: str, normalization: str | None = None) -> PromptConfig:
+        """The prompts that go with a backbone, by name, under this preset."""
+        from grmp_edge.train.network.backbone import settings_for
+
+        prompts, chosen = settings_for(backbone).prompts, normalization or self.normalization
+        return replace(prompts, normalization=chosen) if chosen else prompts
+
+    def meta(self, backbone: str, **given: Any) -> MetaConfig:
+        """The settings of meta-pre-training for a backbone, with given ones (not None) in their place.
 
         ``held_out`` becomes 0 where the target set chooses; judging on that set is the caller's to do.
         """
-        held_out = config.held_out if self.meta_select_on == "held-out tasks" else 0.0
-        return replace(config, reset_per_task=self.reset_per_task, held_out=held_out)
+        from grmp_edge.train.meta import MetaConfig
+        from grmp_edge.train.network.settings import given_only
+
+        usual: dict[str, Any] = {"reset_per_task": self.reset_per_task}
+        if self.meta_select_on == "target set":
+            usual["held_out"] = 0.0
+        return MetaConfig.of(backbone, **usual | given_only(given))
 
     def tasks(self, phases: Sequence[Sequence[Task]]) -> list[list[Task]]:
         """The phases of tasks under this preset; of a phase of 25, KADID-10k's, the last may go."""
@@ -86,15 +99,26 @@ class Preset:
             kept.append(chosen)
         return kept
 
-    def finetune(self, config: FinetuneConfig) -> FinetuneConfig:
-        """The settings of fine-tuning under this preset."""
-        if not self.calibrate:
-            config = replace(config, calibration_steps=0, text_rate=1.0, average=False)
-        return replace(config, select_on=self.select_on)
+    def finetune(self, backbone: str, **given: Any) -> FinetuneConfig:
+        """The settings of fine-tuning for a backbone, with given ones (not None) in their place."""
+        from grmp_edge.train.finetune.config import FinetuneConfig
+        from grmp_edge.train.network.settings import given_only
 
-    def split(self, config: SplitConfig) -> SplitConfig:
-        """The division of the labels under this preset."""
-        return replace(config, validation_fraction=self.validation_fraction)
+        usual: dict[str, Any] = {"select_on": self.select_on}
+        if not self.calibrate:
+            usual |= {"calibration_steps": 0, "text_rate": 1.0, "average": False}
+        return FinetuneConfig.of(backbone, **usual | given_only(given))
+
+    def split(self, backbone: str, **given: Any) -> SplitConfig:
+        """The division of the labels for a backbone, with given settings (not None) in their place."""
+        from grmp_edge.train.data.labelled import SplitConfig
+        from grmp_edge.train.network.backbone import settings_for
+        from grmp_edge.train.network.settings import given_only
+
+        fraction = self.validation_fraction
+        if fraction is None:
+            fraction = settings_for(backbone).validation_fraction
+        return SplitConfig(**{"validation_fraction": fraction} | given_only(given))
 
 
 PRESETS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from grmp_edge.train.data.labelled import Labelled, SplitConfig, data_digest, sp
 from grmp_edge.train.finetune.config import FinetuneConfig, Part
 from grmp_edge.train.finetune.loop import finetune, predict
 from grmp_edge.train.meta import MetaConfig, meta_train
-from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
-from grmp_edge.train.network.embedded import PROMPTS_PATH, load_prompts
-from grmp_edge.train.network.model import GrmpIqa, PromptConfig
+from grmp_edge.train.network.backbone import BackboneConfig, embedded_backbone, load_backbone, settings_for
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.presets import leaks
 from grmp_edge.train.session.checkpoint import (
     CheckpointWriter,
@@ -52,17 +52,18 @@ __all__ = [
 class ModelConfig:
     """Backbone, prompts, and where to compute."""
 
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    prompts: PromptConfig = field(default_factory=PromptConfig)
+    backbone: BackboneConfig
+    prompts: PromptConfig
     device: str = "auto"  # cuda where there is one
     seed: int = 0  # of the prompts' initial values
-    # The meta-learned prompts that ship for the embedded backbone, instead of random ones.
+    # Start from the meta-learned prompts that ship with an embedded backbone, not from random ones; for other
+    # backbones and other weights there are none.
     shipped_prompts: bool = False
 
     @classmethod
     def of(cls, backbone: BackboneConfig, normalization: str | None = None, **other: Any) -> ModelConfig:
         """Choose the prompts that go with a backbone, and the normalisation unless one is named."""
-        prompts = PromptConfig.for_backbone(backbone.name)
+        prompts = settings_for(backbone.name).prompts
         if normalization:
             prompts = replace(prompts, normalization=normalization)
         return cls(backbone=backbone, prompts=prompts, **other)
@@ -195,14 +196,12 @@ def run_finetune(
     else:
         network, settings = build_network(model)
         settings["pretrained_by"] = None
-        if model.shipped_prompts:
-            load_parameters(network, load_prompts(), PROMPTS_PATH)
-            settings["pretrained_by"] = {"prompts": PROMPTS_PATH.name, "sha256": sha256_file(PROMPTS_PATH)}
-    config = config.for_backbone(network.backbone.name)
+        embedded = embedded_backbone(model.backbone.name)
+        if model.shipped_prompts and embedded and not model.backbone.pretrained:
+            path = embedded.prompts_path
+            load_parameters(network, embedded.load_prompts(), path)
+            settings["pretrained_by"] = {"prompts": path.name, "sha256": sha256_file(path)}
     config = replace(config, precision=resolve_precision(config.precision, network.ctx.device))
-    if split_config.validation_fraction is None:
-        fraction = config.validation_fraction(network.backbone.name)
-        split_config = replace(split_config, validation_fraction=fraction)
     split = split_indices(data, split_config)
     scale = data.scale_of([*split.train, *split.validation])
     quality = data.quality(scale)
@@ -231,7 +230,7 @@ def run_finetune(
     }
     writer = CheckpointWriter(output, settings, curves_for(curves, output) if team.leads else None)
     state = begin_or_continue(writer, resume, reporter)
-    if state is not None and not goes_on(state, config.limits[0], output, config.min_lr):
+    if state is not None and not goes_on(state, config.epochs, output, config.min_lr):
         return {**state.progress, "leaks": found_leaks}
     before = {f"zero_shot_{name}": _measure(network, part) for name, part in parts.items() if name != "train"}
     judge = parts["test"] if config.select_on == "test" else parts["validation"]

@@ -185,12 +185,13 @@ def evaluate(
                 meta = MetaChoice(meta_epochs, None, None, 75, 50, None, seed, train_precision)
                 target = TargetChoice(data, images, mos_range)
                 do_pretrain(start, model, tasks, meta, target, True, progress, "png")
+            name = model.name_after(start)
             protocol = replace(
                 protocol,
-                validation_fraction=tuning.split().validation_fraction,
+                validation_fraction=tuning.split(name).validation_fraction,
                 keep_checkpoints=keep_checkpoints,
             )
-            training = TrainingConfig(model.config(), tuning.config(), start, ablate, allow_unfinished)
+            training = TrainingConfig(model.config(), tuning.config(name), start, ablate, allow_unfinished)
             evaluate_models(training, labelled, protocol, tables, others, progress)
     tables.write()
     _show(tables, as_json)

@@ -56,13 +56,14 @@ def do_finetune(
     """Run the second stage into ``output``."""
     from grmp_edge.train.runs import run_finetune
 
+    backbone = model.name_after(start)
     return run_finetune(
         output,
         model.config(),
         start,
         tuning.labelled(),
-        tuning.split(),
-        tuning.config(),
+        tuning.split(backbone),
+        tuning.config(backbone),
         resume,
         reporter,
         allow_unfinished,

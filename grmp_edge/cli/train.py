@@ -116,7 +116,7 @@ def train(
         meta_epochs, inner_lr, outer_lr, support_batch, query_batch, reset_per_task, seed, precision
     )
     need_torch()
-    tuning.check()
+    tuning.check(model.name)
     first = None if no_mpp else output / "pretrain"
     if not resume:
         refuse_overwrite(output)  # before the first stage, not after it
@@ -233,7 +233,7 @@ def finetune(
     )
     if start is not None:
         model.check_start(start)
-    tuning.check()
+    tuning.check(model.name_after(start))
     with working() as reporter:
         result = do_finetune(output, model, start, tuning, resume, reporter, curves.value, allow_unfinished)
     finish(result, output, as_json, f"grmp-edge export {output} --fp16 -o bundles/{output.name}")

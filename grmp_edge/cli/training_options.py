@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grmp_edge.cli import options as opt
+from grmp_edge.default_bundle import EMBEDDED
 from grmp_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,21 +48,30 @@ class ModelChoice:
     @property
     def name(self) -> str:
         """The backbone's."""
-        return self.backbone or "embedded-s16"
+        return self.backbone or EMBEDDED
+
+    def name_after(self, start: Path | None) -> str:
+        """The backbone of a pre-training checkpoint, else that of the options."""
+        if start is None:
+            return self.name
+        try:
+            return str(json.loads((start / "config.json").read_bytes())["backbone"]["name"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return self.name  # no checkpoint, which is told when it is loaded
 
     def config(self) -> ModelConfig:
         """For ``run_pretrain`` and ``run_finetune``."""
-        from grmp_edge.train.network.backbone import EMBEDDED, BackboneConfig
+        from grmp_edge.train.network.backbone import BackboneConfig
         from grmp_edge.train.runs import ModelConfig
 
-        backbone = BackboneConfig(self.name, self.weights, self.quick_gelu)
-        wanted = self.normalization.value if self.normalization else preset_of(self.preset).normalization
-        return ModelConfig.of(
-            backbone,
-            wanted or None,
-            device=self.device,
-            seed=self.seed,
-            shipped_prompts=self.shipped_prompts and self.name == EMBEDDED and not self.weights,
+        return ModelConfig(
+            BackboneConfig(self.name, self.weights, self.quick_gelu),
+            preset_of(self.preset).prompts(
+                self.name, self.normalization.value if self.normalization else None
+            ),
+            self.device,
+            self.seed,
+            self.shipped_prompts,
         )
 
     def check_start(self, start: Path) -> None:
@@ -146,17 +156,14 @@ class MetaChoice:
 
     def config(self, backbone: str, preset: Preset) -> MetaConfig:
         """For ``run_pretrain``."""
-        from grmp_edge.train.meta import MetaConfig
-
-        usual = preset.meta(MetaConfig.for_backbone(backbone))
-        return replace(
-            usual,
-            epochs=usual.epochs if self.epochs is None else self.epochs,
-            inner_lr=usual.inner_lr if self.inner_lr is None else self.inner_lr,
-            outer_lr=usual.outer_lr if self.outer_lr is None else self.outer_lr,
+        return preset.meta(
+            backbone,
+            epochs=self.epochs,
+            inner_lr=self.inner_lr,
+            outer_lr=self.outer_lr,
             support_batch=self.support_batch,
             query_batch=self.query_batch,
-            reset_per_task=usual.reset_per_task if self.reset_per_task is None else self.reset_per_task,
+            reset_per_task=self.reset_per_task,
             seed=self.seed,
             precision=self.precision.value,
         )
@@ -185,26 +192,28 @@ class TuningChoice:
     preset: opt.PresetChoice = opt.PresetChoice.default
     precision: opt.TrainPrecisionChoice = opt.TrainPrecisionChoice.auto
 
-    def check(self) -> None:
+    def check(self, backbone: str) -> None:
         """Read and divide the csv before any long work, so that what is wrong in it is told at once."""
         from grmp_edge.train.data.labelled import split_indices
         from grmp_edge.train.data.named_sets import notes_of
         from grmp_edge.train.runs import refuse_no_test_part
 
-        refuse_no_test_part(self.config().select_on, self.test_fraction)
+        refuse_no_test_part(self.config(backbone).select_on, self.test_fraction)
         data = self.labelled()
         for note in notes_of(data):
             print(f"note: {note}", file=sys.stderr)
-        split = split_indices(data, self.split())
+        split = split_indices(data, self.split(backbone))
         data.scale_of([*split.train, *split.validation])
 
-    def split(self) -> SplitConfig:
+    def split(self, backbone: str) -> SplitConfig:
         """How the csv is divided."""
-        from grmp_edge.train.data.labelled import SplitConfig
-
-        split = preset_of(self.preset).split(SplitConfig(self.labels, self.test_fraction, seed=self.seed))
-        given = self.validation_fraction
-        return split if given is None else replace(split, validation_fraction=given)
+        return preset_of(self.preset).split(
+            backbone,
+            labels=self.labels,
+            test_fraction=self.test_fraction,
+            validation_fraction=self.validation_fraction,
+            seed=self.seed,
+        )
 
     def labelled(self) -> Labelled:
         """The csv, read and checked."""
@@ -212,11 +221,14 @@ class TuningChoice:
 
         return read_spec(self.data, self.images, scale_of_labels(self.mos_range))
 
-    def config(self) -> FinetuneConfig:
+    def config(self, backbone: str) -> FinetuneConfig:
         """For ``run_finetune``."""
-        from grmp_edge.train.finetune.config import CALIBRATION_STEPS, FinetuneConfig
+        from grmp_edge.train.network.settings import CALIBRATION_STEPS
 
-        config = FinetuneConfig(
+        steps = {None: None, False: 0, True: CALIBRATION_STEPS}[self.calibrate]
+        selects = {None: None, False: "validation", True: "test"}[self.select_on_test]
+        return preset_of(self.preset).finetune(
+            backbone,
             epochs=self.epochs,
             lr=self.lr,
             batch=self.batch,
@@ -225,15 +237,10 @@ class TuningChoice:
             projection=self.projection.value,
             seed=self.seed,
             precision=self.precision.value,
+            calibration_steps=steps,
+            text_rate=self.text_rate,
+            select_on=selects,
         )
-        config = preset_of(self.preset).finetune(config)
-        if self.calibrate is not None:
-            config = replace(config, calibration_steps=CALIBRATION_STEPS if self.calibrate else 0)
-        if self.text_rate is not None:
-            config = replace(config, text_rate=self.text_rate)
-        if self.select_on_test is not None:
-            config = replace(config, select_on="test" if self.select_on_test else "validation")
-        return config
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ def make_checkpoint(name: str, folder: Path, from_file: bool) -> int:
     from safetensors.torch import save_model
 
     from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
-    from grmp_edge.train.network.model import GrmpIqa, PromptConfig
+    from grmp_edge.train.network.model import GrmpIqa
+    from grmp_edge.train.network.settings import PromptConfig
     from grmp_edge.train.session.checkpoint import CheckpointWriter, State, backbone_settings
 
     config, prompts = BackboneConfig(name, "random"), PromptConfig()

@@ -18,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from grmp_edge.default_bundle import EMBEDDED
 from grmp_edge.preprocess import Preprocess
 from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.finetune.frozen_features import CentreScores, FrozenCache, Teacher
 from grmp_edge.train.finetune.step import TuningStep
 from grmp_edge.train.meta import MetaConfig, adapt
-from grmp_edge.train.network.backbone import EMBEDDED, RANDOM, BackboneConfig
+from grmp_edge.train.network.backbone import RANDOM, BackboneConfig
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.runs import ModelConfig, build_network
 from grmp_edge.train.session.precision import Numerics, Precision
@@ -71,7 +72,7 @@ def _tuning(model: GrmpIqa, images: UInt8Array, precisions: Sequence[Precision])
     """A fine-tuning step under QGR whose frozen part is in the cache, by precision."""
     _restore(model)
     teacher = Teacher(model)
-    config = FinetuneConfig().for_backbone(model.backbone.name)
+    config = FinetuneConfig.of(model.backbone.name)
     quality = np.linspace(0, 1, len(images), dtype=np.float32)
     ways: Ways = {}
     for precision in precisions:
@@ -105,7 +106,7 @@ def _judging(model: GrmpIqa, images: UInt8Array, precisions: Sequence[Precision]
 def _meta(model: GrmpIqa, images: UInt8Array, precisions: Sequence[Precision]) -> tuple[Ways, int]:
     """A visit of one task (8 photographs, 6 states, both loops): pictures made anew, and kept."""
     _restore(model)
-    config = MetaConfig.for_backbone(model.backbone.name)
+    config = MetaConfig.of(model.backbone.name)
     (task,) = synthetic_tasks(procedural_photographs(8), SyntheticConfig(("gaussian_blur",)))
     for _, parameter in model.prompt_parameters():
         parameter.requires_grad_(True)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from grmp_edge.errors import DataError, ImageError
 from grmp_edge.preprocess import read_image, squash
 from grmp_edge.score import MosScale
+from grmp_edge.train.network.settings import BackboneSettings
 
 __all__ = ["Labelled", "Split", "SplitConfig", "load_squashed", "read_csv", "split_indices"]
 
@@ -151,9 +152,6 @@ def _score(path: Path, line: int, text: str | None, mos_range: tuple[float, floa
     return value
 
 
-VALIDATION_FRACTION = 0.2  # of the labels, where neither settings nor backbone say otherwise
-
-
 @dataclass(frozen=True)
 class SplitConfig:
     """How labelled pictures are divided."""
@@ -161,9 +159,8 @@ class SplitConfig:
     labels: int | None = None  # few-shot budget N; None takes all that are not for testing
     test_fraction: float = 0.2  # the field's 80/20 protocol
     # Part of the N labels that chooses the epoch and drives the learning rate, so that the test part
-    # never does. A fifth of 50 is ten pictures: a noisy judge, but an honest one. None: a fifth, but what
-    # goes with the backbone in fine-tuning (FinetuneConfig.validation_fraction).
-    validation_fraction: float | None = None
+    # never does. A fifth of 50 is ten pictures: a noisy judge, but an honest one.
+    validation_fraction: float = BackboneSettings.validation_fraction
     seed: int = 0
 
 
@@ -206,8 +203,7 @@ def split_indices(data: Labelled, config: SplitConfig) -> Split:
         )
     drawn = set(rest[:count])
     chosen = [[index for index in groups[key] if index in drawn] for key in order]
-    fraction = VALIDATION_FRACTION if config.validation_fraction is None else config.validation_fraction
-    validation = _validation(chosen, min(round(fraction * count), count - 2))
+    validation = _validation(chosen, min(round(config.validation_fraction * count), count - 2))
     train = [index for index in rest[:count] if index not in validation]
     return Split(tuple(train), tuple(sorted(validation)), tuple(sorted(held)))
 

@@ -110,9 +110,8 @@ class ProtocolConfig:
     # 0: the model as pre-training left it, without fine-tuning; None: all of the 80 %.
     labels: tuple[int | None, ...] = (50, 100, 200)
     test_fraction: float = 0.2
-    # The part of the N labels that chooses the epoch; in the paper's code the test part does. None: the
-    # backbone's own default.
-    validation_fraction: float | None = None
+    # The part of the N labels that chooses the epoch; in the paper's code the test part does.
+    validation_fraction: float = SplitConfig.validation_fraction
     seed: int = 0  # split k is drawn with seed + k; its test part is the same for every number of labels
     keep_checkpoints: bool = False  # they are needed for export, and large
 

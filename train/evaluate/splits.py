@@ -140,12 +140,9 @@ def evaluate_models(
         "backbone": name, "mpp": start is not None, "qgr": finetune.qgr, "ablation": training.ablate,
     }  # fmt: skip
     tables.leaks = leaks(finetune, before)
-    epochs, batch = finetune.for_backbone(name).limits
-    share = protocol.validation_fraction
-    share = finetune.validation_fraction(name) if share is None else share
     tables.remarks["models"] = [
-        f"at most {epochs} epochs in steps of {batch}, validation {share:.0%} of the labels, raw scores "
-        "without a logistic fit",
+        f"at most {finetune.epochs} epochs in steps of {finetune.batch}, validation "
+        f"{protocol.validation_fraction:.0%} of the labels, raw scores without a logistic fit",
         "labels 0: before fine-tuning",
     ]
 

@@ -54,9 +54,8 @@ def finetune(
         cosine, changed, srcc, lr), ``epoch``, ``best_srcc`` and, where there was one, ``calibration``.
     """
     reporter = reporter or Silent()
-    config = config.for_backbone(model.backbone.name)
-    epochs, batch = config.limits
-    model.trained_image_blocks = config.image_blocks
+    if config.image_blocks is not None:
+        model.trained_image_blocks = config.image_blocks
     parameters = dict(model.finetune_parameters())
     prompted = copy_parameters(model.prompt_parameters())  # travel with the checkpoint, unchanged but ctx
     teacher = Teacher(model) if config.qgr else None
@@ -80,14 +79,14 @@ def finetune(
     )
     step.scaler.restore(run.loss_scale)
     tensors, rates = step.tensors, step.rates
-    reporter.start("fine-tuning", epochs, run.epoch)
+    reporter.start("fine-tuning", config.epochs, run.epoch)
     saved = time.monotonic()
-    while run.epoch < epochs and run.lr >= config.min_lr:
+    while run.epoch < config.epochs and run.lr >= config.min_lr:
         rng = np.random.default_rng([config.seed, run.epoch])
         order = rng.permutation(len(train.images)).tolist()
         last: dict[str, float] = {}
-        for start in range(0, len(order), batch):
-            chosen = order[start : start + batch]
+        for start in range(0, len(order), config.batch):
+            chosen = order[start : start + config.batch]
             margin = train.images.shape[1] - model.image.size
             offset, flip = int(rng.integers(0, max(1, margin))), bool(rng.random() < 0.5)
             try:
@@ -101,7 +100,7 @@ def finetune(
                 for tensor, gradient, rate in zip(tensors, gradients, rates, strict=True):
                     tensor.sub_(gradient + config.weight_decay * tensor, alpha=run.lr * rate)
         run.end_epoch()
-        if run.epoch % config.evaluate_every == 0 or run.epoch == epochs:
+        if run.epoch % config.evaluate_every == 0 or run.epoch == config.epochs:
             # Ranks of different machines may round differently: they begin anew from the same weights.
             team.align([tensor.data for tensor in tensors])
             run.loss_scale = step.scaler.state()

@@ -23,13 +23,13 @@ class TuningRun:
     """Where a run is: parameters, epoch, learning rate, and the weights and figures of the best epoch.
 
     Args:
-        config: its settings, complete for the backbone.
+        config: its settings.
         parameters: what fine-tuning learns, by name, as it is when the run begins.
     """
 
     def __init__(self, config: FinetuneConfig, parameters: dict[str, nn.Parameter]) -> None:
         self.config, self.parameters = config, parameters
-        self.epoch, self.lr, self.waited = 0, config.lr or 0.0, 0
+        self.epoch, self.lr, self.waited = 0, config.lr, 0
         self.best = copy_parameters(parameters.items())
         self.mean = copy_parameters(parameters.items()) if config.average else {}
         self.best_srcc, self.best_loss = -2.0, math.inf

@@ -52,11 +52,9 @@ class TuningStep:
         self.model, self.config, self.team = model, config, team
         self.numerics = Numerics.of(config.precision, device)
         self.scaler = LossScaler(self.numerics.precision == "fp16")
-        epochs, batch = config.limits
-        group = group_size(model, images, batch, epochs, cache_bytes)
+        group = group_size(model, images, config.batch, config.epochs, cache_bytes)
         self.cache = FrozenCache(model, teacher, images, cache_bytes, group, self.numerics, team)
         self.quality = torch.from_numpy(quality).to(device)
-        assert config.text_rate is not None  # for_backbone has set it
         text = {name for name, _ in model.text_parameters()}
         self.tensors: list[nn.Parameter] = []
         self.rates: list[float] = []  # of each tensor, as a part of the learning rate
@@ -99,7 +97,6 @@ class TuningStep:
             return None, {"loss": loss}
         if self.scene_tokens is None:
             return toward, {"loss": loss}
-        assert self.config.qgr_strength is not None  # for_backbone has set it
         result = regularise(toward, content, self.config.qgr_strength, self.config.projection)
         said = {"loss": loss, "semantic": semantic, "cosine": result.cosine, "changed": result.changed}
         return result.gradients, said

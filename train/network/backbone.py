@@ -15,12 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grmp_edge.default_bundle import EMBEDDED
 from grmp_edge.errors import ModelError, first_line
+from grmp_edge.train.network import embedded
+from grmp_edge.train.network.settings import BackboneSettings, EmbeddedBackbone
 
-__all__ = ["EMBEDDED", "RANDOM", "Backbone", "BackboneConfig", "load_backbone", "state_digest"]
+__all__ = [
+    "RANDOM",
+    "Backbone",
+    "BackboneConfig",
+    "embedded_backbone",
+    "load_backbone",
+    "settings_for",
+    "state_digest",
+]
 
-EMBEDDED = "embedded-s16"
 RANDOM = "random"
+# Those whose weights ship with the project; another is one more module and its name here.
+_EMBEDDED = {module.BACKBONE.name: module.BACKBONE for module in (embedded,)}
 
 
 @dataclass(frozen=True)
@@ -50,14 +62,24 @@ class Backbone:
     tokenize: Callable[[list[str]], Tensor]  # texts to token ids (n, context length), int64
 
 
+def embedded_backbone(name: str) -> EmbeddedBackbone | None:
+    """A backbone whose weights ship with the project, by name; None for any other."""
+    return _EMBEDDED.get(name)
+
+
+def settings_for(name: str) -> BackboneSettings:
+    """What goes with a backbone, by name: the reference's settings for a CLIP of open_clip."""
+    return _EMBEDDED[name].settings if name in _EMBEDDED else BackboneSettings()
+
+
 def load_backbone(config: BackboneConfig) -> Backbone:
     """Build and load a backbone.
 
     Raises:
         ModelError: an unknown name or tag, a missing or unfitting file, or a tower that cannot be prompted.
     """
-    if config.name == EMBEDDED:
-        return _load_embedded(config)
+    if config.name in _EMBEDDED:
+        return _load_embedded(_EMBEDDED[config.name], config)
     import open_clip
 
     name = config.name.replace("/", "-")
@@ -65,7 +87,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         close = [known for known in open_clip.list_models() if known.startswith("ViT-")][:8]
         raise ModelError(
             f"backbone {config.name!r} is not a model of open_clip",
-            f"use {EMBEDDED} or one of {', '.join(close)}, ...",
+            f"use {', '.join([*_EMBEDDED, *close])}, ...",
         )
     _refuse_unpromptable(name, open_clip.get_model_config(name))
     pretrained = config.pretrained or "openai"
@@ -172,19 +194,17 @@ def state_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _load_embedded(config: BackboneConfig) -> Backbone:
+def _load_embedded(embedded: EmbeddedBackbone, config: BackboneConfig) -> Backbone:
     from open_clip.tokenizer import SimpleTokenizer
-
-    from grmp_edge.train.network.embedded import build_embedded, load_embedded
 
     if config.pretrained == RANDOM:
         torch.manual_seed(config.random_seed)
-        clip, source = build_embedded(), RANDOM
+        clip, source = embedded.build(), RANDOM
     elif config.pretrained:
-        clip, source = load_embedded(Path(config.pretrained)), str(Path(config.pretrained).resolve())
+        clip, source = embedded.load(Path(config.pretrained)), str(Path(config.pretrained).resolve())
     else:
-        clip, source = load_embedded(), "shipped"
-    return _finish(EMBEDDED, source, clip, SimpleTokenizer())
+        clip, source = embedded.load(None), "shipped"
+    return _finish(embedded.name, source, clip, SimpleTokenizer())
 
 
 def _refuse_unpromptable(name: str, config: Mapping[str, Any]) -> None:

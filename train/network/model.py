@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grmp_edge.preprocess import NORMALIZATIONS
-from grmp_edge.train.network.backbone import EMBEDDED, Backbone
+from grmp_edge.train.network.backbone import Backbone, settings_for
 from grmp_edge.train.network.merging import MergingBlock
+from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.network.towers import (
     ImageTower,
     TextTower,
@@ -25,30 +25,9 @@ from grmp_edge.train.network.towers import (
     keys_values,
     widened,
 )
+from grmp_edge.train.network.words import quality_prompts, scene_prompts
 
-__all__ = ["QUALITY_WORDS", "SCENES", "GrmpIqa", "PromptConfig", "normalize_pixels"]
-
-QUALITY_WORDS = ("high quality.", "low quality.")
-SCENES = ("animal", "cityscape", "human", "indoor", "landscape", "night", "plant", "still_life", "others")
-
-
-@dataclass(frozen=True)
-class PromptConfig:
-    """The learned prompts and what the network reads."""
-
-    visual_tokens: int = 100  # per block; the paper's choice
-    text_tokens: int = 4  # context vectors shared by both classes; the paper's choice
-    dropout: float = 0.1  # on the projected visual prompts while they are being learned, as the reference
-    normalization: str = "imagenet"  # what the reference feeds; "clip" is what CLIP was trained with
-
-    @classmethod
-    def for_backbone(cls, name: str) -> PromptConfig:
-        """The prompts that go with a backbone: the reference's for CLIP.
-
-        The embedded one was trained with CLIP's normalisation, and its later blocks see 49 places, among
-        which a hundred prompts would be the majority: half of them rank better (docs/experiments.md, 31).
-        """
-        return cls(visual_tokens=50, normalization="clip") if name == EMBEDDED else cls()
+__all__ = ["GrmpIqa", "normalize_pixels"]
 
 
 class GrmpIqa(nn.Module):
@@ -60,8 +39,7 @@ class GrmpIqa(nn.Module):
     compare with.
     """
 
-    # Image blocks that fine-tuning changes, from the last; None: the last third, as the reference.
-    trained_image_blocks: int | None = None
+    trained_image_blocks: int  # that fine-tuning changes, from the last; the last third, as the reference
     mean: Tensor
     std: Tensor
     quality_tokens: Tensor
@@ -71,11 +49,12 @@ class GrmpIqa(nn.Module):
 
     def __init__(self, backbone: Backbone, config: PromptConfig | None = None) -> None:
         super().__init__()
-        self.config = config or PromptConfig()
+        self.config = config or settings_for(backbone.name).prompts
         self.backbone = backbone
         self.clip = backbone.clip
         self.image = ImageTower(self.clip, backbone.name)
         self.text = TextTower(self.clip, backbone.name)
+        self.trained_image_blocks = math.ceil(len(self.image.blocks) / 3)
         layers, tokens, width = len(self.image.blocks), self.config.visual_tokens, self.image.width
         # Visual prompt tuning's initialisation: Xavier's bound for a patch embedding.
         bound = math.sqrt(6.0 / (3 * self.image.patch**2 + width))
@@ -91,9 +70,8 @@ class GrmpIqa(nn.Module):
         norm = NORMALIZATIONS[self.config.normalization]
         self.register_buffer("mean", torch.tensor(norm.mean), persistent=False)
         self.register_buffer("std", torch.tensor(norm.std), persistent=False)
-        filler = " ".join(["X"] * self.config.text_tokens)
-        self._register_text("quality", [f"{filler} {words}" for words in QUALITY_WORDS])
-        self._register_text("scene", [f"a photo of a {scene}" for scene in SCENES])
+        self._register_text("quality", quality_prompts(self.config.text_tokens))
+        self._register_text("scene", scene_prompts())
         self.requires_grad_(False)
 
     def _register_text(self, name: str, sentences: list[str]) -> None:
@@ -137,9 +115,7 @@ class GrmpIqa(nn.Module):
     @property
     def first_trained_image_block(self) -> int:
         """Index of the first image block that fine-tuning changes: 8 of 12 by default."""
-        blocks = len(self.image.blocks)
-        trained = math.ceil(blocks / 3) if self.trained_image_blocks is None else self.trained_image_blocks
-        return max(0, blocks - trained)
+        return max(0, len(self.image.blocks) - self.trained_image_blocks)
 
     @property
     def first_trained_text_block(self) -> int:

@@ -11,34 +11,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from grmp_edge.train.network.words import CONTEXT_WORD, QUALITY_WORDS, SCENES, scene_prompts
 from grmp_edge.train.pictures.distort import DISTORTIONS
 
 __all__ = [
-    "CONTEXT_WORD",
     "KIND_WORDS",
     "LOW_RESOLUTION",
     "QUALITY_PAIRS",
-    "SCENES",
     "Statistics",
     "caption",
-    "scene_prompts",
     "vocabulary",
 ]
 
-# The nine scenes of the semantic loss, in its order.
-SCENES = ("animal", "cityscape", "human", "indoor", "landscape", "night", "plant", "still_life", "others")
-
 # The first pair is the method's; the others teach the same axis in other words.
 QUALITY_PAIRS = (
-    ("high quality.", "low quality."),
+    QUALITY_WORDS,
     ("a high quality photo.", "a low quality photo."),
     ("a good photo.", "a bad photo."),
     ("a clean sharp picture.", "a degraded picture."),
     ("excellent image quality.", "terrible image quality."),
 )
-
-# Stands where learned context vectors are put in.
-CONTEXT_WORD = "X"
 
 # Not a type of KADID-10k: too few pixels, enlarged.
 LOW_RESOLUTION = "low_resolution"
@@ -114,11 +106,6 @@ def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:
 
 def _grade(quality: float) -> int:
     return int(np.clip(quality * 5, 0, 4))
-
-
-def scene_prompts() -> list[str]:
-    """The nine prompts of the semantic loss, in the order of ``SCENES``."""
-    return [f"a photo of a {scene}" for scene in SCENES]
 
 
 def caption(

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from grmp_edge.errors import DataError
 from grmp_edge.image_files import images_below
+from grmp_edge.train.network.words import SCENES
 from grmp_edge.train.pictures.distort import Image
 from grmp_edge.train.pictures.procedural import PROCEDURAL, procedural_image
-from grmp_edge.train.recipe.captions import SCENES, Statistics, caption
+from grmp_edge.train.recipe.captions import Statistics, caption
 from grmp_edge.train.recipe.faults import (
     CAMERA_KINDS,
     HARD_KINDS,

@@ -11,7 +11,8 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
-from grmp_edge.train.recipe.captions import CONTEXT_WORD, QUALITY_PAIRS, Statistics, scene_prompts
+from grmp_edge.train.network.words import quality_prompts, scene_prompts
+from grmp_edge.train.recipe.captions import QUALITY_PAIRS, Statistics
 from grmp_edge.train.recipe.faults import KINDS
 from grmp_edge.train.recipe.groups import VARIANTS, Batch
 from grmp_edge.train.recipe.real_photos import Instances, WildConfig
@@ -105,9 +106,11 @@ class Objective(nn.Module):
             (B, D) of the captions, (9, D) of the scenes, and three quality axes (D,), the better prompt less
             the worse: the method's pair behind four random context vectors, that pair plain, one other pair.
         """
-        behind = [f"{CONTEXT_WORD} " * 4 + text for text in QUALITY_PAIRS[0]]
         other = QUALITY_PAIRS[int(torch.randint(1, len(QUALITY_PAIRS), ()))]
-        ids = cast(Tensor, self._tokenizer([*behind, *QUALITY_PAIRS[0], *other, *self._scenes, *captions]))
+        ids = cast(
+            Tensor,
+            self._tokenizer([*quality_prompts(4), *QUALITY_PAIRS[0], *other, *self._scenes, *captions]),
+        )
         ids = ids[:, : int(ids.argmax(dim=-1).max()) + 1]
         words = F.embedding(self._row_of[ids], self.rows)
         # Drawn like a learned context at its start, and wider, so that the words mean the same behind any.

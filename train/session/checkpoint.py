@@ -22,7 +22,8 @@ from grmp_edge.errors import CheckpointError
 from grmp_edge.files import replace_file
 from grmp_edge.score import MosScale
 from grmp_edge.train.network.backbone import Backbone, BackboneConfig, load_backbone
-from grmp_edge.train.network.model import GrmpIqa, PromptConfig
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.session.resume_rules import difference, version_notes
 
 __all__ = ["Checkpoint", "CheckpointWriter", "State", "load_checkpoint", "read_state", "refuse_unfinished"]
