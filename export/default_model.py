@@ -26,13 +26,14 @@ from grmp_edge.errors import GrmpError
 from grmp_edge.export.pipeline import ExportConfig, export_bundle
 from grmp_edge.export.shared_weights import share_weights
 from grmp_edge.files import replace_folder
+from grmp_edge.preprocess import squash
 from grmp_edge.train.data.labelled import SplitConfig, read_csv
 from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.meta import MetaConfig
 from grmp_edge.train.network.backbone import BackboneConfig
 from grmp_edge.train.network.embedded import EMBEDDED_PATH, PROMPTS_PATH, save_prompts
 from grmp_edge.train.recipe.faults import quality_of
-from grmp_edge.train.recipe.groups import Source, graded_group, load_photos, squash, statistics
+from grmp_edge.train.recipe.groups import SQUASHED, Source, graded_group, load_photos, statistics
 from grmp_edge.train.recipe.scene_quality import appeal, perceived_quality
 from grmp_edge.train.runs import ModelConfig, run_finetune, run_pretrain
 from grmp_edge.train.session.checkpoint import load_checkpoint
@@ -62,7 +63,7 @@ class DefaultConfig:
 def scene_aware_tasks(photographs: Sequence[Source], config: SyntheticConfig) -> list[Task]:
     """Distortion tasks graded by level and by the photograph's appeal, as in the backbone's training."""
     tasks = synthetic_tasks([(source.name, source.image) for source in photographs], config)
-    scenes = [statistics(squash(source.image)) for source in photographs]
+    scenes = [statistics(squash(source.image, SQUASHED)) for source in photographs]
     weights = {source.name: appeal(scene, scene) for source, scene in zip(photographs, scenes, strict=True)}
 
     def grade(task: Task) -> Task:

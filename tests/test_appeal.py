@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from grmp_edge.export.default_model import scene_aware_tasks
+from grmp_edge.preprocess import squash
 from grmp_edge.train.network.embedded import build_embedded, token_ids_of
 from grmp_edge.train.pictures.procedural import procedural_image
 from grmp_edge.train.recipe.captions import Statistics, vocabulary
 from grmp_edge.train.recipe.faults import KINDS, apply_fault
-from grmp_edge.train.recipe.groups import Source, make_batch, squash, statistics
+from grmp_edge.train.recipe.groups import SQUASHED, Source, make_batch, statistics
 from grmp_edge.train.recipe.objective import LossConfig, Objective, normalise
 from grmp_edge.train.recipe.scene_quality import appeal, perceived_quality
 from grmp_edge.train.tasks import SyntheticConfig
@@ -24,7 +25,7 @@ ORDINARY = Statistics(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 @pytest.fixture(scope="module")
 def scene():
-    return squash(procedural_image(np.random.default_rng(4), 384, "dead_leaves"))
+    return squash(procedural_image(np.random.default_rng(4), 384, "dead_leaves"), SQUASHED)
 
 
 def test_an_ordinary_scene_weighs_nothing():
@@ -76,7 +77,7 @@ def test_blown_is_the_share_that_is_burnt_out():
 def test_states_are_ranked_by_their_faults_however_appealing_the_scene(scene):
     """In quality the states of a brilliant picture lie too close together to be told apart."""
     made = make_batch(np.random.default_rng(7), [Source("one", scene, "others", 1.0)] * 3, 3, 1.0, True)
-    kept = made.kept.reshape(3, 4)
+    kept = made.remaining.reshape(3, 4)
     assert (kept[:, 0] > kept[:, 1] + 0.03).all() and (kept[:, 1] > kept[:, 2] + 0.03).all()
     objective = Objective(build_embedded(), LossConfig(), token_ids_of(vocabulary()))
 
@@ -86,7 +87,7 @@ def test_states_are_ranked_by_their_faults_however_appealing_the_scene(scene):
             return objective(batch, normalise(torch.from_numpy(batch.images)))[1]["rank"]
 
     assert rank(replace(made, quality=np.full_like(made.quality, 0.99))) == pytest.approx(rank(made))
-    assert rank(replace(made, kept=np.full_like(made.kept, 0.99))) == 0 < rank(made)
+    assert rank(replace(made, remaining=np.full_like(made.remaining, 0.99))) == 0 < rank(made)
 
 
 def test_worst_faults_weigh_more_than_ordinary_differences_of_scenes():

@@ -161,7 +161,7 @@ def test_a_tensor_that_does_not_fit_is_named():
     for change, said in (
         ({name: torch.zeros(17)}, rf"has '{name}' of shape \(17,\), tiny-b needs \(16,\)"),
         ({"visual.proj": good["visual.proj"].reshape(8, 32)}, r"'visual.proj' of shape \(8, 32\)"),
-        ({"visual.more": torch.zeros(1)}, "has 'visual.more', which tiny-b has not"),
+        ({"visual.more": torch.zeros(1)}, "has 'visual.more', which tiny-b does not have"),
     ):  # fmt: skip
         with pytest.raises(ModelError, match=said):
             load_state(clip, {**good, **change}, "file.pt", "tiny-b")

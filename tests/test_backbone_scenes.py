@@ -110,5 +110,5 @@ def test_changed_scenes_are_worth_what_they_look_and_faults_are_told_as_before(s
     assert np.array_equal(changed.images, again.images)
     clean = [b.quality[::VARIANTS][b.severity[::VARIANTS].max(axis=1) == 0] for b in (plain, changed)]
     assert clean[1].std() > 1.5 * clean[0].std() and clean[1].min() < clean[0].min() - 0.05
-    kept = changed.kept.reshape(-1, VARIANTS)
+    kept = changed.remaining.reshape(-1, VARIANTS)
     assert (kept[:, 0] > kept[:, 1]).all() and (kept[:, 1] > kept[:, 2]).all()

@@ -49,9 +49,9 @@ def test_two_views_of_a_photograph_and_two_of_it_made_worse(wild, batches):
     assert np.array_equal(both.images[:count], known.images)
     assert both.captions == known.captions
     assert len(both.scene) == len(both.severity) == len(both.quality) == count
-    assert len(both.images) == len(both.kept) == len(both.statistics) == count + 2 * VARIANTS
+    assert len(both.images) == len(both.remaining) == len(both.statistics) == count + 2 * VARIANTS
     for first in (count, count + VARIANTS):
-        views, kept = both.images[first : first + VARIANTS], both.kept[first : first + VARIANTS]
+        views, kept = both.images[first : first + VARIANTS], both.remaining[first : first + VARIANTS]
         assert kept[0] == kept[1] == 1 > kept[2] == kept[3]
 
         def is_cut_from(picture, source):

@@ -161,7 +161,7 @@ def test_batches_are_reproducible_and_labelled(batch):
     quality = batch.quality.reshape(3, VARIANTS)
     assert (quality[:, 0] > quality[:, 1]).all() and (quality[:, 1] > quality[:, 2]).all()
     assert (batch.severity.max(axis=1) == 0).tolist() == (batch.quality == 1).tolist()
-    assert np.array_equal(batch.kept, batch.quality)  # as long as scenes do not differ
+    assert np.array_equal(batch.remaining, batch.quality)  # as long as scenes do not differ
 
 
 def test_unshrunk_pictures_keep_more_detail():

@@ -46,7 +46,7 @@ def test_groups_hold_what_the_frozen_blocks_give(group, team):
         expected, pixels = views(model, images[chosen], offset, flip)
         torch.testing.assert_close(tokens, expected, atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(logits, teacher.logits(model, pixels), atol=2e-5, rtol=1e-4)
-        held = sum(value.nelement() * 4 for value, _ in cache.kept.values())
+        held = sum(value.nelement() * 4 for value, _ in cache.cached.values())
         assert held == cache.used <= cache.budget
 
 

@@ -72,7 +72,7 @@ def test_photographs(tmp_path):
 def test_photographs_that_cannot_serve(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         load_photographs(tmp_path / "none")
-    with pytest.raises(DataError, match="0 photographs found"):
+    with pytest.raises(DataError, match="0 photographs, but tasks need at least 2"):
         load_photographs(tmp_path)
     cv2.imwrite(str(tmp_path / "thin.png"), np.zeros((900, 20, 3), np.uint8))
     with pytest.raises(DataError, match=r"thin\.png: too small or too narrow"):

@@ -56,7 +56,7 @@ _TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers"}
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """What the file does not say itself."""
+    """What cannot be read from the file."""
 
     backbone: str = ""  # empty: the model of open_clip whose shapes fit; the released ones are ViT-B-16
     normalization: str = "imagenet"  # the released models were trained with it
@@ -146,7 +146,7 @@ def import_reference(file: Path, output: Path, config: ImportConfig | None = Non
 
 
 def _check_prompts(file: Path, model: GrmpIqa, prompts: Mapping[str, Tensor]) -> None:
-    """Every prompt tensor of the model is there with its shape; says so in the reference's terms."""
+    """Raise ModelError if a prompt tensor has another shape than the model's; names are the reference's."""
     for name, parameter in model.prompt_parameters():
         if prompts[name].shape != parameter.shape:
             raise ModelError(
@@ -169,7 +169,7 @@ def _token_table(
 
     ids = open_clip.get_tokenizer(backbone)(quality_prompts(context))
     table = clip.get("token_embedding.weight")
-    said = "the file's own table"
+    origin = "the file's own table"
     if table is None and source is not None:
         given, _ = read_state_dict(source)
         table = given.get("token_embedding.weight")
@@ -177,7 +177,7 @@ def _token_table(
             raise ModelError(
                 f"{source}: has no token_embedding.weight", "give CLIP's own weights with --clip"
             )
-        said = f"the table of {source.name}"
+        origin = f"the table of {source.name}"
     buffers = _learner_rows(file, ids, learner, context)
     if table is not None:
         if table.ndim != 2 or (buffers and len(table) <= max(buffers)):
@@ -189,10 +189,10 @@ def _token_table(
             ):
                 raise ModelError(
                     f"{file}: the prompt learner's words are not those of {' and '.join(QUALITY_WORDS)!r} "
-                    f"in {said}",
+                    f"in {origin}",
                     "give the CLIP that it was trained on with --clip",
                 )
-        return table, said
+        return table, origin
     if not buffers:
         raise ModelError(
             f"{file}: has neither token embeddings nor prompt_learner2.token_prefix and token_suffix",
@@ -215,11 +215,11 @@ def _learner_rows(file: Path, ids: Tensor, learner: Mapping[str, Tensor], contex
     prefix, suffix = learner.get("token_prefix"), learner.get("token_suffix")
     if prefix is None or suffix is None:
         return {}
-    wanted = ids.shape[1] - 1 - context
-    if prefix.shape[:2] != (2, 1) or suffix.shape[:2] != (2, wanted) or prefix.shape[2] != suffix.shape[2]:
+    length = ids.shape[1] - 1 - context
+    if prefix.shape[:2] != (2, 1) or suffix.shape[:2] != (2, length) or prefix.shape[2] != suffix.shape[2]:
         raise ModelError(
             f"{file}: the prompt learner's buffers {tuple(prefix.shape)} and {tuple(suffix.shape)} are not "
-            f"(2, 1, W) and (2, {wanted}, W)",
+            f"(2, 1, W) and (2, {length}, W)",
             "only models of the two prompts 'high quality.' and 'low quality.' can be imported",
         )
     rows: dict[int, Tensor] = {}
@@ -304,7 +304,7 @@ def _infer_backbone(names: _Names, file: Path) -> str:
     conv, text = names.clip["visual.conv1.weight"], names.clip["positional_embedding"]
     patch = int(conv.shape[-1])
     size = round((len(names.clip["visual.positional_embedding"]) - 1) ** 0.5) * patch
-    found = (
+    shape = (
         {"image_size": size, "layers": _layers(names, "visual."), "width": len(conv), "patch_size": patch},
         {"context_length": len(text), "width": text.shape[1], "layers": _layers(names, "")},
         names.clip["visual.proj"].shape[1],
@@ -314,9 +314,9 @@ def _infer_backbone(names: _Names, file: Path) -> str:
         config = open_clip.get_model_config(name)
         vision, words = config["vision_cfg"], {"context_length": 77, **config["text_cfg"]}
         plain = set(vision) <= _VISION_KEYS and set(words) <= _TEXT_KEYS and set(config) <= _KEYS
-        same = found == (
-            {key: vision.get(key) for key in found[0]},
-            {key: words.get(key) for key in found[1]},
+        same = shape == (
+            {key: vision.get(key) for key in shape[0]},
+            {key: words.get(key) for key in shape[1]},
             config["embed_dim"],
         )
         if plain and same and not name.endswith("-quickgelu"):

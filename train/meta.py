@@ -45,7 +45,7 @@ class MetaConfig(MetaSettings):
     held_out: float = 0.15  # share of the tasks that choose the epoch instead of training it
     seed: int = 0
     precision: Precision = "auto"  # of the towers' products: see grmp_edge.train.session.precision
-    picture_bytes: int = 1 << 30  # at most so much of the tasks' squashed pictures is kept in memory
+    picture_bytes: int = 1 << 30  # of the tasks' squashed pictures, cached in memory at most
 
     @classmethod
     def of(cls, backbone: str, **given: Any) -> MetaConfig:
@@ -59,8 +59,10 @@ def hold_out(phases: Sequence[Sequence[Task]], config: MetaConfig) -> tuple[list
     count = min(round(config.held_out * len(every)), len(every) - 1)
     order = np.random.default_rng([config.seed, 0x4E1D]).permutation(len(every))
     chosen = {every[i] for i in order[:count]}
-    kept = [[task for t, task in enumerate(phase) if (p, t) not in chosen] for p, phase in enumerate(phases)]
-    return [phase for phase in kept if phase], [phases[p][t] for p, t in sorted(chosen)]
+    training = [
+        [task for t, task in enumerate(phase) if (p, t) not in chosen] for p, phase in enumerate(phases)
+    ]
+    return [phase for phase in training if phase], [phases[p][t] for p, t in sorted(chosen)]
 
 
 def meta_train(
@@ -72,22 +74,22 @@ def meta_train(
     reporter: Reporter | None = None,
     judge: Callable[[GrmpIqa], float | None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Learn the prompts in place; the epoch that ranks the held-out tasks best is what stays.
+    """Learn the prompts in place, and keep those of the epoch that ranks the held-out tasks best.
 
     Args:
         model: its prompts are changed; on the device to train on.
         phases: groups of tasks; theta moves once after each group (TID2013's tasks, then KADID-10k's).
         writer, resume: where to save after every epoch (rank 0 does), and the state to continue from.
-        reporter: told of every task.
-        judge: chooses the epoch instead of held-out tasks, none of which is then held out: the SRCC of the
-            model as it is (in evaluation mode), None where it is undefined.
+        reporter: receives the progress, task by task.
+        judge: chooses the epoch in place of held-out tasks (no task is then held out): returns the SRCC of
+            the model, which is in evaluation mode; None where undefined.
 
     Returns:
         The history: one entry an epoch with ``loss`` (query, mean over tasks), ``phase_losses`` (the same by
         phase) and ``srcc`` (the judge's or on the held-out tasks; None without either).
 
     Raises:
-        DataError: no task is left to train on.
+        DataError: there is no task to train on.
     """
     reporter = reporter or Silent()
     training, held = hold_out(phases, config if judge is None else replace(config, held_out=0.0))
@@ -112,7 +114,7 @@ def meta_train(
         _load(parameters, {name: inner[name] for name in theta})
     tasks_per_epoch = sum(map(len, training))
     team = current_team()
-    kept = PictureCache(config.picture_bytes // team.local_size)
+    cache = PictureCache(config.picture_bytes // team.local_size)
     if team.size > 1 and not config.reset_per_task:
         # Each task begins where the one before ended, so there is nothing to do side by side.
         reporter.note("without a reset, tasks follow each other: every process does all of them")
@@ -122,36 +124,38 @@ def meta_train(
         phase_losses: list[float] = []
         for number, phase in enumerate(training):
             shift = {name: torch.zeros_like(value) for name, value in theta.items()}
-            # A task's loss at its place: sums over the ranks are then exact.
-            found = torch.zeros(len(phase), dtype=torch.float64)
+            # Each task's loss at an index of its own: sums over the ranks are then exact.
+            task_losses = torch.zeros(len(phase), dtype=torch.float64)
             order = np.random.default_rng([config.seed, epoch, number]).permutation(len(phase)).tolist()
-            # A task is always the same rank's, which keeps its pictures.
+            # A task always goes to the same rank, which caches its pictures.
             spread = team if config.reset_per_task else ALONE
             visits = [(place, task) for place, task in enumerate(order) if spread.mine(task)]
-            told = 0
+            reported = 0
             for done, (place, visited) in enumerate(visits, 1):
                 if config.reset_per_task:
                     _load(parameters, theta)
-                found[place] = adapt(
-                    model, phase[visited], config, [config.seed, epoch, number, visited], kept
+                task_losses[place] = adapt(
+                    model, phase[visited], config, [config.seed, epoch, number, visited], cache
                 )
                 for name, parameter in parameters.items():
                     shift[name] += theta[name] - parameter.detach()
-                known = history[-1]["srcc"] if history else None
-                # The other ranks are about as far.
+                latest = history[-1]["srcc"] if history else None
+                # The other ranks are about as far along.
                 reached = done * len(phase) // len(visits)
                 reporter.step(
-                    reached - told, loss=float(found[place]), **({} if known is None else {"srcc": known})
+                    reached - reported,
+                    loss=float(task_losses[place]),
+                    **({} if latest is None else {"srcc": latest}),
                 )
-                told = reached
+                reported = reached
             spread.sum([*shift.values()])
-            spread.sum([found])
-            losses += found.tolist()
-            phase_losses.append(fmean(found.tolist()))
+            spread.sum([task_losses])
+            losses += task_losses.tolist()
+            phase_losses.append(fmean(task_losses.tolist()))
             # theta <- theta - beta * mean_i(theta - theta_i)
             for name, value in theta.items():
                 value -= config.outer_lr / len(phase) * shift[name]
-            # Ranks of different machines may round differently: they go on from the same numbers.
+            # Different machines may round differently: all ranks continue from the same numbers.
             team.align([*theta.values()])
         # Without resetting, the adapted weights go on into the next epoch; evaluation borrows the model.
         carried = copy_parameters(parameters.items()) if not config.reset_per_task else theta
@@ -161,11 +165,11 @@ def meta_train(
         if judge is not None:
             score = team.lead(lambda: judge(model))
         else:
-            score = evaluate_tasks(model, held, config.query_batch, kept, team) if held else None
+            score = evaluate_tasks(model, held, config.query_batch, cache, team) if held else None
         history.append(
             {"epoch": epoch + 1, "loss": fmean(losses), "phase_losses": phase_losses, "srcc": score}
         )
-        # Without any number so far, the latest epoch is what there is.
+        # As long as no epoch has a score, the latest one counts as best.
         if best_srcc < -1 or (score is not None and score > best_srcc):
             best = {name: value.clone() for name, value in theta.items()}
             best_srcc = best_srcc if score is None else score
@@ -192,7 +196,7 @@ def meta_train(
 
 
 def adapt(
-    model: GrmpIqa, task: Task, config: MetaConfig, seed: Sequence[int], kept: PictureCache | None = None
+    model: GrmpIqa, task: Task, config: MetaConfig, seed: Sequence[int], cache: PictureCache | None = None
 ) -> float:
     """Adapt the prompts to one task in place: the inner loop.
 
@@ -211,10 +215,10 @@ def adapt(
     numerics = Numerics.of(config.precision, model.ctx.device)
     # Anew for each visit, so that it depends on nothing but the visit.
     scaler = LossScaler(numerics.precision == "fp16")
-    queries = itertools.cycle(list(query_batches(task, query, size, config.query_batch, kept)))
+    queries = itertools.cycle(list(query_batches(task, query, size, config.query_batch, cache)))
     model.train()
     losses = []
-    for batch in ahead(support_batches(task, support, size, config.support_batch, rng, kept)):
+    for batch in ahead(support_batches(task, support, size, config.support_batch, rng, cache)):
         _step(model, optimizer, batch, numerics, scaler)
         losses.append(_step(model, optimizer, next(queries), numerics, scaler))
     model.eval()
@@ -222,7 +226,7 @@ def adapt(
 
 
 def evaluate_tasks(
-    model: GrmpIqa, tasks: Sequence[Task], batch: int, kept: PictureCache | None = None, team: Team = ALONE
+    model: GrmpIqa, tasks: Sequence[Task], batch: int, cache: PictureCache | None = None, team: Team = ALONE
 ) -> float:
     """Mean SRCC over tasks, which ranks share, of the model as it is: in float32, without adaptation."""
     model.eval()
@@ -233,11 +237,11 @@ def evaluate_tasks(
             if not team.mine(number):
                 continue
             scores = []
-            for part in query_batches(task, range(len(task.quality)), model.image.size, batch, kept):
+            for part in query_batches(task, range(len(task.quality)), model.image.size, batch, cache):
                 pixels = model.pixels(torch.from_numpy(part.images).to(text.device))
                 scores.append(model.logits(model.image_features(pixels), text).softmax(-1)[:, 0].cpu())
-            found = srcc(torch.cat(scores).numpy(), task.quality)
-            values[number] = 0.0 if np.isnan(found) else found
+            value = srcc(torch.cat(scores).numpy(), task.quality)
+            values[number] = 0.0 if np.isnan(value) else value
         team.sum([values])
     return fmean(values.tolist())
 

@@ -87,7 +87,7 @@ class Preset:
 
     def tasks(self, phases: Sequence[Sequence[Task]]) -> list[list[Task]]:
         """The phases of tasks under this preset; of a phase of 25, KADID-10k's, the last may go."""
-        kept = []
+        chosen_phases = []
         for phase in phases:
             chosen = list(phase)
             if not self.visit_kadid_25 and len(chosen) == 25:
@@ -96,8 +96,8 @@ class Preset:
                 chosen = [
                     replace(t, references=tuple(str(i) for i in range(len(t.references)))) for t in chosen
                 ]
-            kept.append(chosen)
-        return kept
+            chosen_phases.append(chosen)
+        return chosen_phases
 
     def finetune(self, backbone: str, **given: Any) -> FinetuneConfig:
         """The settings of fine-tuning for a backbone, with given ones (not None) in their place."""
@@ -159,25 +159,24 @@ class Difference:
 
 
 def differences(first: Preset, second: Preset) -> list[Difference]:
-    """In what two presets differ, and why."""
-    found = []
-    for item in fields(Preset):
-        a, b = getattr(first, item.name), getattr(second, item.name)
-        if item.name != "name" and a != b:
-            found.append(Difference(item.name, a, b, item.metadata["reason"]))
-    return found
+    """The fields in which two presets differ, with reasons."""
+    return [
+        Difference(item.name, getattr(first, item.name), getattr(second, item.name), item.metadata["reason"])
+        for item in fields(Preset)
+        if item.name != "name" and getattr(first, item.name) != getattr(second, item.name)
+    ]
 
 
 def leaks(finetune: FinetuneConfig | None, pretrained_by: Mapping[str, Any] | None = None) -> list[str]:
-    """What makes a result no honest figure, one sentence each; empty for an honest one.
+    """Why a result is not an honest figure, one sentence for each leak; empty for an honest one.
 
     Args:
         finetune: the settings that were used; None where nothing was fine-tuned.
         pretrained_by: a pre-training checkpoint's config.json, if there was one.
     """
-    found = []
+    sentences = []
     if finetune is not None and finetune.select_on == "test":
-        found.append("the epoch and the learning rate were chosen on the test part")
+        sentences.append("the epoch and the learning rate were chosen on the test part")
     if (pretrained_by or {}).get("meta_select_on") == "target set":
-        found.append("the pre-training epoch was chosen on the target set, test pictures included")
-    return found
+        sentences.append("the pre-training epoch was chosen on the target set, test pictures included")
+    return sentences

@@ -70,10 +70,10 @@ class ModelConfig:
 
 
 def pick_device(wish: str) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda[:n]`` to a device that is there; of several processes, each its own GPU.
+    """Choose the device for ``auto``, ``cpu`` or ``cuda[:n]``; each of several processes gets its own GPU.
 
     Raises:
-        UsageError: CUDA is asked for and not available.
+        UsageError: no such device, or CUDA is not available.
     """
     if wish == "auto":
         return local_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -106,8 +106,8 @@ def run_pretrain(
         phases: the tasks, by phase.
         data: plain JSON that describes where the tasks came from; a resumed run must have the same.
         config: the settings.
-        resume: continue the run that is there; with more epochs also one that is finished.
-        reporter: told of the progress.
+        resume: continue the run in ``output``; with more epochs also a finished one.
+        reporter: receives the progress.
         target: choose the epoch by SRCC on the whole of this set instead of on held-out tasks, as the
             released code does; the result is marked.
         preset: the name of the preset that the settings come from, for config.json.
@@ -159,12 +159,12 @@ def run_finetune(
         model: what to build, if there is no ``start``.
         start: a pre-training checkpoint to begin from; its backbone and prompts then hold.
         data: the labelled pictures.
-        split_config: how many labels, and what is kept for validation and testing.
+        split_config: how many labels, and the parts for validation and testing.
         config: the settings.
-        resume: continue the run that is there; with more epochs also one that is finished, unless its
+        resume: continue the run in ``output``; with more epochs also a finished one, unless its
             learning rate has fallen below the least.
-        reporter: told of the progress.
-        allow_unfinished: begin also from a pre-training run that was not finished.
+        reporter: receives the progress.
+        allow_unfinished: also start from a pre-training run that is incomplete.
         preset: the name of the preset that the settings come from, for config.json.
         curves: how training curves are drawn beside the checkpoint.
 
@@ -173,13 +173,13 @@ def run_finetune(
         ``leaks``.
 
     Raises:
-        UsageError: the test part shall choose the epoch, and there is none.
+        UsageError: the test part is to choose the epoch, and there is none.
         CheckpointError: ``start`` is no pre-training checkpoint or an unfinished one, or ``output`` holds a
             run of other settings.
     """
     reporter, team = reporter or Silent(), current_team()
     refuse_no_test_part(config.select_on, split_config.test_fraction)
-    split_indices(data, split_config)  # too few pictures: say so before the work
+    split_indices(data, split_config)  # reject too few pictures before the work
     if start is not None:
         loaded = load_checkpoint(start, model.backbone.pretrained or None)
         if loaded.config.get("stage") != "pretrain":
@@ -244,8 +244,8 @@ def run_finetune(
     metrics = {**before, **{name: _measure(network, part) for name, part in parts.items()}}
     progress = {
         **final.progress,
-        "metrics": {name: found for name, found in metrics.items() if found},
-        # The published protocol of the released code, honest only when it is told.
+        "metrics": {name: measured for name, measured in metrics.items() if measured},
+        # The published protocol of the released code: honest only if it is declared.
         "selected_on_test": config.select_on == "test",
         "leaks": found_leaks,
     }
@@ -261,9 +261,9 @@ def _measure(network: GrmpIqa, part: Part) -> dict[str, float | None] | None:
 
 
 def refuse_no_test_part(select_on: str, test_fraction: float) -> None:
-    """Raise UsageError where the test part shall choose the epoch but nothing is kept for testing.
+    """Raise UsageError if the test part is to choose the epoch and there is none.
 
-    It would become a fixed schedule that is called something else.
+    The run would silently become one of a fixed schedule.
     """
     if select_on == "test" and test_fraction == 0:
         raise UsageError(

@@ -40,7 +40,7 @@ class Task:
     """The pictures of one distortion type and their quality."""
 
     name: str
-    references: tuple[str, ...]  # by picture: what it was made from; equal ones never fall on both sides
+    references: tuple[str, ...]  # by picture: what it was made from; never on both sides of a split
     quality: npt.NDArray[np.float32]  # (n,) in 0..1
     read: Callable[[int], UInt8Array]  # picture i, uint8 (H, W, 3) RGB; thread-safe
 
@@ -64,34 +64,34 @@ class Batch:
 
 
 class PictureCache:
-    """Reads tasks' pictures squashed to a square, and keeps as many as fit ``budget`` bytes.
+    """Reads tasks' pictures squashed to a square, and caches as many as fit into ``budget`` bytes.
 
-    What is kept stays: each picture is as likely to be wanted again as any other, so letting one go for
-    another gains nothing. A budget of 0 keeps none. Of 24 photographs, 25 distortions and 6 levels, the
+    What is cached stays: every picture is equally likely to be needed again, so evicting one gains nothing.
+    A budget of 0 caches none. Of 24 photographs, 25 distortions and 6 levels, the
     squares of 256 (support) and 224 pixels (query) are 1.25 GB.
     """
 
     def __init__(self, budget: int = 0) -> None:
         self.budget, self.used = budget, 0
-        # By identity: tasks of two sets may share a name, and this holds them, so no identity comes twice.
-        self.kept: dict[tuple[int, int, int], UInt8Array] = {}
+        # By identity, as tasks of two sets may share a name; holding the tasks keeps it from being reused.
+        self.cached: dict[tuple[int, int, int], UInt8Array] = {}
         self.tasks: dict[int, Task] = {}
 
     def squashed(self, task: Task, indices: Sequence[int], side: int) -> list[UInt8Array]:
         """Pictures of a task, each uint8 (side, side, 3) RGB and not to be written to."""
         self.tasks[id(task)] = task
-        missing = [index for index in indices if (id(task), index, side) not in self.kept]
+        missing = [index for index in indices if (id(task), index, side) not in self.cached]
         fresh: dict[int, UInt8Array] = {}
         if missing:
             read: Callable[[int], UInt8Array] = lambda index: squash(task.read(index), side)  # noqa: E731
             with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
                 fresh = dict(zip(missing, pool.map(read, missing), strict=True))
-        found = [fresh[i] if i in fresh else self.kept[id(task), i, side] for i in indices]
+        pictures = [fresh[i] if i in fresh else self.cached[id(task), i, side] for i in indices]
         for index, pixels in fresh.items():
             if self.used + pixels.nbytes <= self.budget:
-                self.kept[id(task), index, side] = pixels
+                self.cached[id(task), index, side] = pixels
                 self.used += pixels.nbytes
-        return found
+        return pictures
 
 
 def support_batches(
@@ -100,11 +100,11 @@ def support_batches(
     size: int,
     batch: int,
     rng: np.random.Generator,
-    kept: PictureCache | None = None,
+    cache: PictureCache | None = None,
 ) -> Iterator[Batch]:
     """Squash to 8/7 of ``size`` (256 for 224), flip half of them, cut at random."""
     side = round(size * 256 / 224)
-    kept = kept or PictureCache()
+    cache = cache or PictureCache()
 
     def augment(pixels: UInt8Array) -> UInt8Array:
         top, left = rng.integers(0, side - size + 1, 2)
@@ -112,21 +112,21 @@ def support_batches(
         return cut[:, ::-1] if rng.random() < 0.5 else cut
 
     for chunk in _chunks(indices, batch):
-        squashed = kept.squashed(task, chunk, side)
+        squashed = cache.squashed(task, chunk, side)
         yield Batch(np.stack([augment(pixels) for pixels in squashed]), task.quality[chunk])
 
 
 def query_batches(
-    task: Task, indices: Sequence[int], size: int, batch: int, kept: PictureCache | None = None
+    task: Task, indices: Sequence[int], size: int, batch: int, cache: PictureCache | None = None
 ) -> Iterator[Batch]:
     """Squash to ``size`` without augmentation."""
-    kept = kept or PictureCache()
+    cache = cache or PictureCache()
     for chunk in _chunks(indices, batch):
-        yield Batch(np.stack(kept.squashed(task, chunk, size)), task.quality[chunk])
+        yield Batch(np.stack(cache.squashed(task, chunk, size)), task.quality[chunk])
 
 
 def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, each read while the network works on the one before."""
+    """Read each batch in a thread while the network works on the previous one."""
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(next, batches, None)
         while (batch := pending.result()) is not None:
@@ -170,7 +170,7 @@ def _file_reader(paths: Sequence[Path]) -> Callable[[int], UInt8Array]:
     return lambda index: read_image(paths[index])
 
 
-_LEAST_SIDE = 32  # below it a distortion has nothing to act on
+_LEAST_SIDE = 32  # smaller pictures give a distortion nothing to act on
 _LEVELS = 5  # of every distortion, as in KADID-10k and TID2013
 
 
@@ -209,12 +209,12 @@ def load_photographs(
             )
         photographs.append((str(path.relative_to(folder)), photograph))
     if len(photographs) < 2:
-        raise DataError(f"{folder}: {len(photographs)} photographs found, tasks need at least 2", "add more")
+        raise DataError(f"{folder}: {len(photographs)} photographs, but tasks need at least 2", "add more")
     return photographs
 
 
 def procedural_photographs(count: int, side: int = 384, seed: int = 0) -> list[tuple[str, UInt8Array]]:
-    """Computer-made pictures in the place of photographs, when none are at hand."""
+    """Computer-made stand-ins for photographs: names and uint8 (side, side, 3) RGB pictures."""
     from grmp_edge.train.pictures.procedural import procedural_image
 
     return [

@@ -35,7 +35,7 @@ class FinetuneConfig(LearningSettings):
     # What chooses the epoch and drives the learning rate. "validation" is a part of the N labels; the
     # reference looked at the test split, which "test" reproduces and marks in the result.
     select_on: Literal["validation", "test"] = "validation"
-    cache_bytes: int = 2 << 30  # at most so much of what is frozen is kept instead of computed again
+    cache_bytes: int = 2 << 30  # of frozen tokens, cached at most instead of computed again
     precision: Precision = "auto"  # of the towers' products: see grmp_edge.train.session.precision
     seed: int = 0
 
@@ -54,14 +54,13 @@ class Part:
 
     images: UInt8Array
     quality: Float32Array
-    # The labels where they pass 0..1, as they do outside the scale of the pictures learned from; clipped
-    # ones would tie. None: the quality.
+    # Labels where some pass 0..1, the scale of the training pictures: clipped, they would tie. None: quality.
     labels: npt.NDArray[np.float64] | None = None
 
     def measure(self, predicted: Float32Array) -> dict[str, float | None]:
         """SRCC, PLCC, KRCC and RMSE (in 0..1 units) of predictions, as plain JSON; None where undefined."""
-        found = agreement(predicted, self.quality if self.labels is None else self.labels)
-        return {name: _finite(value) for name, value in asdict(found).items()}
+        measures = agreement(predicted, self.quality if self.labels is None else self.labels)
+        return {name: _finite(value) for name, value in asdict(measures).items()}
 
 
 def _finite(value: float) -> float | None:

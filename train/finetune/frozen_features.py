@@ -1,4 +1,4 @@
-"""What never changes in fine-tuning, computed once: the frozen blocks' tokens and the teacher's word."""
+"""What never changes in fine-tuning, computed once: the frozen blocks' tokens and the teacher's logits."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["CentreScores", "FrozenCache", "Teacher", "group_size"]
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
-# Pictures computed together. More fill a GPU; on a CPU core, past a few the products get no faster (8
-# instead of 1: 5 to 10 % on the embedded backbone) and the activations leave its cache.
+# Pictures computed together. A GPU needs many to be busy; on a CPU core, beyond a few the products get no
+# faster (8 instead of 1: 5 to 10 % on the embedded backbone) and the activations no longer fit its cache.
 _GROUP = {"cuda": 64, "cpu": 8}
 
 
@@ -68,9 +68,9 @@ class FrozenCache:
         model: its frozen blocks and prompts.
         teacher: None without QGR.
         images: squashed pictures, uint8 (n, R, R, 3).
-        budget: bytes of tokens to keep.
+        budget: bytes of tokens to cache.
         group: pictures computed together.
-        numerics: how; float32 by default. What is kept is float32 always.
+        numerics: precision of the computation; float32 by default. Cached tokens are always float32.
         team: only the rank's own pictures (see :meth:`Team.mine`) may be asked for.
     """
 
@@ -89,40 +89,37 @@ class FrozenCache:
         own = [index for index in range(len(images)) if team.mine(index)]
         self.groups = [own[at : at + group] for at in range(0, len(own), group)]
         self.place = {index: (g, row) for g, of in enumerate(self.groups) for row, index in enumerate(of)}
-        self.kept: OrderedDict[tuple[int, int, bool], tuple[Tensor, Tensor | None]] = OrderedDict()
+        self.cached: OrderedDict[tuple[int, int, bool], tuple[Tensor, Tensor | None]] = OrderedDict()
         self.used = 0
         self.extras = _frozen_prompts(model)
 
     def get(self, indices: list[int], offset: int, flip: bool) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, L, W) after the frozen blocks and the teacher's logits (B, 9), if there is a teacher."""
         places = [self.place[index] for index in indices]
-        found = {group: self._group(group, offset, flip) for group in sorted({g for g, _ in places})}
-        tokens = torch.stack([found[group][0][row] for group, row in places])
-        logits = [wanted[row] for group, row in places if (wanted := found[group][1]) is not None]
+        values = {group: self._group(group, offset, flip) for group in sorted({g for g, _ in places})}
+        tokens = torch.stack([values[group][0][row] for group, row in places])
+        logits = [teacher[row] for group, row in places if (teacher := values[group][1]) is not None]
         return tokens, torch.stack(logits) if logits else None
 
     def _group(self, group: int, offset: int, flip: bool) -> tuple[Tensor, Tensor | None]:
         key = (group, offset, flip)
-        if key in self.kept:
-            self.kept.move_to_end(key)
-            return self.kept[key]
+        if key in self.cached:
+            self.cached.move_to_end(key)
+            return self.cached[key]
         value = self._compute(self.groups[group], offset, flip)
         size = value[0].element_size() * value[0].nelement()
-        while self.kept and self.used + size > self.budget:
-            _, (old, _) = self.kept.popitem(last=False)
+        while self.cached and self.used + size > self.budget:
+            _, (old, _) = self.cached.popitem(last=False)
             self.used -= old.element_size() * old.nelement()
         if self.used + size <= self.budget:
-            self.kept[key] = value
+            self.cached[key] = value
             self.used += size
         return value
 
     @torch.no_grad()
     def _compute(self, indices: Sequence[int], offset: int, flip: bool) -> tuple[Tensor, Tensor | None]:
-        model, size = self.model, self.model.image.size
-        cut = self.images[list(indices), offset : offset + size, offset : offset + size]
-        if flip:
-            cut = cut[:, :, ::-1]
-        pixels = model.pixels(torch.from_numpy(np.ascontiguousarray(cut)).to(model.ctx.device))
+        model = self.model
+        pixels = _pixels(model, self.images[list(indices)], offset, flip)
         for numerics in self.numerics.attempts():
             with numerics.autocast():
                 tokens = _frozen_tokens(model, pixels, self.extras)
@@ -135,29 +132,29 @@ class FrozenCache:
 
 
 class CentreScores:
-    """Scores the centres of the same pictures again and again, their frozen blocks computed once; float32.
+    """Scores the centres of the same pictures repeatedly, with the frozen blocks computed once; float32.
 
     The pictures are computed in fixed batches, which the ranks of a team share; every rank gets all scores.
 
     Args:
-        model: with the weights of the moment.
+        model: scored with its current weights.
         images: squashed pictures, uint8 (n, R, R, 3).
-        budget: bytes of tokens to keep; what is over is computed again each time.
+        budget: bytes of tokens to cache; what does not fit is computed again each time.
         batch: pictures computed together.
-        team: who shares the work; all of its ranks must score together.
+        team: the ranks that share the work; all of them must score together.
     """
 
     def __init__(
         self, model: GrmpIqa, images: UInt8Array, budget: int = 0, batch: int = 64, team: Team = ALONE
     ) -> None:
         self.model, self.images, self.budget, self.batch, self.team = model, images, budget, batch, team
-        self.kept: dict[int, Tensor] = {}
+        self.cached: dict[int, Tensor] = {}
         self.used = 0  # bytes
         self.extras = _frozen_prompts(model)
 
     @property
     def most_bytes(self) -> int:
-        """What will be kept at most."""
+        """The most bytes that will be cached."""
         return min(self.budget, len(self.images) * _places(self.model) * self.model.image.width * 4)
 
     @torch.inference_mode()
@@ -168,7 +165,7 @@ class CentreScores:
 
     @torch.no_grad()
     def features(self) -> Tensor:
-        """The unit image features of the weights of the moment, (n, E)."""
+        """The unit image features under the current weights, (n, E)."""
         model = self.model
         first, last = model.first_trained_image_block, len(model.image.blocks)
         width = model.image.visual.output_dim
@@ -181,18 +178,25 @@ class CentreScores:
         return features
 
     def _tokens(self, at: int) -> Tensor:
-        if at in self.kept:
-            return self.kept[at]
-        size = self.model.image.size
-        start = (self.images.shape[1] - size) // 2
-        cut = self.images[at : at + self.batch, start : start + size, start : start + size]
-        pixels = self.model.pixels(torch.from_numpy(np.ascontiguousarray(cut)).to(self.model.ctx.device))
+        if at in self.cached:
+            return self.cached[at]
+        centre = (self.images.shape[1] - self.model.image.size) // 2
+        pixels = _pixels(self.model, self.images[at : at + self.batch], centre)
         tokens = _frozen_tokens(self.model, pixels, self.extras)
         size = tokens.element_size() * tokens.nelement()
         if self.used + size <= self.budget:
-            self.kept[at] = tokens
+            self.cached[at] = tokens
             self.used += size
         return tokens
+
+
+def _pixels(model: GrmpIqa, images: UInt8Array, offset: int, flip: bool = False) -> Tensor:
+    """Cut squashed pictures (B, R, R, 3) to the network's size S at an offset: normalised (B, 3, S, S)."""
+    inside = slice(offset, offset + model.image.size)
+    cut = images[:, inside, inside, :]
+    if flip:
+        cut = cut[:, :, ::-1]
+    return model.pixels(torch.from_numpy(np.ascontiguousarray(cut)).to(model.ctx.device))
 
 
 def _places(model: GrmpIqa) -> int:

@@ -1,11 +1,10 @@
-"""Where the labels' scale is, before any label moves a picture: the text side learns to give what the network
-said already, stretched and shifted to the labels.
+"""Calibration before fine-tuning: the text side learns the network's own scores, moved to the labels' scale.
 
-A network that was pre-trained on synthetic pictures orders real ones better than it places them: its scores
-may lie all near 1 where people use the middle of their scale. Fine-tuning by labels then spends its first
-steps on that offset, through whatever parameters move fastest, and loses order on the way. So first two
-numbers are fitted to the labels (Platt scaling: slope and offset of the score's logit), and the text context,
-text blocks and ln_final are fitted to the scores that these give. Single labels, which err, play no part.
+A network pre-trained on synthetic pictures ranks real ones better than it places them: its scores may all
+lie near 1 where people use the middle of their scale. Fine-tuning then spends its first steps on that
+offset, through whichever parameters move fastest, and loses the ranking on the way. So two numbers are
+fitted to the labels first (Platt scaling: slope and offset of the score's logit), then the text context, text
+blocks and ln_final to the scores these give. Individual labels, which are noisy, play no part.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ __all__ = ["Calibration", "calibrate", "platt"]
 # Of plain gradient descent on all labelled pictures at once, times the squared logit scale, with which the
 # loss grows steeper; 0.1 at the embedded backbone's.
 _RATE = 30.0
-# Labels that contradict the order, or hardly follow it, would turn the scores round or make them all the
-# same, and nothing could be learned from there.
+# Labels that contradict the ranking, or hardly follow it, would reverse the scores or make them all equal,
+# and nothing could be learned from there.
 _LEAST_SLOPE = 0.1
 
 
@@ -50,22 +49,22 @@ def platt(logits: Tensor, quality: Tensor) -> Calibration:
         quality: (n,) in 0..1.
     """
     logits, quality = logits.double(), quality.double()
-    found = torch.tensor([1.0, 0.0], dtype=torch.float64, device=logits.device, requires_grad=True)
-    search = torch.optim.LBFGS([found], max_iter=200, line_search_fn="strong_wolfe")
+    fitted = torch.tensor([1.0, 0.0], dtype=torch.float64, device=logits.device, requires_grad=True)
+    search = torch.optim.LBFGS([fitted], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         search.zero_grad()
-        value = F.binary_cross_entropy_with_logits(found[0] * logits + found[1], quality)
-        # Two labels, one at either end of the scale, would ask for an endless slope.
-        value = value + 1e-3 * (found[0] - 1).square()
+        value = F.binary_cross_entropy_with_logits(fitted[0] * logits + fitted[1], quality)
+        # Two labels, one at either end of the scale, would give an infinite slope.
+        value = value + 1e-3 * (fitted[0] - 1).square()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     search.step(loss)  # type: ignore[no-untyped-call]
-    slope, offset = found.tolist()
+    slope, offset = fitted.tolist()
     if slope < _LEAST_SLOPE:
         slope = _LEAST_SLOPE
-        # What the offset has to be then, by the fit's own condition that the means agree.
+        # The offset follows from the fit's own condition that the means agree.
         low, high = -50.0, 50.0
         for _ in range(60):
             offset = (low + high) / 2
@@ -93,20 +92,20 @@ def calibrate(
         quality: float32 (n,) in 0..1.
         steps: of gradient descent.
         team: the ranks, which share the pictures' features and end with the same weights.
-        progress: told of each step.
+        progress: called after each step.
     """
     features = CentreScores(model, images, team=team).features()
     with torch.no_grad():
         classes = model.logits(features, model.quality_features())
         logits = classes[:, 0] - classes[:, 1]
-    found = platt(logits, torch.from_numpy(quality).to(logits))
-    wanted = torch.sigmoid(found.slope * logits + found.offset)
+    calibration = platt(logits, torch.from_numpy(quality).to(logits))
+    target = torch.sigmoid(calibration.slope * logits + calibration.offset)
     tensors: list[nn.Parameter] = [parameter for _, parameter in model.text_parameters()]
     for tensor in tensors:
         tensor.requires_grad_(True)
     rate = _RATE / float(model.clip.logit_scale.detach().exp()) ** 2  # type: ignore[operator]
     for _ in range(steps):
-        loss = quality_loss(model.logits(features, model.quality_features()), wanted)
+        loss = quality_loss(model.logits(features, model.quality_features()), target)
         with torch.no_grad():
             for tensor, gradient in zip(tensors, torch.autograd.grad(loss, tensors), strict=True):
                 tensor.sub_(gradient, alpha=rate)
@@ -114,4 +113,4 @@ def calibrate(
     for tensor in tensors:
         tensor.requires_grad_(False)
     team.align([tensor.data for tensor in tensors])
-    return found
+    return calibration

@@ -25,7 +25,7 @@ from grmp_edge.train.session.ranks import ALONE, Team, current_team
 
 __all__ = ["finetune", "predict"]
 
-# Between saves of a run that goes on; a kill costs at most so much, and resuming gives the same result.
+# Between saves of a running fine-tuning: the most that a kill costs.
 _SAVE_EVERY_S = 15.0
 
 
@@ -38,16 +38,16 @@ def finetune(
     resume: State | None = None,
     reporter: Reporter | None = None,
 ) -> State:
-    """Fine-tune in place; the epoch that ``judge`` likes best is what stays (the last one without a judge).
+    """Fine-tune in place, and keep the epoch that ranks ``judge`` best (without a judge, the last one).
 
     Args:
         model: on the device to train on.
         train: the labelled pictures to learn from.
         judge: the pictures that choose the epoch and drive the learning rate; None for a fixed schedule,
-            in which the rate falls as if no evaluation ever improved.
+            in which the rate falls as if no evaluation improved.
         config: the settings.
         writer, resume: where to save now and then (rank 0 does), and the state to continue from.
-        reporter: told of every epoch.
+        reporter: receives the progress, epoch by epoch.
 
     Returns:
         The final state, to be saved: its progress has ``history`` (one entry an evaluation: loss, semantic,
@@ -101,7 +101,7 @@ def finetune(
                     tensor.sub_(gradient + config.weight_decay * tensor, alpha=run.lr * rate)
         run.end_epoch()
         if run.epoch % config.evaluate_every == 0 or run.epoch == config.epochs:
-            # Ranks of different machines may round differently: they begin anew from the same weights.
+            # Different machines may round differently: all ranks continue from the same weights.
             team.align([tensor.data for tensor in tensors])
             run.loss_scale = step.scaler.state()
             with run.shown():
@@ -110,9 +110,9 @@ def finetune(
             if writer and team.leads and time.monotonic() - saved > _SAVE_EVERY_S:
                 writer.save(run.state(prompted, complete=False))
                 saved = time.monotonic()
-        known = run.history[-1]["srcc"] if run.history else None
-        reporter.step(1, **last, **({} if known is None else {"srcc": known}), lr=run.lr)
-    # What more epochs could go on from, unless the learning rate has ended the run for good.
+        latest = run.history[-1]["srcc"] if run.history else None
+        reporter.step(1, **last, **({} if latest is None else {"srcc": latest}), lr=run.lr)
+    # More epochs continue from here, unless the learning rate has ended the run for good.
     onward = run.onward() if run.lr >= config.min_lr else {}
     run.finish()
     team.align([parameter.data for parameter in parameters.values()])  # of means, ranks may round differently
@@ -122,7 +122,7 @@ def finetune(
 
 
 class _Judge:
-    """Measures the model of the moment on a part; its frozen tokens are computed once."""
+    """Measures the current weights on a part; the frozen tokens are computed once."""
 
     def __init__(self, model: GrmpIqa, part: Part, budget: int, team: Team) -> None:
         self.part = part
@@ -130,7 +130,7 @@ class _Judge:
 
     @property
     def bytes(self) -> int:
-        """What its tokens will take of the memory."""
+        """Memory that its tokens will take, at most."""
         return self.scores.most_bytes
 
     def measure(self) -> tuple[float | None, float]:

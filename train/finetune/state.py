@@ -38,7 +38,7 @@ class TuningRun:
         self.calibration: Calibration | None = None
 
     def end_epoch(self) -> None:
-        """Count an epoch, and its weights into their mean."""
+        """Count an epoch and add its weights to the mean."""
         self.epoch += 1
         with torch.no_grad():
             for name, mean in self.mean.items():
@@ -46,7 +46,7 @@ class TuningRun:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Inside, the model has the weights to judge and to keep: their mean, or those of the moment."""
+        """Within the block, the model has the weights to judge and save: their mean, or the current ones."""
         now = copy_parameters((name, self.parameters[name]) for name in self.mean)
         self._put(self.mean)
         try:
@@ -60,9 +60,9 @@ class TuningRun:
         return self.best_srcc >= -1
 
     def judge(self, score: float | None, loss: float | None, last: dict[str, float]) -> None:
-        """Note an evaluation; keep the best weights, lower the rate after too many that are not.
+        """Record an evaluation: keep the best weights, or lower the rate after too many without improvement.
 
-        The SRCC of ten pictures often ties, and stays at 1 once reached: the loss then decides.
+        The SRCC of ten pictures often ties, and stays at 1 once reached: the loss breaks ties.
         """
         if score is not None and loss is not None and (score, -loss) > (self.best_srcc, -self.best_loss):
             self.best, self.waited = copy_parameters(self.parameters.items()), 0
@@ -74,12 +74,12 @@ class TuningRun:
         self.history.append({"epoch": self.epoch, "srcc": score, "lr": self.lr, **last})
 
     def finish(self) -> None:
-        """Leave the selected weights in the model: the last, where no evaluation gave a number."""
+        """Put the selected weights into the model: the last ones if no evaluation gave a number."""
         if not self.judged:
-            self.best = self._kept()
+            self.best = self._current()
         self._put(self.best)
 
-    def _kept(self) -> dict[str, Tensor]:
+    def _current(self) -> dict[str, Tensor]:
         return copy_parameters(self.parameters.items()) | {n: t.clone() for n, t in self.mean.items()}
 
     def _put(self, weights: Mapping[str, Tensor]) -> None:
@@ -101,11 +101,11 @@ class TuningRun:
             **({"calibration": asdict(self.calibration)} if self.calibration else {}),
             **self.loss_scale,
         }
-        selected = self.best if self.judged else self._kept()
+        selected = self.best if self.judged else self._current()
         return State({**prompts, **selected}, {} if complete else self.onward(), progress)
 
     def onward(self) -> dict[str, Tensor]:
-        """What the run goes on from: the weights of the moment, and their mean so far."""
+        """What a resumed run continues from: the current weights, and their mean so far."""
         mean = {_MEAN + name: value.clone() for name, value in self.mean.items()}
         return copy_parameters(self.parameters.items()) | mean
 

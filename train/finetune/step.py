@@ -29,7 +29,7 @@ class TuningStep:
     both losses are summed over the ranks before QGR, which is not linear: so it is one process's result.
 
     Args:
-        model: in evaluation mode; those of its trained parameters that move come to require gradients.
+        model: in evaluation mode; its moving parameters are made to require gradients.
         images: squashed pictures, uint8 (n, R, R, 3).
         quality: float32 (n,) in 0..1.
         config: the settings, with their learning rate.
@@ -98,16 +98,16 @@ class TuningStep:
         if self.scene_tokens is None:
             return toward, {"loss": loss}
         result = regularise(toward, content, self.config.qgr_strength, self.config.projection)
-        said = {"loss": loss, "semantic": semantic, "cosine": result.cosine, "changed": result.changed}
-        return result.gradients, said
+        report = {"loss": loss, "semantic": semantic, "cosine": result.cosine, "changed": result.changed}
+        return result.gradients, report
 
     def _local(
         self, own: list[int], total: int, offset: int, flip: bool, losses: Tensor
     ) -> tuple[list[Tensor], list[Tensor | None]]:
-        tokens, wanted = self.cache.get(own, offset, flip)
+        tokens, teacher = self.cache.get(own, offset, flip)
         count = None if len(own) == total else total
         for numerics in self.numerics.attempts():
-            loss, semantic = self._losses(numerics, tokens, wanted, self.quality[own], count)
+            loss, semantic = self._losses(numerics, tokens, teacher, self.quality[own], count)
             value = float(loss.detach())
             if math.isfinite(value):
                 break
@@ -124,14 +124,14 @@ class TuningStep:
         return list(toward), list(content)
 
     def _losses(
-        self, numerics: Numerics, tokens: Tensor, wanted: Tensor | None, quality: Tensor, count: int | None
+        self, numerics: Numerics, tokens: Tensor, teacher: Tensor | None, quality: Tensor, count: int | None
     ) -> tuple[Tensor, Tensor | None]:
         model, text = self.model, self.model.text
         with numerics.autocast():
             features = model.image_head(model.image_tokens(tokens, self.first_image, len(model.image.blocks)))
             classes = model.quality_features()
             loss = quality_loss(model.logits(features, classes), quality, count)
-            if self.scene_tokens is None or wanted is None:
+            if self.scene_tokens is None or teacher is None:
                 return loss, None
             scenes = text.project(text.run(self.scene_tokens, self.first_text), model.scene_ends)
-            return loss, semantic_loss(model.logits(features, scenes), wanted, count)
+            return loss, semantic_loss(model.logits(features, scenes), teacher, count)

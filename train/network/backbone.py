@@ -84,7 +84,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
 
     name = config.name.replace("/", "-")
     if open_clip.get_model_config(name) is None:
-        close = [known for known in open_clip.list_models() if known.startswith("ViT-")][:8]
+        close = [model for model in open_clip.list_models() if model.startswith("ViT-")][:8]
         raise ModelError(
             f"backbone {config.name!r} is not a model of open_clip",
             f"use {', '.join([*_EMBEDDED, *close])}, ...",
@@ -174,7 +174,7 @@ def load_state(clip: nn.Module, state: Mapping[str, Tensor], source: str, name: 
         if key not in state:
             problem = f"lacks {key!r}"
         elif key not in own:
-            problem = f"has {key!r}, which {name} has not"
+            problem = f"has {key!r}, which {name} does not have"
         elif own[key].numel() != state[key].numel() or own[key].squeeze().shape != state[key].squeeze().shape:
             problem = f"has {key!r} of shape {tuple(state[key].shape)}, {name} needs {tuple(own[key].shape)}"
         else:
@@ -208,11 +208,11 @@ def _load_embedded(embedded: EmbeddedBackbone, config: BackboneConfig) -> Backbo
 
 
 def _refuse_unpromptable(name: str, config: Mapping[str, Any]) -> None:
-    """Say no before anything is downloaded; the towers check what is left once they are built."""
+    """Reject an unsuitable model before anything is downloaded; the towers check the rest once built."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     if vision.get("timm_model_name") or not isinstance(vision.get("layers"), int):
         raise ModelError(
-            f"backbone {name!r} has an image tower that is no ViT of open_clip's own, so no tokens to prompt",
+            f"backbone {name!r} has no tokens to prompt: its image tower is not one of open_clip's own ViTs",
             "choose a ViT of open_clip, for instance ViT-B-16",
         )
     if text.get("hf_model_name") or text.get("hf_tokenizer_name"):

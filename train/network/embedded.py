@@ -1,6 +1,6 @@
 """The embedded backbone: a small open_clip CLIP whose weights ship with the project, so no download.
 
-The file keeps float16 values and only the token rows in use: of the tokenizer's 49,408 words the captions of
+The file holds float16 values and only the token rows in use: of the tokenizer's 49,408 words the captions of
 the recipe use a few hundred, and the whole table would be as large as the image tower.
 """
 
@@ -36,6 +36,7 @@ __all__ = [
     "EMBEDDED_PATH",
     "EMBEDDED_SHA256",
     "PROMPTS_PATH",
+    "WEIGHTS",
     "Shape",
     "build_embedded",
     "load_embedded",
@@ -50,8 +51,9 @@ __all__ = [
 EMBEDDED_PATH = DEFAULT_BUNDLE / f"{EMBEDDED}.safetensors"
 # Of the shipped file; changes whenever the weights are trained anew.
 EMBEDDED_SHA256 = "579523a0343d0de21465eba8e5e5bb5778d312e2148633209643b80086ce4383"
-# Meta-learned on synthetic distortions for exactly these weights (train/default_model.py).
-PROMPTS_PATH = Path(__file__).resolve().parent.parent / "weights" / f"{EMBEDDED}.prompts.safetensors"
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+# Meta-learned on synthetic distortions for exactly these weights (export/default_model.py).
+PROMPTS_PATH = WEIGHTS / f"{EMBEDDED}.prompts.safetensors"
 
 _FORMAT = "grmp-edge-embedded-1"
 _PROMPTS_FORMAT = "grmp-edge-prompts-1"
@@ -72,7 +74,7 @@ _TEXT = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "l
 
 @dataclass(frozen=True)
 class Shape:
-    """What differs between the network that the recipe begins with and the one that ships."""
+    """What differs between the network that the recipe starts with and the one that ships."""
 
     layers: int = 5  # of the image tower: 4.3 M parameters
     merge: int | None = 2  # the block before which tokens merge: all later ones cost a quarter; None: none
@@ -102,27 +104,29 @@ def thinned(model: CLIP, blocks: Sequence[int], merge: int | None) -> CLIP:
     Args:
         model: of the architecture of ``build_embedded``.
         blocks: which to keep, ascending.
-        merge: the one of those kept, counted among them, before which tokens merge; None: none.
+        merge: index, among the kept blocks, of the one before which tokens merge; None: none.
 
     Raises:
-        ModelError: a block is not there, or the one that merges is not among those kept.
+        ModelError: a block does not exist, or the one that merges is not among the kept ones.
     """
     count = len(model.visual.transformer.resblocks)
     if list(blocks) != sorted(set(blocks)) or not blocks or blocks[0] < 0 or blocks[-1] >= count:
         raise ModelError(f"blocks {list(blocks)} cannot be kept of {count}", "name some of them, ascending")
     if merge is not None and not 0 <= merge < len(blocks):
-        raise ModelError(f"of {len(blocks)} blocks none is number {merge}", "count from 0 among those kept")
+        raise ModelError(
+            f"of {len(blocks)} blocks none is number {merge}", "count from 0 among the kept ones"
+        )
     made = build_embedded(Shape(len(blocks), merge))
     state = model.state_dict()
-    kept = {name: value for name, value in state.items() if not name.startswith(_BLOCKS)}
+    weights = {name: value for name, value in state.items() if not name.startswith(_BLOCKS)}
     for place, index in enumerate(blocks):
         own = f"{_BLOCKS}{index}."
-        kept |= {
+        weights |= {
             f"{_BLOCKS}{place}.{name.removeprefix(own)}": value
             for name, value in state.items()
             if name.startswith(own)
         }
-    made.load_state_dict(kept)
+    made.load_state_dict(weights)
     return made
 
 
@@ -215,7 +219,7 @@ def load_embedded(path: Path | None = None) -> CLIP:
 
 
 def _shape_of(data: bytes, tensors: Mapping[str, torch.Tensor]) -> Shape:
-    """Read the shape off a file of ``save_embedded``; ValueError: it is none that can be."""
+    """Read the shape off a file of ``save_embedded``; ValueError: impossible shape."""
     length = int.from_bytes(data[:8], "little")
     merge = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("merge")
     layers = sum(name.startswith(_BLOCKS) and name.endswith(".ln_1.weight") for name in tensors)

@@ -49,8 +49,8 @@ class MergingBlock(ResidualAttentionBlock):  # type: ignore[misc]
 
     def attend(self, tokens: Tensor, *others: Any, **named: Any) -> Tensor:
         """The block itself, over tokens that are merged already: (B, L, W)."""
-        found: Tensor = super().forward(tokens, *others, **named)
-        return found
+        output: Tensor = super().forward(tokens, *others, **named)
+        return output
 
 
 def merging_blocks(blocks: Iterable[nn.Module]) -> tuple[int, ...]:
@@ -75,21 +75,21 @@ def merge_from(visual: Any, index: int) -> None:
 class GroupDropout(nn.Module):
     """Patch dropout (FLIP, Li et al. 2023) that keeps whole squares of 2 x 2 places, so that they can merge.
 
-    What is kept comes square by square: (B, 1 + side ** 2, W) to (B, 1 + 4 kept squares, W).
+    The output lists the kept squares one after another: (B, 1 + side ** 2, W) to (B, 1 + 4 * count, W).
     """
 
     def __init__(self, keep: float, side: int) -> None:
         super().__init__()
         self.side = side
-        self.kept = max(1, int(keep * (side // 2) ** 2))
+        self.count = max(1, int(keep * (side // 2) ** 2))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Draw the squares anew for each picture; only while training, as every dropout."""
-        if not self.training or self.kept == (self.side // 2) ** 2:  # all, and so row by row
+        """Draw other squares for each picture; only in training, like every dropout."""
+        if not self.training or self.count == (self.side // 2) ** 2:  # all, and so row by row
             return tokens
         count, half, width = len(tokens), self.side // 2, tokens.shape[-1]
         squares = tokens[:, 1:].reshape(count, half, 2, half, 2, width).permute(0, 1, 3, 2, 4, 5)
         squares = squares.reshape(count, half * half, 4, width)
-        chosen = torch.rand(count, half * half).topk(self.kept, dim=-1).indices
+        chosen = torch.rand(count, half * half).topk(self.count, dim=-1).indices
         places = squares[torch.arange(count)[:, None], chosen].flatten(1, 2)
         return torch.cat([tokens[:, :1], places], dim=1)

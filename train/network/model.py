@@ -93,7 +93,7 @@ class GrmpIqa(nn.Module):
 
         Names are those of ``state_dict``. On a 12-block ViT-B/16: 40,965,632 parameters.
         """
-        wanted = {id(self.ctx)}
+        trained = {id(self.ctx)}
         blocks = list(self.image.blocks[self.first_trained_image_block :])
         for module in (
             *blocks,
@@ -101,9 +101,9 @@ class GrmpIqa(nn.Module):
             *self.text.blocks[self.first_trained_text_block :],
             self.text.ln_final,
         ):
-            wanted.update(id(parameter) for parameter in module.parameters())
+            trained.update(id(parameter) for parameter in module.parameters())
         for name, parameter in self.named_parameters():
-            if id(parameter) in wanted:
+            if id(parameter) in trained:
                 yield name, parameter
 
     def text_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -223,12 +223,12 @@ def _single_query(attention: Any, normed: Tensor, extra: tuple[Tensor, Tensor] |
             scores = torch.cat([scores, (keys @ query[..., None])[..., 0]], dim=-1)
         weights = (scores / math.sqrt(width // heads)).softmax(dim=-1)
         own = weights[..., :length]
-        found = torch.einsum("bhw,hdw->bhd", own @ normed, of_value.view(heads, -1, width))
-        found = found + own.sum(-1, keepdim=True) * bias_value
+        mixed = torch.einsum("bhw,hdw->bhd", own @ normed, of_value.view(heads, -1, width))
+        mixed = mixed + own.sum(-1, keepdim=True) * bias_value
         if extra is not None:
-            found = found + (weights[..., None, length:] @ values)[..., 0, :]
-        mixed: Tensor = found.flatten(1)[:, None]
-        return mixed
+            mixed = mixed + (weights[..., None, length:] @ values)[..., 0, :]
+        heads_joined: Tensor = mixed.flatten(1)[:, None]
+        return heads_joined
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

@@ -82,7 +82,7 @@ def contact_sheet(
 
 
 def write_sheet(sheet: UInt8Array, path: Path) -> None:
-    """Write a sheet as a picture file of the format that the name's ending tells, atomically.
+    """Write a sheet as a picture file in the format of the name's suffix, atomically.
 
     Raises:
         DataError: OpenCV cannot write that format.

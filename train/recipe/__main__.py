@@ -2,8 +2,8 @@
 
 python -m grmp_edge.train.recipe --photos DIR -o embedded-s16.safetensors
 
-Without further options it runs the phases of the recipe one after another; with any, one phase of that kind,
-for instance to go on with unlabelled frames of one's own cameras: ``--start FILE --wild DIR --groups 8``.
+Without further options it runs all phases of the recipe; with any, a single phase, for instance to continue
+with unlabelled frames of your own cameras: ``--start FILE --wild DIR --groups 8``.
 """
 
 from __future__ import annotations
@@ -152,12 +152,12 @@ def train_backbone(
             done = max(step / config.steps, clock)
             for name, value in parts.items():
                 smooth[name] = value if name not in smooth else 0.97 * smooth[name] + 0.03 * value
-            told = " ".join(f"{name} {value:.3f}" for name, value in smooth.items())
+            figures = " ".join(f"{name} {value:.3f}" for name, value in smooth.items())
             rate = step * len(batch.images) / (now - began)
-            progress.update(task, completed=min(1.0, done), state=f"step {step} {rate:.0f}/s {told}")
+            progress.update(task, completed=min(1.0, done), state=f"step {step} {rate:.0f}/s {figures}")
             if step % 50 == 0 and not console.is_terminal:
                 console.print(
-                    f"{now - began:6.0f} s  step {step}  {rate:.0f} pictures/s  {told}", soft_wrap=True
+                    f"{now - began:6.0f} s  step {step}  {rate:.0f} pictures/s  {figures}", soft_wrap=True
                 )
             if now - saved > 60 * config.save_every:
                 saved = now
@@ -188,9 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="run the schedule by the clock")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int)
-    parser.add_argument("--start", type=Path, help="weights to go on from")
+    parser.add_argument("--start", type=Path, help="weights to start from")
     parser.add_argument("--blocks", type=_numbers, help="image blocks of the start to keep, such as 0,1,2,5")
-    parser.add_argument("--merge", type=int, help="of those kept, the one before which tokens merge")
+    parser.add_argument("--merge", type=int, help="the kept block before which tokens merge")
     parser.add_argument("--unshrunk", type=float)
     parser.add_argument("--varied", type=float, help="share of pictures in other light, colours and focus")
     parser.add_argument("--learning-rate", type=float)
@@ -206,15 +206,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(threads)
     console = Console(stderr=True)
     asked = {name: value for name, value in given.items() if value is not None}
-    if asked and wild:  # shown whole they are soon known by heart: docs/experiments.md, 13
+    if asked and wild:  # shown whole, they are soon memorised: docs/experiments.md, 13
         asked |= {"wild": WildConfig(), "full_share": 0.0}
     phases = (replace(RecipeConfig(), **asked),) if asked else PHASES
     if wild and not asked:
-        parser.error("--wild belongs to a phase: give --start or --steps with it")
+        parser.error("--wild needs a single phase: give --start or --steps with it")
     if "average" in asked and "start" not in asked:
-        parser.error("--average needs --start: else it would be with random weights")
+        parser.error("--average needs --start: otherwise it would average with random weights")
     if ("blocks" in asked and "start" not in asked) or ("merge" in asked and "blocks" not in asked):
-        parser.error("--merge belongs to --blocks, and --blocks to --start")
+        parser.error("--merge needs --blocks, and --blocks needs --start")
     try:
         for number, phase in enumerate(phases):
             console.print(f"phase {number + 1} of {len(phases)}")

@@ -118,7 +118,7 @@ def caption(
     """Describe a picture in varied words.
 
     Args:
-        rng: chooses what is told and how.
+        rng: chooses what is said and how.
         scene: one of ``SCENES``.
         quality: 0 (worst) to 1 (pristine).
         faults: distortions with their levels 1..5, worst first; empty for a clean picture.
@@ -139,11 +139,11 @@ def caption(
         subject += f" of a {scene}"
     if not faults:
         return f"{subject}, {_pick(rng, _CLEAN)}." if rng.random() < 0.7 else f"{subject}."
-    told = []
+    phrases = []
     for kind, level in faults[:2]:
         if rng.random() < 0.85:
-            told.append(f"{_pick(rng, _SEVERITY[level - 1])} {_pick(rng, KIND_WORDS[kind])}")
-    return f"{subject} with {' and '.join(told)}." if told else f"{subject}."
+            phrases.append(f"{_pick(rng, _SEVERITY[level - 1])} {_pick(rng, KIND_WORDS[kind])}")
+    return f"{subject} with {' and '.join(phrases)}." if phrases else f"{subject}."
 
 
 def vocabulary() -> Iterator[str]:

@@ -35,11 +35,11 @@ class RecipeConfig:
     procedural: int = 60  # pictures in the pool, one replaced each step
     held_out: int = 7  # every 7th photograph is never trained on, so that ranking can be measured
     unshrunk: float = 0.0  # see PHASES
-    scenes_differ: bool = False  # True in the later PHASES: until then the axis only knows faults; appeal.py
-    varied: float = 0.0  # share of clean pictures taken with another lens, in other light: backbone_scenes.py
-    fault_logits: float = FAULTS  # what the worst faults weigh beside the scene; see appeal.py
-    start: Path | None = None  # weights to go on from, instead of random ones
-    blocks: tuple[int, ...] | None = None  # those of the start's image blocks to go on with; None: all
+    scenes_differ: bool = False  # True in the later PHASES: until then the axis only knows faults
+    varied: float = 0.0  # share of clean pictures taken with another lens, in other light: light_and_lens.py
+    fault_logits: float = FAULTS  # what the worst faults weigh beside the scene; see scene_quality.py
+    start: Path | None = None  # weights to start from, instead of random ones
+    blocks: tuple[int, ...] | None = None  # image blocks of the start to keep; None: all
     merge: int | None = None  # with `blocks`: the one of them before which tokens merge; see merging.py
     average: bool = False  # with the weights it started from: better than both (docs/experiments.md, 16)
     save_every: float = 5.0  # minutes between snapshots

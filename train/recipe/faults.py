@@ -83,5 +83,5 @@ def draw_chain(rng: np.random.Generator) -> list[tuple[str, int]]:
 
 def quality_of(faults: Sequence[tuple[str, int]]) -> float:
     """The quality that remains with some faults, 0..1: an estimate, see ``_HARM``."""
-    kept = [1 - _HARM[kind] * _LEVEL_SHARE[level - 1] for kind, level in faults]
-    return float(np.prod(kept)) if kept else 1.0
+    shares = [1 - _HARM[kind] * _LEVEL_SHARE[level - 1] for kind, level in faults]
+    return float(np.prod(shares)) if shares else 1.0

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from grmp_edge.errors import DataError
 from grmp_edge.image_files import images_below
+from grmp_edge.preprocess import squash
+from grmp_edge.train.network.embedded import WEIGHTS
 from grmp_edge.train.network.words import SCENES
 from grmp_edge.train.pictures.distort import Image
 from grmp_edge.train.pictures.procedural import PROCEDURAL, procedural_image
@@ -38,7 +40,6 @@ __all__ = [
     "load_photos",
     "make_batch",
     "procedural_sources",
-    "squash",
     "statistics",
 ]
 
@@ -62,13 +63,13 @@ class Source:
 class Batch:
     """B = groups x VARIANTS pictures; those of one group are neighbours.
 
-    Everything is known of the first K; the rest, if any, are real photographs: see ``backbone_wild``.
+    Everything is known of the first K; the rest, if any, are real photographs: see real_photos.py.
     """
 
     images: NDArray[np.uint8]  # (B, 224, 224, 3) RGB
     severity: NDArray[np.float32]  # (K, len(KINDS)) 0..1, level / 5 of each kind
     quality: NDArray[np.float32]  # (K,) 0..1, of faults and, if scenes differ, of the scene
-    kept: NDArray[np.float32]  # (B,) 0..1, what faults alone leave of it; 1 is clean, or as found
+    remaining: NDArray[np.float32]  # (B,) 0..1, what faults alone leave of it; 1: none were added
     statistics: NDArray[np.float32]  # (B, 6) about -1..1, the fields of Statistics
     scene: NDArray[np.int64]  # (K,) index in SCENES
     captions: list[str]  # K
@@ -79,7 +80,7 @@ def load_photos(folders: Sequence[Path], held_out: int = 7) -> tuple[list[Source
 
     Args:
         folders: searched one level deep for webp, png and jpg.
-        held_out: each picture whose place in the sorted list is a multiple of this is kept from training;
+        held_out: each picture whose place in the sorted list is a multiple of this is withheld from training;
             0 keeps none.
 
     Returns:
@@ -88,9 +89,7 @@ def load_photos(folders: Sequence[Path], held_out: int = 7) -> tuple[list[Source
     Raises:
         DataError: there is no picture, or one cannot be read.
     """
-    labels = json.loads(
-        (Path(__file__).resolve().parent.parent / "weights" / "photo_scenes.json").read_text()
-    )
+    labels = json.loads((WEIGHTS / "photo_scenes.json").read_text())
     train: list[Source] = []
     held: list[Source] = []
     types = (".webp", ".png", ".jpg", ".jpeg")
@@ -147,13 +146,6 @@ def statistics(image: Image) -> Statistics:
     return Statistics(*(float(np.clip(value, -2, 2)) for value in raw))
 
 
-def squash(image: Image) -> Image:
-    """Squash an (H, W, 3) uint8 picture to 244 a side, unless it is of that size."""
-    if image.shape[:2] == (SQUASHED, SQUASHED):
-        return image
-    return np.asarray(cv2.resize(image, (SQUASHED, SQUASHED), interpolation=cv2.INTER_CUBIC), np.uint8)
-
-
 def _crop(rng: np.random.Generator, image: Image, unshrunk: float) -> Image:
     """Take the whole picture or a part of it, mirrored by chance, never enlarged."""
     height, width = image.shape[:2]
@@ -183,7 +175,7 @@ def graded_group(
         source: the clean picture.
         unshrunk: chance that it is squashed straight from its own size rather than shrunk smoothly before.
         hard: chance that the one fault is of those ranked worst.
-        varied: chance that the picture is first changed as ``backbone_scenes.vary`` does.
+        varied: chance that the picture is first changed as ``light_and_lens.vary`` does.
 
     Returns:
         (the picture without faults, its states, for each of these its faults as (kind, level 1..5)); pictures
@@ -204,8 +196,8 @@ def graded_group(
         image = base
         for name, level in plan:
             image = apply_fault(image, name, level, chance)
-        pictures.append(squash(image))
-    return squash(base), pictures, plans
+        pictures.append(squash(image, SQUASHED))
+    return squash(base, SQUASHED), pictures, plans
 
 
 def make_batch(
@@ -225,7 +217,7 @@ def make_batch(
         groups: how many different pictures.
         unshrunk: share of them squashed straight from their own size rather than shrunk smoothly before.
         scenes_differ: whether a picture without faults is as good as its scene is appealing, or always 1.
-        varied: share of them first changed as ``backbone_scenes.vary`` does.
+        varied: share of them first changed as ``light_and_lens.vary`` does.
         fault_logits: what the worst faults weigh where scenes differ.
 
     Returns:
@@ -237,7 +229,7 @@ def make_batch(
     images = np.empty((count, SHOWN, SHOWN, 3), np.uint8)
     severity = np.zeros((count, len(KINDS)), np.float32)
     quality = np.empty(count, np.float32)
-    kept = np.empty(count, np.float32)
+    remaining = np.empty(count, np.float32)
     measured = np.empty((count, len(fields(Statistics))), np.float32)
     scene = np.empty(count, np.int64)
     captions = []
@@ -252,12 +244,12 @@ def make_batch(
             image = images[i] = picture[y : y + SHOWN, x : x + SHOWN]
             for kind, level in faults:
                 severity[i, KINDS.index(kind)] = level / 5
-            found = statistics(image)
-            quality[i] = kept[i] = quality_of(faults)
+            shown = statistics(image)
+            quality[i] = remaining[i] = quality_of(faults)
             if clean is not None:
-                quality[i] = perceived_quality(kept[i], appeal(clean, found), fault_logits)
-            measured[i] = astuple(found)
+                quality[i] = perceived_quality(remaining[i], appeal(clean, shown), fault_logits)
+            measured[i] = astuple(shown)
             scene[i] = SCENES.index(source.scene)
             worst_first = sorted(faults, key=lambda fault: quality_of([fault]))
-            captions.append(caption(rng, source.scene, float(quality[i]), worst_first, found))
-    return Batch(images, severity, quality, kept, measured, scene, captions)
+            captions.append(caption(rng, source.scene, float(quality[i]), worst_first, shown))
+    return Batch(images, severity, quality, remaining, measured, scene, captions)

@@ -1,8 +1,8 @@
-"""Clean pictures as other cameras and other light would have given them, before any fault.
+"""Clean pictures as another camera or other light would have rendered them, before any fault.
 
 A hundred good photographs all have ordinary light, full colour and a good lens. Of what people take, much is
 dim, lit from one side, pale, hazy or a little soft; where scenes differ in quality, such pictures must have
-been seen. What they are worth follows from their own statistics (``appeal.py``).
+been seen. What they are worth follows from their own statistics (scene_quality.py).
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def vary(rng: np.random.Generator, image: Image) -> Image:
 
 def _recolour(rng: np.random.Generator, image: Image) -> Image:
     """Change the saturation and the colour of the light, by one matrix on RGB."""
-    keep = rng.uniform(0.15, 1.25)
+    saturation = rng.uniform(0.15, 1.25)
     grey = np.tile([0.299, 0.587, 0.114], (3, 1))
     gains = np.exp(rng.normal(0, 0.08, 3))
-    matrix = gains[:, None] * (keep * np.eye(3) + (1 - keep) * grey)
+    matrix = gains[:, None] * (saturation * np.eye(3) + (1 - saturation) * grey)
     return np.asarray(cv2.transform(image, matrix), np.uint8)
 
 

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from grmp_edge.errors import DataError, GrmpError
+from grmp_edge.preprocess import squash
 from grmp_edge.train.network.embedded import load_embedded
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.pictures.distort import DISTORTIONS, LEVELS, Image, distort
@@ -38,8 +39,7 @@ Judge: TypeAlias = "Callable[[Sequence[Image]], NDArray[np.float32]]"
 
 def shown(image: Image) -> Image:
     """Squash (H, W, 3) uint8 to 244 a side by bicubic and take the middle 224, as scoring does."""
-    squashed = cv2.resize(image, (244, 244), interpolation=cv2.INTER_CUBIC)
-    return np.asarray(squashed[10:234, 10:234], np.uint8)
+    return squash(image, 244)[10:234, 10:234]
 
 
 @torch.no_grad()
@@ -110,8 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not held:
             raise DataError("--held-out 0 leaves no photograph to measure on", "give 1 or more")
         model = load_checkpoint(given.checkpoint).model if given.checkpoint else load_embedded(given.weights)
-        told = Console(width=None if sys.stdout.isatty() else 110)  # else a file's lines would be cut at 80
-        told.print(ranking_report(judge_of(model), held, given.seed))
+        output = Console(width=None if sys.stdout.isatty() else 110)  # a file's lines would be cut at 80
+        output.print(ranking_report(judge_of(model), held, given.seed))
     except GrmpError as error:
         console.print(f"error: {error}")
         return error.exit_code

@@ -11,6 +11,7 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
+from grmp_edge.preprocess import NORMALIZATIONS
 from grmp_edge.train.network.words import quality_prompts, scene_prompts
 from grmp_edge.train.recipe.captions import QUALITY_PAIRS, Statistics
 from grmp_edge.train.recipe.faults import KINDS
@@ -18,9 +19,6 @@ from grmp_edge.train.recipe.groups import VARIANTS, Batch
 from grmp_edge.train.recipe.real_photos import Instances, WildConfig
 
 __all__ = ["LossConfig", "Objective", "normalise", "text_features"]
-
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -35,20 +33,23 @@ class LossConfig:
     statistics: float = 0.3  # light, contrast, colour, detail, ...: what faults must be told apart from
     scene: float = 0.1  # little can be learned of nine scenes from a hundred photographs
     instances: float = 0.3  # pictures told apart: starts at 6 nats and ends near 1
-    margin: float = 0.25  # of the ranking, in logits per tenth of what faults leave: as appeal.FAULTS has it
+    margin: float = (
+        0.25  # of the ranking, in logits per tenth of what faults leave: as for scene_quality.FAULTS
+    )
 
 
 def normalise(images: Tensor) -> Tensor:
     """(N, H, W, 3) uint8 to (N, 3, H, W) float32 with CLIP's mean and std."""
-    mean, std = (torch.tensor(values)[:, None, None] * 255 for values in (_MEAN, _STD))
-    # Turned while they are bytes: arithmetic along three interleaved channels takes several times as long.
+    clip = NORMALIZATIONS["clip"]
+    mean, std = (torch.tensor(values)[:, None, None] * 255 for values in (clip.mean, clip.std))
+    # Transposed as bytes: arithmetic on three interleaved channels takes several times as long.
     return images.permute(0, 3, 1, 2).contiguous().float().sub_(mean).div_(std)
 
 
 def text_features(model: CLIP, ids: Tensor, words: Tensor) -> Tensor:
     """Encode texts to unit features (N, D); equal to ``encode_text`` of the ids padded to 77.
 
-    The text tower is causal and reads the end token, so that what follows the longest text can be left out.
+    The text tower is causal and reads the end token, so what follows the longest text can be cut off.
 
     Args:
         model: the backbone.
@@ -149,8 +150,8 @@ class Objective(nn.Module):
             [F.binary_cross_entropy_with_logits(axis[:known], quality) for axis in axes]
         ).mean()
         # By what faults leave: in quality, an appealing scene's states lie too close to each other.
-        kept = torch.from_numpy(batch.kept)
-        parts["rank"] = torch.stack([_ranking(axis, kept, config.margin) for axis in axes]).mean()
+        remaining = torch.from_numpy(batch.remaining)
+        parts["rank"] = torch.stack([_ranking(axis, remaining, config.margin) for axis in axes]).mean()
         parts["faults"] = F.binary_cross_entropy_with_logits(self.fault_head(tokens[:known, 0]), severity)
         of_tokens = self.token_head(tokens[:known, 1:])
         parts["token_faults"] = F.binary_cross_entropy_with_logits(
@@ -167,7 +168,7 @@ class Objective(nn.Module):
 
 
 def _contrastive(logits: Tensor, captions: list[str]) -> Tensor:
-    """Symmetric cross-entropy of (B, B) image-text logits; equal captions are not held against each other."""
+    """Symmetric cross-entropy of (B, B) image-text logits; equal captions are not negatives of each other."""
     number = {text: i for i, text in enumerate(captions)}
     same = torch.tensor([number[text] for text in captions])
     twin = (same[:, None] == same[None, :]) & ~torch.eye(len(captions), dtype=torch.bool)
@@ -178,11 +179,11 @@ def _contrastive(logits: Tensor, captions: list[str]) -> Tensor:
     return (forth + back) / 2
 
 
-def _ranking(axis: Tensor, kept: Tensor, margin: float) -> Tensor:
+def _ranking(axis: Tensor, remaining: Tensor, margin: float) -> Tensor:
     """Hinge over all pairs of one picture's states: the better leads by a margin that grows with the gap."""
-    axis, kept = axis.view(-1, VARIANTS), kept.view(-1, VARIANTS)
+    axis, remaining = axis.view(-1, VARIANTS), remaining.view(-1, VARIANTS)
     ahead = axis[:, :, None] - axis[:, None, :]
-    gap = kept[:, :, None] - kept[:, None, :]
+    gap = remaining[:, :, None] - remaining[:, None, :]
     pairs = gap > 0.03
-    wanted = (gap / 0.1).clamp(max=4) * margin
-    return F.relu(wanted - ahead)[pairs].mean() if bool(pairs.any()) else axis.sum() * 0
+    lead = (gap / 0.1).clamp(max=4) * margin
+    return F.relu(lead - ahead)[pairs].mean() if bool(pairs.any()) else axis.sum() * 0

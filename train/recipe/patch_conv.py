@@ -1,4 +1,4 @@
-"""A patch embedding that is quick to train on a CPU."""
+"""A patch embedding that trains quickly on a CPU."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class PatchConv2d(nn.Conv2d):
         p, q = (int(side) for side in self.kernel_size)
         rows, columns = height // p, width // q
         patches = input.view(n, c, rows, p, columns, q).permute(0, 2, 4, 1, 3, 5)
-        found = F.linear(patches.reshape(n, rows * columns, c * p * q), self.weight.flatten(1), self.bias)
-        return found.transpose(1, 2).reshape(n, -1, rows, columns)
+        embedded = F.linear(patches.reshape(n, rows * columns, c * p * q), self.weight.flatten(1), self.bias)
+        return embedded.transpose(1, 2).reshape(n, -1, rows, columns)
 
 
 def as_patches(conv: nn.Conv2d) -> PatchConv2d:

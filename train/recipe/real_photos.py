@@ -1,4 +1,4 @@
-"""Photographs as people take them, whose quality nobody has told: a second kind of training group.
+"""Photographs as people take them, of unknown quality: a second kind of training group.
 
 Of a clean picture everything is known once it is distorted. Of a real photograph it is only known that two
 views of it are equally good (the idea of CONTRIQUE, Madhusudana et al. 2022), that it differs from every
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from grmp_edge.preprocess import squash
 from grmp_edge.train.recipe.faults import KINDS, apply_fault, quality_of
 from grmp_edge.train.recipe.groups import (
     SHOWN,
@@ -24,7 +25,6 @@ from grmp_edge.train.recipe.groups import (
     Batch,
     Source,
     load_photos,
-    squash,
     statistics,
 )
 
@@ -43,7 +43,7 @@ _SURE_KINDS = tuple(
 class WildConfig:
     """How real photographs take part."""
 
-    groups: int = 8  # a batch, beside as many of known pictures
+    groups: int = 8  # a batch, alongside the groups of clean pictures
     held_out: int = 5  # every 5th is never seen, to tell learning from remembering
     temperature: float = 0.15  # of the instance loss; CONTRIQUE's 0.1, softened for few negatives
     queue: int = 512  # earlier pictures as further negatives: a batch alone has 30
@@ -57,7 +57,7 @@ def load_wild(folders: Sequence[Path], held_out: int) -> tuple[list[Source], lis
         DataError: there is no picture, or one cannot be read.
     """
     train, held = (
-        [replace(s, image=squash(s.image)) for s in part] for part in load_photos(folders, held_out)
+        [replace(s, image=squash(s.image, SQUASHED)) for s in part] for part in load_photos(folders, held_out)
     )
     return train, held
 
@@ -67,35 +67,35 @@ def add_wild(rng: np.random.Generator, batch: Batch, sources: Sequence[Source], 
 
     Args:
         rng: the only source of chance.
-        batch: of known pictures.
+        batch: of clean pictures and their faults.
         sources: at least ``groups`` photographs of 244 x 244.
         groups: how many different photographs.
 
     Returns:
         The batch with ``groups * VARIANTS`` pictures more. Of their quality only what the fault leaves is
-        known, 1 being the photograph as found. They have no caption, no scene and no severity.
+        known, 1 being the photograph as it is. They have no caption, no scene and no severity.
     """
     chosen = rng.choice(len(sources), groups, replace=False)
     count = groups * VARIANTS
     images = np.empty((count, SHOWN, SHOWN, 3), np.uint8)
-    kept = np.ones(count, np.float32)
+    remaining = np.ones(count, np.float32)
     measured = np.empty((count, batch.statistics.shape[1]), np.float32)
     for g, index in enumerate(chosen):
-        found = sources[int(index)].image
+        photo = sources[int(index)].image
         fault = (str(rng.choice(_SURE_KINDS)), int(rng.integers(1, 6)))
-        worse = apply_fault(found, *fault, rng)
-        for v, image in enumerate((found, found, worse, worse)):
+        worse = apply_fault(photo, *fault, rng)
+        for v, image in enumerate((photo, photo, worse, worse)):
             i = g * VARIANTS + v
             y, x = rng.integers(0, SQUASHED - SHOWN + 1, 2)
             view = image[y : y + SHOWN, x : x + SHOWN]
             images[i] = view[:, ::-1] if v % 2 else view
             if v >= 2:
-                kept[i] = quality_of([fault])
+                remaining[i] = quality_of([fault])
             measured[i] = astuple(statistics(images[i]))
     return replace(
         batch,
         images=np.concatenate([batch.images, images]),
-        kept=np.concatenate([batch.kept, kept]),
+        remaining=np.concatenate([batch.remaining, remaining]),
         statistics=np.concatenate([batch.statistics, measured]),
     )
 

@@ -1,4 +1,4 @@
-"""How good an undistorted scene looks: what the quality words are to say of different pictures.
+"""How good an undistorted scene looks: what the quality words should say about different pictures.
 
 Faults alone rank the states of one picture. Between pictures of different scenes people also prefer the one
 with more and finer detail, with light enough but no burnt-out parts, and with colour; without that, a quality
@@ -49,9 +49,9 @@ def appeal(scene: Statistics, shown: Statistics) -> float:
     )
 
 
-def perceived_quality(kept: float, appealing: float, faults: float = FAULTS) -> float:
+def perceived_quality(remaining: float, appealing: float, faults: float = FAULTS) -> float:
     """Join what faults leave of the quality, 0..1, and a scene's appeal: (0, 1).
 
     ``faults`` is the weight of the worst ones, in logits.
     """
-    return 1 / (1 + math.exp(-(_CLEAN - faults * (1 - kept) + appealing)))
+    return 1 / (1 + math.exp(-(_CLEAN - faults * (1 - remaining) + appealing)))
