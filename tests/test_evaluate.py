@@ -142,6 +142,12 @@ def test_finished_splits_are_not_run_again_and_more_may_follow(
     again = run_protocol(output, model, None, data, config, TUNING, [half(data)])
     assert again == result
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.json")} == before
+    # Older versions recorded null for what goes with the backbone.
+    recorded = json.loads((output / "protocol.json").read_bytes())
+    recorded["protocol"]["validation_fraction"] = None
+    recorded["finetune"] |= dict.fromkeys(("batch", "qgr_strength", "calibration_steps", "average"))
+    (output / "protocol.json").write_text(json.dumps(recorded), encoding="utf-8")
+    assert run_protocol(output, model, None, data, config, TUNING, [half(data)]) == result
     # A lost split is the only one that is run, and gives the same.
     lost = split_file(output, 8, 1)
     (output / "splits" / "8-01.json").unlink()

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from grmp_edge.train.data.labelled import SplitConfig
     from grmp_edge.train.finetune.config import FinetuneConfig
     from grmp_edge.train.meta import MetaConfig
-    from grmp_edge.train.network.settings import PromptConfig
     from grmp_edge.train.tasks import Task
 
 __all__ = ["PRESETS", "Difference", "Preset", "differences", "leaks", "preset_named"]
@@ -64,13 +63,6 @@ class Preset:
         "the released code feeds ImageNet's mean and std, also to CLIP; empty means what goes with the "
         "backbone: CLIP's own for the embedded one, ImageNet's for OpenAI's",
     )
-
-    def prompts(self, backbone: str, normalization: str | None = None) -> PromptConfig:
-        """The prompts that go with a backbone, by name, under this preset."""
-        from grmp_edge.train.network.backbone import settings_for
-
-        prompts, chosen = settings_for(backbone).prompts, normalization or self.normalization
-        return replace(prompts, normalization=chosen) if chosen else prompts
 
     def meta(self, backbone: str, **given: Any) -> MetaConfig:
         """The settings of meta-pre-training for a backbone, with given ones (not None) in their place.

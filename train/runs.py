@@ -61,8 +61,8 @@ class ModelConfig:
     shipped_prompts: bool = False
 
     @classmethod
-    def of(cls, backbone: BackboneConfig, normalization: str | None = None, **other: Any) -> ModelConfig:
-        """Choose the prompts that go with a backbone, and the normalisation unless one is named."""
+    def of(cls, backbone: BackboneConfig, normalization: str = "", **other: Any) -> ModelConfig:
+        """Choose the prompts that go with a backbone, and their normalisation unless one is given."""
         prompts = settings_for(backbone.name).prompts
         if normalization:
             prompts = replace(prompts, normalization=normalization)

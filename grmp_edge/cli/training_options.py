@@ -64,14 +64,12 @@ class ModelChoice:
         from grmp_edge.train.network.backbone import BackboneConfig
         from grmp_edge.train.runs import ModelConfig
 
-        return ModelConfig(
+        return ModelConfig.of(
             BackboneConfig(self.name, self.weights, self.quick_gelu),
-            preset_of(self.preset).prompts(
-                self.name, self.normalization.value if self.normalization else None
-            ),
-            self.device,
-            self.seed,
-            self.shipped_prompts,
+            self.normalization.value if self.normalization else preset_of(self.preset).normalization,
+            device=self.device,
+            seed=self.seed,
+            shipped_prompts=self.shipped_prompts,
         )
 
     def check_start(self, start: Path) -> None:

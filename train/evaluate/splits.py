@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from grmp_edge.train.evaluate.store import (
 from grmp_edge.train.evaluate.tables import Tables
 from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.finetune.loop import predict
+from grmp_edge.train.network.backbone import settings_for
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.presets import leaks
 from grmp_edge.train.runs import ModelConfig, build_network, pick_device, run_finetune
@@ -125,7 +127,7 @@ def evaluate_models(
     """
     start, finetune = training.start, training.finetune
     before = _config_of(start)
-    name = (before.get("backbone") or {}).get("name") or training.model.backbone.name
+    name = _backbone_name(before, training.model)
     if training.ablate and start is not None:
         variants = ablation(tables.output, start, finetune)
         tables.what = f"{name}, with and without MPP and QGR"
@@ -161,6 +163,10 @@ def _config_of(start: Path | None) -> dict[str, Any]:
         return dict(json.loads((start / CONFIG).read_bytes())) if start else {}
     except (OSError, ValueError):
         return {}
+
+
+def _backbone_name(config: dict[str, Any], model: ModelConfig) -> str:
+    return str((config.get("backbone") or {}).get("name") or model.backbone.name)
 
 
 def ablation(output: Path, start: Path, finetune: FinetuneConfig) -> list[Variant]:
@@ -228,7 +234,9 @@ def run_variants(
             if not allow_unfinished:
                 refuse_unfinished(start)
     for variant in variants:
-        check_settings(variant.output, _settings(model, variant, data, config, cross))
+        name = _backbone_name(_config_of(variant.start), model)
+        settings = _settings(model, variant, data, config, cross)
+        check_settings(variant.output, settings, partial(_completed, backbone=name))
     cached, others = InMemory.of(data), [InMemory.of(other) for other in cross]
     jobs = [
         _Job(variant, labels, split)
@@ -280,6 +288,16 @@ def _by_variant(
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _completed(recorded: dict[str, Any], backbone: str) -> dict[str, Any]:
+    """Settings of an evaluation begun when null stood for the backbone's own, in today's form."""
+    finetune = asdict(FinetuneConfig.of(backbone, **recorded["finetune"]))
+    protocol = dict(recorded["protocol"])
+    if protocol.get("validation_fraction") is None:
+        protocol["validation_fraction"] = settings_for(backbone).validation_fraction
+    del finetune["seed"]
+    return {**recorded, "protocol": protocol, "finetune": finetune}
 
 
 def _settings(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,14 @@ def data_settings(data: Labelled) -> dict[str, Any]:
     }
 
 
-def check_settings(output: Path, settings: Mapping[str, Any]) -> None:
+def check_settings(
+    output: Path,
+    settings: Mapping[str, Any],
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda recorded: recorded,
+) -> None:
     """Write the settings into a folder without finished splits, else compare them with those there.
+
+    ``complete`` brings recorded settings of older versions into today's form.
 
     Raises:
         CheckpointError: the folder holds finished splits of other settings; the first that differs is named.
@@ -51,8 +57,8 @@ def check_settings(output: Path, settings: Mapping[str, Any]) -> None:
             temporary.write_text(json.dumps(current, indent=2) + "\n", encoding="utf-8")
         return
     try:
-        recorded = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        recorded = complete(json.loads(file.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{file}: damaged", "choose another -o") from None
     for key in current:
         if recorded.get(key) != current[key]:
