@@ -48,7 +48,7 @@ _IMAGE_PROMPTS = (
     "prompt_norm.bias",
 )
 _TABLE = "token_embedding.weight"
-# A model with any other setting than these is not built as OpenAI's are.
+# A model with any other setting is not built like OpenAI's.
 _KEYS = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
 _VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
 _TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers"}
@@ -200,12 +200,12 @@ def _token_table(
         )
     config = open_clip.get_model_config(backbone)
     first = next(iter(buffers.values()))
-    # Words that no quality prompt uses are unknown: not a number, so that no result can come of them.
+    # Words outside the quality prompts are unknown: NaN, so that using one cannot go unnoticed.
     rows = int(config["text_cfg"].get("vocab_size", 49408)) if config else 49408
     table = torch.full((rows, len(first)), float("nan"), dtype=first.dtype)
     for token, row in buffers.items():
         table[token] = row
-    # The place of the learned context: replaced before it is read, but better a number.
+    # The places of the learned context are replaced before they are read, but must be finite.
     table[ids[0, 1 : 1 + context]] = 0
     return table, "the prompt learner's buffers (only the words of the quality prompts)"
 
@@ -252,7 +252,7 @@ class _Names:
 
 
 def _split_names(state: Mapping[str, Tensor]) -> _Names:
-    """Sort the tensors of a state dict; those that belong to no part are listed as ignored."""
+    """Sort the tensors of a state dict; those of no part are listed as ignored."""
     names = _Names()
     for name, tensor in state.items():
         if name == _LEARNER + "ctx":
@@ -275,7 +275,7 @@ def _split_names(state: Mapping[str, Tensor]) -> _Names:
 
 
 def _missing_tensor(names: _Names) -> str:
-    """The first tensor, by the reference's name, without which nothing can be made; empty if all are there.
+    """The first required tensor that is missing, by the reference's name; empty if there is none.
 
     The blocks themselves are compared when the backbone is loaded.
     """

@@ -116,15 +116,15 @@ def meta_train(
     team = current_team()
     cache = PictureCache(config.picture_bytes // team.local_size)
     if team.size > 1 and not config.reset_per_task:
-        # Each task begins where the one before ended, so there is nothing to do side by side.
-        reporter.note("without a reset, tasks follow each other: every process does all of them")
+        # Each task starts where the previous one ended, so tasks cannot run in parallel.
+        reporter.note("without a reset, tasks run in sequence: every process does all of them")
     reporter.start("meta-pre-training", config.epochs * tasks_per_epoch, first * tasks_per_epoch)
     for epoch in range(first, config.epochs):
         losses: list[float] = []
         phase_losses: list[float] = []
         for number, phase in enumerate(training):
             shift = {name: torch.zeros_like(value) for name, value in theta.items()}
-            # Each task's loss at an index of its own: sums over the ranks are then exact.
+            # One entry per task, so that sums over the ranks are exact.
             task_losses = torch.zeros(len(phase), dtype=torch.float64)
             order = np.random.default_rng([config.seed, epoch, number]).permutation(len(phase)).tolist()
             # A task always goes to the same rank, which caches its pictures.
@@ -213,7 +213,7 @@ def adapt(
     support, query = task.split(config.support_fraction, rng)
     optimizer = torch.optim.Adam([p for _, p in model.prompt_parameters()], lr=config.inner_lr)
     numerics = Numerics.of(config.precision, model.ctx.device)
-    # Anew for each visit, so that it depends on nothing but the visit.
+    # A new one for each visit, so that it depends only on the visit.
     scaler = LossScaler(numerics.precision == "fp16")
     queries = itertools.cycle(list(query_batches(task, query, size, config.query_batch, cache)))
     model.train()

@@ -27,7 +27,7 @@ def _because(default: Any, reason: str) -> Any:
 
 @dataclass(frozen=True)
 class Preset:
-    """One way of doing what the paper leaves open or the released code does otherwise."""
+    """Choices where the paper is silent or the released code departs from it."""
 
     name: str
     reset_per_task: bool = _because(

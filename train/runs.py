@@ -235,7 +235,7 @@ def run_finetune(
     before = {f"zero_shot_{name}": _measure(network, part) for name, part in parts.items() if name != "train"}
     judge = parts["test"] if config.select_on == "test" else parts["validation"]
     if state is not None:
-        # Only the prompts: the trained blocks come back inside, after the teacher has copied the plain CLIP.
+        # Only the prompts: finetune restores the trained blocks after the teacher has copied the plain CLIP.
         prompts = {name for name, _ in network.prompt_parameters()}
         load_parameters(network, {n: t for n, t in state.weights.items() if n in prompts}, output)
     final = finetune(

@@ -40,7 +40,7 @@ class Task:
     """The pictures of one distortion type and their quality."""
 
     name: str
-    references: tuple[str, ...]  # by picture: what it was made from; never on both sides of a split
+    references: tuple[str, ...]  # by picture: its pristine picture; never on both sides of a split
     quality: npt.NDArray[np.float32]  # (n,) in 0..1
     read: Callable[[int], UInt8Array]  # picture i, uint8 (H, W, 3) RGB; thread-safe
 
@@ -78,7 +78,7 @@ class PictureCache:
         self.tasks: dict[int, Task] = {}
 
     def squashed(self, task: Task, indices: Sequence[int], side: int) -> list[UInt8Array]:
-        """Pictures of a task, each uint8 (side, side, 3) RGB and not to be written to."""
+        """Pictures of a task, each uint8 (side, side, 3) RGB read-only by convention."""
         self.tasks[id(task)] = task
         missing = [index for index in indices if (id(task), index, side) not in self.cached]
         fresh: dict[int, UInt8Array] = {}

@@ -43,7 +43,7 @@ class Teacher:
 
 
 def group_size(model: GrmpIqa, images: UInt8Array, batch: int, epochs: int, budget: int) -> int:
-    """How many pictures to compute together for what follows from the settings alone.
+    """How many pictures to compute together; depends on the settings only.
 
     One at a time where batches take only a part of the pictures, and either not every view can be kept or
     the run is too short to come back to most of them: the rest of a group would be computed for nothing.

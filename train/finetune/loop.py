@@ -71,7 +71,7 @@ def finetune(
     run.calibration = calibration
     if resume is not None:
         run.restore(resume)
-    # Ranks of one machine share its memory; each GPU has its own.
+    # Ranks on one machine share its memory; each GPU has its own.
     memory = config.cache_bytes // (team.local_size if model.ctx.device.type == "cpu" else 1)
     judged = _Judge(model, judge, memory // 2, team) if judge else None
     step = TuningStep(

@@ -22,7 +22,7 @@ Projection = Literal["per_tensor", "global"]
 
 @dataclass(frozen=True)
 class Regularised:
-    """The gradients to step with, and what was found on the way."""
+    """The gradients to step with, and statistics of the projection."""
 
     gradients: list[Tensor]
     cosine: float  # of the angle between g_d and g_g over all tensors together, -1..1

@@ -86,7 +86,7 @@ class TuningStep:
             toward, content = self._local(own, len(chosen), offset, flip, losses)
         else:  # fewer pictures than ranks
             toward = [torch.zeros_like(tensor) for tensor in self.tensors]
-            # The text context alone is not reached by the semantic loss.
+            # The semantic loss does not depend on the text context.
             content = [None if t is self.model.ctx else torch.zeros_like(t) for t in self.tensors]
             if self.scene_tokens is None:
                 content = []

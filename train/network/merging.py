@@ -68,7 +68,7 @@ def merge_from(visual: Any, index: int) -> None:
     if side % 2:
         raise ValueError(f"{side} places a side cannot be halved")
     block = visual.transformer.resblocks[index]
-    block.__class__ = MergingBlock  # it has no state of its own, so that nothing must be copied
+    block.__class__ = MergingBlock  # it has no weights of its own, so nothing needs copying
     block.side = side
 
 

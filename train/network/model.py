@@ -77,7 +77,7 @@ class GrmpIqa(nn.Module):
     def _register_text(self, name: str, sentences: list[str]) -> None:
         tokens = self.backbone.tokenize(sentences)
         ends = tokens.argmax(dim=-1)  # end-of-text has the highest id
-        # Attention is causal, so nothing after the end of text can reach it: cut, exactly.
+        # Attention is causal: nothing after the end of text can reach it, so cutting there is exact.
         self.register_buffer(f"{name}_tokens", tokens[:, : int(ends.max()) + 1].clone(), persistent=False)
         self.register_buffer(f"{name}_ends", ends, persistent=False)
 

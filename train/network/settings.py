@@ -1,6 +1,6 @@
 """What goes with a backbone: its prompts and how it learns, complete when made.
 
-The defaults are the reference's, found for OpenAI's CLIP. A backbone that needs others has one
+The defaults are the reference's, tuned for OpenAI's CLIP. A backbone that needs others has one
 ``BackboneSettings`` beside its architecture (embedded.py); ``backbone.settings_for`` finds it by name.
 """
 
@@ -99,5 +99,5 @@ class EmbeddedBackbone:
 
 
 def given_only(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given: those that are not None."""
+    """The options that are not None."""
     return {name: value for name, value in options.items() if value is not None}

@@ -135,7 +135,7 @@ class TextTower:
     def project(self, x: Tensor, ends: Tensor) -> Tensor:
         """Read (n, L, W) at the end-of-text places (n,) and project to unit features (n, E), in float32."""
         with full_precision(x):
-            # ln_final works token by token: only those that are read.
+            # ln_final works token by token, so only the tokens read need it.
             read = self.tower.ln_final(widened(x[torch.arange(len(x), device=x.device), ends]))
             projection = self.tower.text_projection
             if isinstance(projection, nn.Linear):

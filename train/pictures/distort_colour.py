@@ -95,7 +95,7 @@ def darken(image: Image, strength: float, rng: np.random.Generator) -> Image:
 
 
 def mean_shift(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Add or take away ``strength`` grey values, the sign by chance."""
+    """Add or take away ``strength`` grey values, with a random sign."""
     sign = 1 if rng.random() < 0.5 else -1
     return tone_curve(image, np.arange(256) + sign * strength)
 
@@ -107,7 +107,7 @@ def quantization(image: Image, strength: float, rng: np.random.Generator) -> Ima
 
 
 def contrast_change(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Lower the contrast about the mean by the share ``strength``, or raise it likewise, by chance."""
+    """Lower the contrast about the mean by the share ``strength``, or raise it likewise, at random."""
     gain = 1 - strength if rng.random() < 0.5 else 1 / (1 - 0.9 * strength)
     mean = float(image.mean())
     return tone_curve(image, mean + (np.arange(256) - mean) * gain)

@@ -1,4 +1,4 @@
-"""Batches for the backbone's training, made by a process of its own beside the one that trains."""
+"""Batches for the backbone's training, made by a separate process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["batches_of"]
 
 
 def _hand_over(queue: Any, batch: Batch) -> None:
-    """Wait for room, and leave when the training process is gone, however it ended."""
+    """Wait for room, and exit once the training process is gone."""
     while True:
         try:
             return queue.put(batch, timeout=5)  # type: ignore[no-any-return]
@@ -32,14 +32,14 @@ def _hand_over(queue: Any, batch: Batch) -> None:
 
 
 def _produce(queue: Any, photos: Sequence[Source], wild: Sequence[Source], config: RecipeConfig) -> None:
-    """Make batches for ever, in a process of its own; the n-th depends on the seed and n alone."""
+    """Make batches in a separate process; the n-th depends on the seed and n alone."""
     cv2.setNumThreads(1)
     pool = procedural_sources(np.random.default_rng([config.seed, 0]), config.procedural)
     try:
         for n in range(1, config.steps + 2):
             rng = np.random.default_rng([config.seed, n])
             pool[n % len(pool)] = procedural_sources(rng, 1)[0]
-            # A third of what is drawn is procedural, however many photographs there are.
+            # A third of the draws is procedural, whatever the number of photographs.
             share = 0.5 * sum(photo.weight for photo in photos) / len(pool)
             sources = [*photos, *(Source(p.name, p.image, p.scene, share) for p in pool)]
             batch = make_batch(
@@ -62,7 +62,7 @@ def _produce(queue: Any, photos: Sequence[Source], wild: Sequence[Source], confi
 def batches_of(
     photos: Sequence[Source], wild: Sequence[Source], config: RecipeConfig
 ) -> Iterator[Iterator[Batch]]:
-    """Run the producer and yield its batches; it ends with the block.
+    """Run the producer and yield its batches; it stops at the end of the block.
 
     Args:
         photos: clean photographs; procedural pictures are added.
@@ -70,7 +70,7 @@ def batches_of(
         config: the recipe.
 
     Raises:
-        DataError: in taking a batch, the producer has ended.
+        DataError: on taking a batch, if the producer has ended.
     """
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue(maxsize=8)

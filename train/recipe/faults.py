@@ -1,4 +1,4 @@
-"""The faults put into pictures for the backbone's training, and what they take away from the quality."""
+"""The faults put into pictures for the backbone's training, and how much quality they cost."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _HARM = {
     LOW_RESOLUTION: 0.85,
 }
 _LEVEL_SHARE = (0.2, 0.4, 0.6, 0.8, 1.0)
-# What real cameras do, in the order in which they do it; each step happens by chance.
+# What real cameras do, in their order; each step happens with the given probability.
 _CAMERA_CHAIN = (
     (("darken", "brighten", "mean_shift", "contrast_change"), 0.55),
     (("gaussian_blur", "lens_blur", "motion_blur", LOW_RESOLUTION), 0.6),

@@ -147,7 +147,7 @@ def statistics(image: Image) -> Statistics:
 
 
 def _crop(rng: np.random.Generator, image: Image, unshrunk: float) -> Image:
-    """Take the whole picture or a part of it, mirrored by chance, never enlarged."""
+    """Take the whole picture or a part of it, mirrored at random, never enlarged."""
     height, width = image.shape[:2]
     if rng.random() < 0.65:
         least = min(height, width, 256)

@@ -31,7 +31,7 @@ def vary(rng: np.random.Generator, image: Image) -> Image:
     """
     side = min(image.shape[:2])
     if rng.random() < _SOFT:
-        # In pixels of what the network sees, however large the picture is.
+        # In pixels of the network's input, whatever the size of the picture.
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.4) * side / 244), np.uint8)
     if rng.random() < _COLOUR:
         image = _recolour(rng, image)

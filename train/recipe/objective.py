@@ -30,9 +30,9 @@ class LossConfig:
     rank: float = 1.0  # order within one picture is certain, where the level of quality is an estimate
     faults: float = 4.0  # mean over 26 kinds, most of them absent: small by itself
     token_faults: float = 2.0  # the same asked of each patch: a dense signal that trains the lower blocks
-    statistics: float = 0.3  # light, contrast, colour, detail, ...: what faults must be told apart from
+    statistics: float = 0.3  # light, contrast, colour, detail, ...: not to be mistaken for faults
     scene: float = 0.1  # little can be learned of nine scenes from a hundred photographs
-    instances: float = 0.3  # pictures told apart: starts at 6 nats and ends near 1
+    instances: float = 0.3  # instance discrimination: starts at 6 nats and ends near 1
     margin: float = (
         0.25  # of the ranking, in logits per tenth of what faults leave: as for scene_quality.FAULTS
     )
@@ -64,7 +64,7 @@ def text_features(model: CLIP, ids: Tensor, words: Tensor) -> Tensor:
 
 
 class Objective(nn.Module):
-    """The model with the heads that training alone needs; calling it gives the loss and its parts.
+    """The model with heads that only training needs; calling it gives the loss and its parts.
 
     Only the token rows in use are trained, in ``rows``; ``settle`` puts them back into the model.
     """

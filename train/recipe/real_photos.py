@@ -46,8 +46,8 @@ class WildConfig:
     groups: int = 8  # a batch, alongside the groups of clean pictures
     held_out: int = 5  # every 5th is never seen, to tell learning from remembering
     temperature: float = 0.15  # of the instance loss; CONTRIQUE's 0.1, softened for few negatives
-    queue: int = 512  # earlier pictures as further negatives: a batch alone has 30
-    width: int = 128  # of the space in which instances are told apart
+    queue: int = 512  # earlier pictures as extra negatives: a batch has only 30
+    width: int = 128  # of the space in which instances are discriminated
 
 
 def load_wild(folders: Sequence[Path], held_out: int) -> tuple[list[Source], list[Source]]:
@@ -101,7 +101,7 @@ def add_wild(rng: np.random.Generator, batch: Batch, sources: Sequence[Source], 
 
 
 class Instances(nn.Module):
-    """Tell pictures apart: two views of one state against all other pictures (NT-Xent with a queue)."""
+    """Instance discrimination: two views of one state against all other pictures (NT-Xent with a queue)."""
 
     queue: Tensor  # (at most config.queue, config.width) unit vectors, newest first
 

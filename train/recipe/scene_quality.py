@@ -14,12 +14,12 @@ from grmp_edge.train.recipe.captions import Statistics
 __all__ = ["FAULTS", "appeal", "perceived_quality"]
 
 # Weights of the scene statistics in logits, set by hand: docs/experiments.md, 16, 23, 25 and 32. Detail and
-# sharpness first, as they are what a soft lens, a wrong focus and heavy coding take away.
+# sharpness first, as a soft lens, wrong focus and heavy coding take these away.
 _DETAIL, _SHARPNESS, _COLOUR = 1.8, 0.9, 0.6
 # Too little light costs most; above the middle more of it still helps, until parts of the picture burn out.
 # With less, a picture darkened a little would look better for the contrast and colour that its lights gain.
 _DARK, _LIGHT, _BRIGHT_ENOUGH, _BLOWN = 1.8, 2.0, 2.0, 1.2
-# What lies between no faults and the worst, in logits: as much as between a good scene and a poor one. With
+# The span from no faults to the worst, in logits: as much as from a poor scene to a good one. With
 # more, faults outweigh the scene in real photographs, where they are less sure (docs/experiments.md, 26).
 FAULTS = 2.5
 # Of an ordinary scene without faults: about .8, with room above it.
