@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, TypedDict
 
@@ -122,10 +122,10 @@ class ReferenceReport(TypedDict):
 
 
 class GateReport(TypedDict):
-    """How the graphs were judged, and an engine of them is to be."""
+    """How the graphs were judged, and engines are to be."""
 
     rule: str
-    limits: dict[str, dict[str, float | None]]  # by precision, the fields of Limit
+    limits: dict[str, dict[str, Any]]  # by precision, the fields of Limit
 
 
 class ParityReport(TypedDict, total=False):
@@ -194,30 +194,18 @@ def limit_for(parity: ParityReport, precision: str) -> Limit:
     """The limit that a bundle's ``parity`` records for a precision; this version's own where it has none.
 
     Raises:
-        BundleError: the gate is of a kind that this version does not know, or damaged.
+        BundleError: this version does not know the gate's rule.
     """
-    gate: Any = parity.get("gate")
-    if gate is None:  # written before bundles recorded it
+    gate = parity.get("gate")
+    if gate is None:  # the bundle was made before it was recorded
         return LIMITS[precision]
-    try:
-        rule, limits = gate["rule"], gate["limits"]
-        if rule != RULE:
-            raise BundleError(
-                f"the bundle's parity gate has the unknown rule {rule!r}",
-                "update grmp-edge, or export the checkpoint again with this version",
-            )
-        if precision not in limits:
-            return LIMITS[precision]
-        values = limits[precision]
-        worst, mean, rank = (
-            None if values[name] is None else float(values[name]) for name in ("worst", "mean", "srcc")
-        )
-        return Limit(worst, mean, rank, float(values["spread"]))
-    except (KeyError, TypeError, ValueError) as error:
+    if gate["rule"] != RULE:
         raise BundleError(
-            f"the bundle's parity gate is damaged ({type(error).__name__}: {error})",
-            "copy or export the bundle again",
-        ) from None
+            f"the bundle's parity gate has the unknown rule {gate['rule']!r}",
+            "update grmp-edge, or export the checkpoint again with this version",
+        )
+    recorded = gate["limits"].get(precision, asdict(LIMITS[precision]))
+    return Limit(**{field.name: recorded[field.name] for field in fields(Limit)})
 
 
 def _finite(value: float) -> float | None:

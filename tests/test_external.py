@@ -290,7 +290,7 @@ def test_the_places_are_those_of_the_file(tmp_path: Path) -> None:
         assert content[place.offset : place.offset + place.length] == weights()[name].tobytes()
         assert place.shape == weights()[name].shape
     file.write_bytes(content[:20])
-    with pytest.raises(ModelError, match="safetensors"):
+    with pytest.raises(ModelError, match="not a safetensors file"):
         places(file)
 
 

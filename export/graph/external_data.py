@@ -45,8 +45,10 @@ def places(path: Path) -> dict[str, Place]:
     with path.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         try:
-            header = json.loads(stream.read(size)) if size < path.stat().st_size else {}
-            listed = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            if size > path.stat().st_size - 8:
+                raise ValueError("its header is cut off")
+            listed = json.loads(stream.read(size))
+            listed.pop("__metadata__", None)
             start = 8 + size
             return {
                 name: Place(

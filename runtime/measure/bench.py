@@ -71,7 +71,6 @@ def compare(
 def bench_bundle(
     bundle: Bundle,
     config: BenchConfig,
-    precisions: Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
     provider: str = "cpu",
 ) -> list[Timing]:
@@ -81,10 +80,10 @@ def bench_bundle(
         BackendError: the provider does not work here, or a graph does not load.
     """
     runners: dict[str, Runner] = {}
-    for precision in precisions or tuple(bundle.graphs):
+    for precision, graph in bundle.graphs.items():
         progress(f"loading {precision}")
         options = BackendOptions(provider, config.threads)
-        path, graph = bundle.graph(precision), bundle.graphs[precision]
+        path = bundle.graph(precision)
         runners[precision] = open_backend(path, graph, bundle.input_size, options, bundle).run
     return compare(runners, bundle.input_size, config, progress)
 

@@ -35,7 +35,6 @@ class VideoBenchConfig:
     every: int = 1  # score each N-th frame
     batch: int = 8
     threads: int | None = None  # cores to use; None: all that this process may
-    precisions: tuple[str, ...] = ()  # of the bundle; empty: all
 
     def __post_init__(self) -> None:
         if min(self.rounds, self.every, self.batch, self.threads or 1) < 1:
@@ -82,7 +81,7 @@ def bench_video(
     """
     config = config or VideoBenchConfig()
     allowed = config.threads or cores()
-    precisions = config.precisions or tuple(bundle.graphs)
+    precisions = tuple(bundle.graphs)
     progress("reading the video once")
     prepared = _prepare(bundle, path, config.every)
     default_threads = cv2.getNumThreads()
