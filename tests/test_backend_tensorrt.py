@@ -44,11 +44,13 @@ ORIN = Gpu("Orin (nvgpu)", "8.7")
 def pictures(count: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     levels = rng.integers(0, 256, (count, 1, 1, 1))
-    return np.clip(levels + rng.integers(-20, 20, (count, SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
+    noise = rng.integers(-20, 20, (count, SIDE, SIDE, 3))
+    return np.asarray(np.clip(levels + noise, 0, 255), dtype=np.uint8)
 
 
 def expected(images: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-(images.astype(np.float64).mean(axis=(1, 2, 3)) / 32 - 4)))
+    scores: np.ndarray = 1 / (1 + np.exp(-(images.astype(np.float64).mean(axis=(1, 2, 3)) / 32 - 4)))
+    return scores
 
 
 def make_bundle(path: Path, gate: dict[str, Limit] | None = None, check: bool = True) -> Bundle:
@@ -187,7 +189,7 @@ def test_a_network_that_cannot_be_captured_is_run_without_a_graph(bundle: Bundle
         images = pictures(2, seed=run)
         assert backend.run(images) == pytest.approx(expected(images), abs=1e-6)
     assert driver.launches == 0 and backend.details["cuda_graphs"] == []
-    assert "not permitted when stream is capturing" in backend.details["cuda_graphs_refused"]
+    assert "not permitted when stream is capturing" in (backend.details["cuda_graphs_refused"] or "")
     backend.close()
     plain = opened(bundle, FakeTensorRT(driver), config=NativeConfig(cuda_graphs=False))
     for _ in range(3):
@@ -199,11 +201,12 @@ def test_a_network_that_cannot_be_captured_is_run_without_a_graph(bundle: Bundle
 
 def test_pictures_that_do_not_fit_are_refused(bundle: Bundle, driver: FakeDriver) -> None:
     backend = opened(bundle, FakeTensorRT(driver))
-    for wrong in (
+    cases: list[np.ndarray] = [
         pictures(2).astype(np.float32),
         np.zeros((2, 16, 16, 3), np.uint8),
         np.zeros((2, 3, SIDE, SIDE), np.uint8),
-    ):
+    ]
+    for wrong in cases:
         with pytest.raises(BackendError, match="reads uint8"):
             backend.run(wrong)
     backend.close()
@@ -395,9 +398,9 @@ def test_the_device_gate_in_task_units(tmp_path: Path) -> None:
     assert half is not None and half["srcc_needed"] is None and half["srcc"] is None
     parity["check"]["sha256"] = "0" * 64
     with pytest.raises(BundleError, match="makes other check pictures"):
-        check_engine(replace(bundle, parity=parity), "fp32", lambda images: np.zeros(len(images)))
+        check_engine(replace(bundle, parity=parity), "fp32", expected)
     parity["check"]["pictures"] = "value-noise-2"
-    assert check_engine(replace(bundle, parity=parity), "fp32", expected) is None  # type: ignore[arg-type]
+    assert check_engine(replace(bundle, parity=parity), "fp32", expected) is None
 
 
 def test_an_engine_that_ranks_otherwise_is_refused_where_the_scores_spread_little(bundle: Bundle) -> None:
@@ -409,7 +412,7 @@ def test_an_engine_that_ranks_otherwise_is_refused_where_the_scores_spread_littl
     parity = json.loads(json.dumps(bundle.parity))
     parity["check"]["scores"]["int8"] = reference.tolist()
     for gate in ({}, {"gate": gate_report(LIMITS)}):  # a bundle of an older version, and a new one
-        known = replace(bundle, parity={**parity, **gate})
+        known = replace(bundle, parity=parity | gate)
         with pytest.raises(ParityError, match=r"the int8 engine .* SRCC 0\.58529, needed 0\.99 "):
             check_engine(known, "int8", lambda images: reference[order].astype(np.float32))
         assert check_engine(known, "int8", lambda images: reference.astype(np.float32)) is not None

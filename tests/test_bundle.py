@@ -19,7 +19,8 @@ from grmp_edge.score import MosScale
 
 
 def manifest(bundle: Bundle) -> dict[str, Any]:
-    return json.loads((bundle.path / "bundle.json").read_text())
+    data: dict[str, Any] = json.loads((bundle.path / "bundle.json").read_text())
+    return data
 
 
 def rewrite(bundle: Bundle, **changes: Any) -> None:
@@ -36,7 +37,7 @@ def test_round_trip(tiny_bundle: Bundle) -> None:
     assert read.input_size == 32
     assert read.normalization == NORMALIZATIONS["clip"]
     assert read.mos == TINY_MOS
-    assert read.parity == {"max_abs": 1e-7}
+    assert read.parity == {"images": "pictures: none"}
     assert read.provenance == {"made_by": "tests"}
     graph = read.graphs["fp32"]
     data = read.graph().read_bytes()
@@ -62,11 +63,12 @@ def test_without_a_scale_and_with_own_normalization(tmp_path: Path) -> None:
         preprocess=Preprocess(40, 32),
         normalization=own,
         mos=None,
-        parity={"srcc": math.nan},
+        parity={"reference": {"model": "none", "images": 0, "mean": math.nan, "std": 0.0}},
         provenance={"label": "Qualität"},
     )
     assert (bundle.mos, bundle.normalization) == (None, own)
-    assert bundle.parity == {"srcc": None}  # JSON has no nan
+    # JSON has no nan
+    assert bundle.parity["reference"] == {"model": "none", "images": 0, "mean": None, "std": 0.0}
     assert bundle.provenance == {"label": "Qualität"}
 
 
@@ -131,6 +133,7 @@ def test_damage(tiny_bundle: Bundle, tmp_path: Path) -> None:
 def test_a_manifest_that_makes_no_sense(tiny_bundle: Bundle) -> None:
     text = (tiny_bundle.path / "bundle.json").read_text()
     graph = manifest(tiny_bundle)["graphs"]["fp32"]
+    change: dict[str, Any]
     for change in (
         {"preprocess": {"resize": 20, "crop": 40}},
         {"preprocess": {"resize": "40"}},
@@ -171,7 +174,7 @@ def test_a_failed_write_leaves_the_old_bundle(tiny_bundle: Bundle, tmp_path: Pat
     }
     before = {path.name: path.read_bytes() for path in tiny_bundle.path.iterdir()}
     with pytest.raises(TypeError):  # found after the graph was taken in
-        write_bundle(tiny_bundle.path, {"fp32": (graph, 17)}, parity={"bad": object()}, **settings)
+        write_bundle(tiny_bundle.path, {"fp32": (graph, 17)}, parity={"images": object()}, **settings)  # type: ignore[typeddict-item]
     with pytest.raises(FileNotFoundError):
         write_bundle(tiny_bundle.path, {"fp32": (tmp_path / "no.onnx", 17)}, parity={}, **settings)
     assert {path.name: path.read_bytes() for path in tiny_bundle.path.iterdir()} == before

@@ -3,6 +3,7 @@ build's path through a stand-in of the bindings, since theirs need a GPU's libra
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 from dataclasses import replace
@@ -170,10 +171,8 @@ def test_build_command_without_tensorrt(tiny_bundle: Bundle, monkeypatch: pytest
     assert shlex.split(json.loads(result.stdout)["trtexec"])[0] == "trtexec"
     for wrong in (["--precision", "fp8"], ["--batch", "8"], ["--batch", "8,4,1"], ["--workspace", "0"]):
         assert invoke(app, ["build", str(tiny_bundle.path), *wrong]).exit_code == 2, wrong
-    real = bindings.importlib.util.find_spec
-    monkeypatch.setattr(
-        bindings.importlib.util, "find_spec", lambda name: None if name == "tensorrt" else real(name)
-    )
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorrt" else real(name))
     result = invoke(app, ["build", str(tiny_bundle.path)])
     assert result.exit_code == 1 and "grmp-edge[tensorrt]" in result.stderr.strip().splitlines()[-1]
     with pytest.raises(MissingDependencyError):
@@ -229,7 +228,7 @@ class StandIn:
             return self.plan
 
         def set_timing_cache(cache: Any, _ignore: bool) -> bool:
-            return cache.content != b"of another device"
+            return bool(cache.content != b"of another device")
 
         def create_timing_cache(content: bytes) -> Any:
             asked["timing"].append(content)
@@ -266,9 +265,14 @@ class StandIn:
         return SimpleNamespace(deserialize_cuda_engine=lambda _plan: engine)
 
 
+def stand_in(version: str, **options: Any) -> Any:
+    """Untyped, since it has only what a build uses."""
+    return StandIn(version, **options)
+
+
 @pytest.mark.parametrize(("version", "flags"), [("10.3.0", 8), ("10.16.1.11", 8), ("11.4.0.106", 0)])
 def test_one_path_for_all_versions(version: str, flags: int, tiny_bundle: Bundle, tmp_path: Path) -> None:
-    trt, cache = StandIn(version), EngineCache(tmp_path / "cache")
+    trt, cache = stand_in(version), EngineCache(tmp_path / "cache")
     config = BuildConfig("fp32", Profile(1, 2, 4), workspace_mib=64)
     before = {path: path.read_bytes() for path in tiny_bundle.path.iterdir()}
     built = build(tiny_bundle, config, cache, trt=trt, gpu=ORIN)
@@ -279,7 +283,7 @@ def test_one_path_for_all_versions(version: str, flags: int, tiny_bundle: Bundle
     assert built.engine.read_bytes() == b"plan" and not built.cached
     assert built.details["layers"]["fp16"] == 2
     assert {path: path.read_bytes() for path in tiny_bundle.path.iterdir()} == before
-    again = build(tiny_bundle, config, cache, trt=StandIn(version, plan=None), gpu=ORIN)
+    again = build(tiny_bundle, config, cache, trt=stand_in(version, plan=None), gpu=ORIN)
     assert again.cached and again.engine == built.engine and again.details["layers"]["all"] == 6
     other = build(tiny_bundle, config, cache, trt=trt, gpu=Gpu("Orin Nano", "8.7"))
     assert other.reasons == ["gpu: 'Orin (nvgpu)' there, 'Orin Nano' here"]
@@ -305,13 +309,13 @@ def test_one_path_for_all_versions(version: str, flags: int, tiny_bundle: Bundle
 def test_a_failed_build_is_one_line_and_leaves_nothing(
     message: str, words: str, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
-    trt, cache = StandIn("10.3.0", plan=None, message=message), EngineCache(tmp_path / "cache")
+    trt, cache = stand_in("10.3.0", plan=None, message=message), EngineCache(tmp_path / "cache")
     with pytest.raises(BackendError) as caught:
         build(tiny_bundle, FP32, cache, trt=trt, gpu=ORIN)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "cache").exists()
     with pytest.raises(BackendError, match="no importer for Foo"):
-        build(tiny_bundle, FP32, cache, trt=StandIn("10.3.0", parses=False), gpu=ORIN)
+        build(tiny_bundle, FP32, cache, trt=stand_in("10.3.0", parses=False), gpu=ORIN)
 
 
 def test_providers_with_options_still_run_on_the_cpu(tiny_bundle: Bundle, tmp_path: Path) -> None:
