@@ -20,7 +20,7 @@ from grmp_edge.bundle import Bundle, write_bundle
 from grmp_edge.default_bundle import DEFAULT_BUNDLE, bundle_and_sources
 from grmp_edge.errors import ModelError
 from grmp_edge.export.fold import fold
-from grmp_edge.export.graph.emit import build_onnx
+from grmp_edge.export.graph.emit import GraphPrecision, build_onnx
 from grmp_edge.export.shared_weights import share_weights
 from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
 from grmp_edge.runtime import Scorer
@@ -40,10 +40,11 @@ def model() -> GrmpIqa:
 
 
 @pytest.fixture(scope="module")
-def whole(model, tmp_path_factory) -> Bundle:
+def whole(model: GrmpIqa, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """An ordinary bundle of it, each graph in one piece."""
     folder = tmp_path_factory.mktemp("whole")
-    graphs = {}
+    graphs: dict[str, tuple[Path, int]] = {}
+    precision: GraphPrecision
     for precision, name in (("fp32", "model.onnx"), ("fp16", "model.fp16.onnx")):
         onnx.save(build_onnx(fold(model), precision), folder / name)
         graphs[precision] = (folder / name, 17)
@@ -62,10 +63,10 @@ def whole(model, tmp_path_factory) -> Bundle:
 def run(path: Path) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options).run(None, {"images": PIXELS})[0]
+    return np.asarray(onnxruntime.InferenceSession(str(path), options).run(None, {"images": PIXELS})[0])
 
 
-def test_shared_weights_score_the_same_bit_by_bit(whole, tmp_path):
+def test_shared_weights_score_the_same_bit_by_bit(whole: Bundle, tmp_path: Path) -> None:
     shared = share_weights(whole, EMBEDDED_PATH, tmp_path / "shared")
     size = sum(path.stat().st_size for path in shared.path.iterdir())
     assert size < 1.25 * EMBEDDED_PATH.stat().st_size
@@ -74,7 +75,7 @@ def test_shared_weights_score_the_same_bit_by_bit(whole, tmp_path):
         assert np.array_equal(run(whole.graph(precision)), run(shared.graph(precision)))
 
 
-def test_what_is_shared_is_read_from_the_file(whole, tmp_path):
+def test_what_is_shared_is_read_from_the_file(whole: Bundle, tmp_path: Path) -> None:
     """The scores follow the bytes of the file: there is no second copy of what it holds."""
     shared = share_weights(whole, EMBEDDED_PATH, tmp_path / "shared")
     file = shared.path / EMBEDDED_PATH.name
@@ -85,7 +86,7 @@ def test_what_is_shared_is_read_from_the_file(whole, tmp_path):
         assert not np.array_equal(run(whole.graph(precision)), run(shared.graph(precision)))
 
 
-def test_a_model_of_other_weights_is_not_shared(whole, tmp_path):
+def test_a_model_of_other_weights_is_not_shared(whole: Bundle, tmp_path: Path) -> None:
     other = onnx.load_model(whole.graph("fp32"))
     for weight in other.graph.initializer:
         if weight.data_type == TensorProto.FLOAT and len(weight.dims) > 1:
@@ -107,7 +108,7 @@ def test_a_model_of_other_weights_is_not_shared(whole, tmp_path):
     assert not (tmp_path / "shared").exists()
 
 
-def test_prompts_belong_to_their_backbone(model, tmp_path):
+def test_prompts_belong_to_their_backbone(model: GrmpIqa, tmp_path: Path) -> None:
     prompts = dict(model.prompt_parameters())
     save_prompts(prompts, tmp_path / "own")
     loaded = load_prompts(tmp_path / "own")
@@ -122,7 +123,7 @@ def test_prompts_belong_to_their_backbone(model, tmp_path):
         load_prompts(tmp_path / "torn")
 
 
-def test_what_ships_belongs_together(model):
+def test_what_ships_belongs_together(model: GrmpIqa) -> None:
     assert {name: tuple(value.shape) for name, value in load_prompts(PROMPTS_PATH).items()} == {
         name: tuple(value.shape) for name, value in model.prompt_parameters()
     }
@@ -132,7 +133,7 @@ def test_what_ships_belongs_together(model):
     assert EMBEDDED_PATH.name in bundle.files and EMBEDDED_PATH.parent == bundle.path
 
 
-def test_the_default_model_knows_ruin_in_every_precision():
+def test_the_default_model_knows_ruin_in_every_precision() -> None:
     """Clean computer-made scenes above the same heavily blurred, noisy and dark, most of the time."""
     from grmp_edge.train.pictures.distort import distort
     from grmp_edge.train.pictures.procedural import procedural_image
@@ -147,7 +148,7 @@ def test_the_default_model_knows_ruin_in_every_precision():
                 assert (before > after).mean() >= 0.75, (precision, kind)
 
 
-def test_arguments_without_a_bundle(tmp_path, whole, monkeypatch):
+def test_arguments_without_a_bundle(tmp_path: Path, whole: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), make_image())
     (tmp_path / "folder").mkdir()
     picture, folder = str(tmp_path / "a.png"), str(tmp_path / "folder")
@@ -170,7 +171,7 @@ def test_arguments_without_a_bundle(tmp_path, whole, monkeypatch):
     assert bundle_and_sources(["default", picture]) == (DEFAULT_BUNDLE, ["default", picture])
 
 
-def test_score_without_a_bundle(tmp_path):
+def test_score_without_a_bundle(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), make_image(300, 400))
     done = subprocess.run(
         [sys.executable, "-m", "grmp_edge", "score", str(tmp_path / "a.png"), "--json"],
@@ -179,7 +180,9 @@ def test_score_without_a_bundle(tmp_path):
         check=True,
     )
     (line,) = done.stdout.splitlines()
-    picture = cv2.cvtColor(cv2.imread(str(tmp_path / "a.png")), cv2.COLOR_BGR2RGB)
+    decoded = cv2.imread(str(tmp_path / "a.png"))
+    assert decoded is not None
+    picture = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     cut = cv2.resize(picture, (244, 244), interpolation=cv2.INTER_CUBIC)[10:234, 10:234]
     session = onnxruntime.InferenceSession(str(Bundle.load("default").graph("fp32")))
     (expected,) = session.run(None, {"images": cut[None]})[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_attention_without_key_and_value_bias_is_the_same_attention(scale: float
     block, x = fold(model).blocks[1], tokens.numpy()
 
     def split(tokens: np.ndarray) -> np.ndarray:
-        return tokens.reshape(7, 3, 8).transpose(1, 0, 2)
+        return np.transpose(tokens.reshape(7, 3, 8), (1, 0, 2))
 
     query, key, value = (
         split(x @ block.q_weight + block.q_bias),
@@ -141,7 +142,7 @@ def test_unchanged_weights_are_not_copied_and_the_model_is_not_changed() -> None
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()  # dropout is left out whatever the mode
     folded = fold(model)
-    block = model.image.blocks[1]
+    block: Any = model.image.blocks[1]
     assert np.shares_memory(folded.blocks[1].fc_weight, block.mlp.c_fc.weight.numpy())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     again = fold(model.eval())
@@ -156,7 +157,8 @@ def test_without_prompts_nothing_of_them_is_left() -> None:
 
 def test_another_activation_is_refused() -> None:
     backbone = tiny_backbone()
-    for block in backbone.clip.visual.transformer.resblocks:
+    visual: Any = backbone.clip.visual
+    for block in visual.transformer.resblocks:
         block.mlp.gelu = torch.nn.GELU(approximate="tanh")
     with pytest.raises(ModelError, match="GELU"):
         fold(GrmpIqa(backbone, PROMPTS))
@@ -164,7 +166,8 @@ def test_another_activation_is_refused() -> None:
 
 def test_mixed_activations_are_refused() -> None:
     backbone = tiny_backbone()
-    backbone.clip.visual.transformer.resblocks[2].mlp.gelu = torch.nn.SiLU()
+    visual: Any = backbone.clip.visual
+    visual.transformer.resblocks[2].mlp.gelu = torch.nn.SiLU()
     make = partial(GrmpIqa, backbone, PROMPTS)
     with pytest.raises(ModelError, match="GELU"):
         fold(make())
