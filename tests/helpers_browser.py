@@ -95,7 +95,7 @@ class Browser:
         end = time.monotonic() + seconds
         while not (value := self.value(expression)):
             assert time.monotonic() < end, f"not in {seconds} s: {expression}; {self.complaints}"
-            time.sleep(0.1)
+            select.select([self._answers], [], [], 0.1)  # until the page reports something
         return value
 
     def screenshot(self) -> bytes:

@@ -28,14 +28,14 @@ def write_video(
     path: Path, levels: tuple[float, float] = (0.9, 1.0), frames: int = 20
 ) -> tuple[float, float]:
     """A textured clip of 20 frames a second; the lowest and highest score of its frames, worked out here."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 20.0, (320, 180))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 20.0, (320, 180))
     base = make_image(180, 320, seed=3)
     for level in np.linspace(0.9, 1.0, frames):
         writer.write((base * level).astype(np.uint8))
     writer.release()
     video, scores = cv2.VideoCapture(str(path)), []
     while (read := video.read())[0]:
-        scores.append(tiny_score(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB)))
+        scores.append(tiny_score(np.asarray(read[1], np.uint8)[:, :, ::-1]))
     assert len(scores) == frames
     return min(scores), max(scores)
 

@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def free_port() -> int:
 
 
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Wait for something that another thread or process brings about."""
+    """Poll for something that another thread or process does without an event to wait on."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
@@ -149,6 +149,8 @@ class Cameras(BaseHTTPRequestHandler):
     /stalled gives STALL frames at once after its third, as a network does that was gone for a while.
     """
 
+    over: threading.Event  # set when the server ends
+
     def log_message(self, *_: Any) -> None:
         pass
 
@@ -184,7 +186,8 @@ class Cameras(BaseHTTPRequestHandler):
                         for data in map(frame_bytes, range(4, 4 + STALL))
                     ]
                     self.wfile.write(b"".join(parts))
-                time.sleep(0.03)
+                if self.over.wait(0.03):
+                    return
 
 
 def frame_bytes(seed: int) -> bytes:
@@ -193,12 +196,16 @@ def frame_bytes(seed: int) -> bytes:
 
 @contextlib.contextmanager
 def http_cameras() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Cameras)
+    class Handler(Cameras):
+        over = threading.Event()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
+        Handler.over.set()
         server.shutdown()
         server.server_close()
 
@@ -214,7 +221,7 @@ class FakeCapture:
         self._image: UInt8Array = np.zeros((1, 1, 3), np.uint8)
 
     def grab(self) -> None:
-        time.sleep(self.period_s)
+        self.release.wait(self.period_s)
         image = self.frame(self.count)
         self.count += 1
         if image is None:
@@ -235,6 +242,6 @@ class FakeCapture:
         self.closed = True
 
 
-def opener(captures: dict[str, Callable[[], FakeCapture]]) -> Callable[[CameraConfig], FakeCapture]:
+def opener(captures: Mapping[str, Callable[[], FakeCapture]]) -> Callable[[CameraConfig], FakeCapture]:
     """Opens fake captures by the source's name."""
     return lambda config: captures[config.source]()

@@ -220,7 +220,9 @@ def test_scores_that_are_no_numbers_are_json(tiny_bundle: Bundle) -> None:
     with Scorer.open(tiny_bundle, threads=1) as scorer, fake_live(scorer, "a") as live:
         board = Dashboard(live)
         event = next(event for event in live.events() if isinstance(event, LiveScore))
-        board.sink.put(event, {**to_record(event), "value": float("nan")})
+        record = to_record(event)
+        assert record["event"] == "score"
+        board.sink.put(event, {**record, "value": float("nan")})
         live._last["a"] = SimpleNamespace(**{**vars(event.score), "value": float("nan")})  # type: ignore[assignment]
         update = board.update(board.cursor())
         board.sink.close()

@@ -6,7 +6,11 @@ import random
 import socket
 import threading
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,11 +20,13 @@ from helpers_live import STALL, FakeCapture, free_port, http_cameras, opener, sc
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import SourceError, UsageError
+from grmp_edge.runtime.live import camera as live_camera
+from grmp_edge.runtime.live.camera import Camera
 from grmp_edge.runtime.live.config import CameraConfig, LiveConfig
 from grmp_edge.runtime.live.events import CameraEvent, CameraState, backoff
 from grmp_edge.runtime.live.live import Live, LiveScore
 from grmp_edge.runtime.scorer import Scorer
-from grmp_edge.runtime.video.capture import PermanentSourceError, is_live, open_capture
+from grmp_edge.runtime.video.capture import EndOfStream, PermanentSourceError, is_live, open_capture
 
 
 def bgr(seed: int) -> UInt8Array:
@@ -49,9 +55,9 @@ def test_a_score_is_of_its_frame_and_knows_its_age(tiny_bundle: Bundle) -> None:
         assert event.score.value == pytest.approx(alone[event.score.frame], abs=1e-6)
         assert event.score.captured_s is not None and event.score.age_ms is not None
         assert 0 < event.score.age_ms < 5000
-    frames = [event.score.frame for event in found]
+    frames = [event.score.frame for event in found if event.score.frame is not None]
     assert frames == sorted(set(frames))  # none twice, none out of order
-    times = [event.score.captured_s for event in found]
+    times = [event.score.captured_s for event in found if event.score.captured_s is not None]
     assert times == sorted(times)
 
 
@@ -59,7 +65,8 @@ class SlowScorer:
     """A real scorer that holds each run until it is let go."""
 
     def __init__(self, scorer: Scorer) -> None:
-        self.scorer, self.gate, self.batches = scorer, threading.Semaphore(0), []
+        self.scorer, self.gate = scorer, threading.Semaphore(0)
+        self.batches: list[list[str]] = []
         self.entered = threading.Event()
         self.prepare = scorer.prepare
 
@@ -87,8 +94,13 @@ def test_policies(tiny_bundle: Bundle, policy: str, expected: list[int]) -> None
         config = quick("a", policy=policy, queue=8)
         capture = FakeCapture(frames, 0.002)
         live = Live(slow, [config], LiveConfig(batch=1), opener({"a": lambda: capture}))  # type: ignore[arg-type]
+
+        def release() -> None:
+            stop.wait(20)
+            slow.gate.release(100)
+
         with live:
-            threading.Thread(target=lambda: (stop.wait(20), slow.gate.release(100))).start()
+            threading.Thread(target=release).start()
             found = scores(take(live, lambda seen: len(scores(seen)) >= len(expected)))
             stats = live.status()[0].stats
             capture.release.set()
@@ -124,14 +136,14 @@ def test_frames_that_are_no_picture_are_told_and_not_scored(tiny_bundle: Bundle)
     )  # fmt: skip
     black, blue = np.full((48, 64, 3), 3, np.uint8), np.zeros((48, 64, 3), np.uint8)
     blue[:] = (200, 20, 20)
-    kinds = {
+    kinds: dict[str, Callable[[int], UInt8Array]] = {
         "black": lambda index: black,
         "blue": lambda index: blue if index % 2 else blue + 1,
         "bars": lambda index: np.tile(bars, (60, 1, 1)) + np.uint8(index % 2),
         "still": lambda index: bgr(0),
         "good": bgr,
     }
-    sources = {name: (lambda make=make: FakeCapture(make)) for name, make in kinds.items()}
+    sources = {name: partial(FakeCapture, make) for name, make in kinds.items()}
     cameras = [quick(name, freeze_after_s=0.3) for name in kinds]
     with Scorer.open(tiny_bundle, threads=1) as scorer, Live(scorer, cameras, opener=opener(sources)) as live:
         events = take(
@@ -151,12 +163,12 @@ def test_a_dead_camera_does_not_stop_the_rest_and_comes_back(tiny_bundle: Bundle
     def late() -> FakeCapture:
         if not alive.is_set():
             raise SourceError("late: no answer")
-        return FakeCapture(lambda index: cv2.resize(bgr(index), (80, 60)))
+        return FakeCapture(lambda index: np.asarray(cv2.resize(bgr(index), (80, 60)), np.uint8))
 
     sources = {"late": late, "good": lambda: FakeCapture(bgr)}
     with Scorer.open(tiny_bundle, threads=1) as scorer:
         cameras = [quick("late"), quick("good")]
-        with Live(scorer, cameras, opener=opener(sources)) as live:  # type: ignore[arg-type]
+        with Live(scorer, cameras, opener=opener(sources)) as live:
             first = take(live, lambda seen: len(scores(seen, "good")) >= 30)
             assert live.status()[0].stats.state is CameraState.RESTARTING
             alive.set()
@@ -213,7 +225,7 @@ def test_hanging_reads_do_not_pile_up(tiny_bundle: Bundle) -> None:
 
 def test_all_ended_ends(tiny_bundle: Bundle, tmp_path: Path) -> None:
     video = tmp_path / "v.avi"
-    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 100.0, (64, 48))
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 100.0, (64, 48))
     for seed in range(12):
         writer.write(bgr(seed))
     writer.release()
@@ -233,7 +245,7 @@ def test_all_ended_ends(tiny_bundle: Bundle, tmp_path: Path) -> None:
 
 def test_a_file_plays_at_its_own_speed_and_again(tiny_bundle: Bundle, tmp_path: Path) -> None:
     video = tmp_path / "v.avi"
-    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 20.0, (64, 48))
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 20.0, (64, 48))
     for seed in range(5):
         writer.write(bgr(seed))
     writer.release()
@@ -332,22 +344,46 @@ def test_nobody_there() -> None:
             open_capture(CameraConfig("gst:videotestsrc ! appsink"))
 
 
-def test_max_fps_and_max_age(tiny_bundle: Bundle) -> None:
-    with Scorer.open(tiny_bundle, threads=1) as plain:
-        slow = SlowScorer(plain)
-        thin, old = quick("thin", max_fps=20.0, policy="every"), quick("old", max_age_s=0.1)
-        sources = {"thin": lambda: FakeCapture(bgr), "old": lambda: FakeCapture(lambda i: bgr(i), 0.3)}
-        live = Live(slow, [thin, old], LiveConfig(batch=1), opener(sources))  # type: ignore[arg-type]
-        with live:
-            until(lambda: live.status()[0].stats.thinned > 20)
-            slow.gate.release(1000)
-            found = take(live, lambda seen: len(scores(seen, "thin")) >= 20)
-            stats = live.status()[0].stats
-    times = [event.score.captured_s for event in scores(found, "thin")]
-    assert times[-1] - times[0] >= 0.8 * 19 / 20.0  # type: ignore[operator]
-    assert stats.thinned > stats.frames / 3
-    # Frames are asked for their age as they are taken; what the network then takes is not their doing.
-    assert all(e.score.age_ms < 5000 for e in scores(found, "old"))  # type: ignore[operator]
+class ClockedCapture(FakeCapture):
+    """Each grab moves a clock of the test by ``period_s``; the stream ends after ``length`` frames."""
+
+    def __init__(self, now: list[float], period_s: float, length: int) -> None:
+        super().__init__(bgr, period_s)
+        self.now, self.length = now, length
+
+    def grab(self) -> None:
+        if self.count == self.length:
+            raise EndOfStream("it is over")
+        self.now[0] += self.period_s
+        self._image = bgr(self.count)
+        self.count += 1
+
+
+def test_max_fps_and_max_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(live_camera, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def play(capture: ClockedCapture, **settings: Any) -> Camera:
+        ready = threading.Condition()
+        config = quick("a", policy="every", queue=1000, **settings)
+        camera = Camera(config, lambda image: image, ready, lambda event: None, lambda config: capture)
+        camera.start()
+        with ready:
+            assert ready.wait_for(lambda: camera.stats().state is CameraState.STOPPED, 60)
+        return camera
+
+    thin = play(ClockedCapture(now, 0.005, 400), max_fps=20.0)  # 200 frames a second
+    frames = list(iter(thin.take, None))
+    times = [frame.captured_s for frame in frames]
+    stats = thin.stats()
+    assert len(frames) in (39, 40, 41)
+    assert times[19] - times[0] >= 0.8 * 19 / 20.0
+    assert stats.thinned == stats.frames - len(frames) > stats.frames / 3
+
+    old = play(ClockedCapture(now, 0.01, 50), max_age_s=0.1)
+    ages = [now[0] - frame.captured_s for frame in iter(old.take, None)]
+    assert ages == pytest.approx([0.01 * i for i in range(len(ages) - 1, -1, -1)], abs=1e-6)
+    assert 0.09 < ages[0] < 0.101 and old.stats().expired == 50 - len(ages)
 
 
 def test_backoff_grows_with_jitter_within_its_limits() -> None:

@@ -33,8 +33,13 @@ PICTURE = b"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n\r\n"
 
 
 @contextlib.contextmanager
-def slow_server(at_once: bytes, drip: bytes = b"") -> Iterator[int]:
-    """Accepts all, sends ``at_once``, then ``drip`` a byte every 50 ms, over and over; never closes."""
+def slow_server(
+    at_once: bytes, drip: bytes = b"", accepted: threading.Semaphore | None = None
+) -> Iterator[int]:
+    """Accepts all, sends ``at_once``, then ``drip`` a byte every 50 ms, over and over; never closes.
+
+    ``accepted`` is released once for each connection.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(0.1)
     over = threading.Event()
@@ -57,6 +62,8 @@ def slow_server(at_once: bytes, drip: bytes = b"") -> Iterator[int]:
             with contextlib.suppress(TimeoutError):
                 clients.append(listener.accept()[0])
                 threading.Thread(target=talk, args=(clients[-1],), daemon=True).start()
+                if accepted is not None:
+                    accepted.release()
 
     thread = threading.Thread(target=accept)
     thread.start()
@@ -121,7 +128,7 @@ def test_each_is_told_and_none_holds_up_the_rest_or_the_end(tiny_bundle: Bundle)
 @pytest.fixture
 def video(tmp_path: Path) -> Path:
     path = tmp_path / "v.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 20.0, (64, 48))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 20.0, (64, 48))
     for seed in range(6):
         writer.write(bgr(seed))
     writer.release()
@@ -130,13 +137,13 @@ def video(tmp_path: Path) -> Path:
 
 def test_a_silent_server_does_not_keep_others_from_being_opened(tiny_bundle: Bundle, video: Path) -> None:
     """OpenCV opens one stream at a time: it must not be let in where nobody answers."""
-    with slow_server(b"") as port, Scorer.open(tiny_bundle, threads=1) as scorer:
+    accepted = threading.Semaphore(0)
+    with slow_server(b"", accepted=accepted) as port, Scorer.open(tiny_bundle, threads=1) as scorer:
         silent = [
             CameraConfig(f"rtsp://127.0.0.1:{port}/x", f"silent {i}", open_timeout_s=60.0) for i in range(3)
         ]
         with Live(scorer, silent) as live:  # they are first
-            until(lambda: len([t for t in threading.enumerate() if t.name.startswith("camera silent")]) == 3)
-            time.sleep(0.3)
+            assert all(accepted.acquire(timeout=30) for _ in silent)
             with Live(scorer, [CameraConfig(f"file:{video}")]) as other:
                 assert scores(take(other, lambda seen: len(scores(seen)) >= 3))
             assert [status.stats.state for status in live.status()] == [CameraState.NOT_STARTED] * 3
@@ -215,7 +222,8 @@ def test_no_room_for_a_thread_is_told_and_passes(
         made.append(FakeCapture(lambda index: None if first and index == 3 else bgr(index)))
         return made[-1]
 
-    real, refused = threading.Thread.start, []
+    real = threading.Thread.start
+    refused: list[threading.Thread] = []
 
     def start(thread: threading.Thread) -> None:
         if thread.name == "camera a" and made and len(refused) < 3:

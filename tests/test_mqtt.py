@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import pytest
 from helpers_live import SYSTEM, free_port, until
+from paho.mqtt.enums import CallbackAPIVersion
 from test_sinks import LOST, alert_event, put, score_event
 
 from grmp_edge.runtime.sinks.make import make_sink
@@ -38,7 +38,10 @@ def broker(port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         f"user root\nlistener {port} 127.0.0.1\npassword_file {passwords}\nallow_anonymous false\n"
     )
     process = subprocess.Popen([program, "-c", settings], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
     try:
+        while not (line := process.stdout.readline()).rstrip().endswith(b" running"):
+            assert line, "the broker does not start"
         yield process
     finally:
         process.kill()
@@ -49,25 +52,18 @@ class Listener:
     """Another client, with all it has heard: topic, retained, content."""
 
     def __init__(self, port: int) -> None:
-        self.heard: list[tuple[str, bool, bytes]] = []
+        self.heard: list[tuple[str, bool, bytes | bytearray]] = []
         self.subscribed = threading.Event()
-        self.client: Any = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+        self.client: Any = mqtt.Client(CallbackAPIVersion.VERSION2)
         self.client.username_pw_set("me", "SECRET")
         self.client.on_connect = lambda client, *_: client.subscribe("#")
         self.client.on_subscribe = lambda *_: self.subscribed.set()
         self.client.on_message = lambda client, data, m: self.heard.append((m.topic, m.retain, m.payload))
-        end = time.monotonic() + 20
-        while True:
-            try:
-                self.client.connect("127.0.0.1", port)
-                break
-            except OSError:
-                assert time.monotonic() < end, "the broker does not start"
-                time.sleep(0.1)
+        self.client.connect("127.0.0.1", port)
         self.client.loop_start()
         assert self.subscribed.wait(20)
 
-    def of(self, topic: str) -> list[bytes]:
+    def of(self, topic: str) -> list[bytes | bytearray]:
         return [payload for name, _, payload in list(self.heard) if name == topic]
 
     def close(self) -> None:
@@ -107,12 +103,13 @@ def test_scores_alerts_discovery_and_the_last_will(tmp_path: Path) -> None:
         assert not any(b"SECRET" in payload for _, _, payload in ears.heard)
 
         code = (
-            "import os, sys, time; from grmp_edge.runtime.sinks.network import MqttWriter\n"
-            f"w = MqttWriter({url!r}, node='edge2')\n"
-            "while not w._client.is_connected(): time.sleep(0.05)\n"
-            "time.sleep(0.5); os.kill(os.getpid(), 9)"
+            "import signal; from grmp_edge.runtime.sinks.network import MqttWriter\n"
+            f"writer = MqttWriter({url!r}, node='edge2'); signal.pause()"
         )
-        subprocess.run([sys.executable, "-c", code], timeout=60)
+        process = subprocess.Popen([sys.executable, "-c", code])
+        until(lambda: ears.of("grmp-edge/edge2/status") == [b"online"])
+        process.kill()
+        process.wait()
         until(lambda: ears.of("grmp-edge/edge2/status") == [b"online", b"offline"])  # said by the broker
         ears.close()
 

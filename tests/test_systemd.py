@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +24,9 @@ from grmp_edge.bundle import Bundle
 from grmp_edge.cli import app
 from grmp_edge.runtime.service import notify, supervised
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10
+else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +50,7 @@ def door(
 
 
 def words(door: socket.socket, until: str) -> list[str]:
-    found = []
+    found: list[str] = []
     while not found or found[-1] != until:
         found.append(door.recv(4096).decode())
     return found
@@ -72,14 +73,21 @@ def test_the_watchdog_falls_silent_when_the_work_hangs(
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "400000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    start = time.monotonic()
     with supervised(time.monotonic):
-        time.sleep(1.0)
-    alive = words(door, "STOPPING=1")
-    assert alive[0] == "READY=1"
-    assert 1 <= alive.count("WATCHDOG=1") <= 5
+        alive = [door.recv(4096).decode() for _ in range(4)]
+    assert alive == ["READY=1", *["WATCHDOG=1"] * 3]
+    assert time.monotonic() - start >= 3 * 0.19  # no more often than at half of WATCHDOG_USEC
+    assert words(door, "STOPPING=1")[-1] == "STOPPING=1"
     hung = time.monotonic() - 1
-    with supervised(lambda: hung):
-        time.sleep(1.0)
+    looks = threading.Semaphore(0)
+
+    def beat() -> float:
+        looks.release()
+        return hung
+
+    with supervised(beat):
+        assert all(looks.acquire(timeout=60) for _ in range(3))
     assert words(door, "STOPPING=1") == ["READY=1", "STOPPING=1"]
 
 
@@ -93,7 +101,7 @@ def test_no_watchdog_where_none_is_set_or_it_is_anothers(
             else:
                 monkeypatch.setenv(name, value)
         with supervised(time.monotonic):
-            time.sleep(0.3)
+            assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
         assert words(door, "STOPPING=1") == ["READY=1", "STOPPING=1"]
 
 

@@ -86,7 +86,7 @@ class Streams:
 
     cameras: tuple[CameraConfig, ...]
     live: LiveConfig
-    sinks: tuple[Mapping[str, Any], ...] = ()  # each with its `kind`; read by grmp_edge.runtime.sinks.queue
+    sinks: tuple[Mapping[str, object], ...] = ()  # tables as make_sink reads them: `kind`, and its settings
 
 
 def read_streams(path: Path) -> Streams:
