@@ -16,9 +16,9 @@ _M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def notify(state: str) -> bool:
-    """Send ``state`` (``READY=1``, ``WATCHDOG=1``, ...) to systemd; False where there is none to tell.
+    """Send ``state`` (``READY=1``, ``WATCHDOG=1``, ...) to systemd; False if systemd does not listen.
 
-    Source: sd_notify(3). Never raises: a service must not fail over the telling.
+    Source: sd_notify(3). Never raises: a failed notification must not end the service.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
@@ -26,8 +26,8 @@ def notify(state: str) -> bool:
     if address.startswith("@"):  # Linux's abstract names begin with a NUL
         address = f"\0{address[1:]}"
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as door:
-            door.sendto(state.encode(), address)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as client:
+            client.sendto(state.encode(), address)
     except OSError:
         return False
     return True
@@ -35,13 +35,13 @@ def notify(state: str) -> bool:
 
 @contextlib.contextmanager
 def supervised(beat_s: Callable[[], float]) -> Iterator[None]:
-    """Tell systemd that the service is ready, that it lives while the block runs, and that it stops.
+    """Tell systemd that the service is ready, alive while the block runs, and stopping.
 
-    Where the unit has WatchdogSec, a word goes out at half of that, as long as the work's own beat is not
-    older than that: a service that hangs falls silent and is started again.
+    If the unit sets WatchdogSec, a notification goes out at half that interval as long as the work's last
+    beat is more recent than the interval: a service that hangs falls silent, and systemd restarts it.
 
     Args:
-        beat_s: time.monotonic() of the last time when the work went on.
+        beat_s: returns the time.monotonic() of the last progress.
     """
     period_s = _watchdog_s() / 2
     over = threading.Event()
@@ -65,7 +65,7 @@ def supervised(beat_s: Callable[[], float]) -> Iterator[None]:
 
 
 def _watchdog_s() -> float:
-    """The unit's WatchdogSec in seconds; 0 where it has none, or it is meant for another process."""
+    """The unit's WatchdogSec in seconds; 0 if it has none, or if it is meant for another process."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     text = os.environ.get("WATCHDOG_USEC", "")
@@ -73,11 +73,11 @@ def _watchdog_s() -> float:
 
 
 def limit_arenas(count: int = 2) -> bool:
-    """Have glibc serve all threads from ``count`` pools of memory; whether it was done.
+    """Limit glibc to ``count`` memory arenas for all threads; whether it did.
 
-    By default each new thread may take a pool of its own, up to eight a core: frames of changing threads are
-    spread over all of them, and what is free in one serves no other. To be called before threads are started.
-    ``MALLOC_ARENA_MAX`` in the environment goes before it. Does nothing where the C library is another.
+    By default each new thread may get its own arena, up to eight per core: frames of short-lived threads
+    spread over all of them, and free memory in one arena serves no other. Call it before threads start.
+    ``MALLOC_ARENA_MAX`` in the environment takes precedence. Does nothing with another C library.
     """
     if "MALLOC_ARENA_MAX" in os.environ:
         return False

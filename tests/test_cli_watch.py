@@ -156,7 +156,7 @@ def test_nothing_to_watch(tiny_bundle: Bundle, tmp_path: Path) -> None:
         (["0", "--policy", "newest"], "unknown policy 'newest'", 2),
         (["0", "--below", "40"], "between 0 and 1", 2),
         (["file:/nowhere.mp4"], "no such file", 1),
-        (["0", "--mqtt", "localhost"], "no MQTT address", 2),
+        (["0", "--mqtt", "localhost"], "not an MQTT address", 2),
         (["--streams", tmp_path / "no.toml"], "cannot be read", 2),
     ):
         done = run(tiny_bundle.path, *arguments, expect=status)
@@ -206,12 +206,12 @@ def test_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("[[camera]]\nname = 'a'", "camera 1: it has no source"),
         ("[[camera]]\nsource = '0'\nmax_fps = 'five'", "max_fps is not a float"),
         ("[[camera]]\nsource = '0'\nqueue = true", "queue is not a int"),
-        ("[[camera]]\nsource = '0'\nalert = 3", "alert is no table"),
+        ("[[camera]]\nsource = '0'\nalert = 3", "alert is not a table"),
         ("[[camera]]\nsource = '0'\nmax_fps = -1", "use a positive number"),
         ("[camera]\nsource = '0'", r"write \[\[camera\]\]"),
         ("[cameras]", "unknown section 'cameras'"),
         ("", "no camera"),
-        ("[[camera", "no valid TOML"),
+        ("[[camera", "not valid TOML"),
         ("[defaults]\nname = 'a'\n[[camera]]\nsource = '0'", "cannot name a camera"),
         ("[[camera]]\nsource = '0'\n[live]\nbatch = 0", "a batch of 0"),
     ],

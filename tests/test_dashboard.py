@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
@@ -171,7 +172,7 @@ def test_ids_are_plain_and_nobody_elses() -> None:
 def test_followers_are_bounded_and_a_silent_one_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     from fastapi import FastAPI
 
-    monkeypatch.setattr(serve, "SILENT_MS", 4000)
+    monkeypatch.setattr(serve, "SILENT_MS", 90_000)  # longer than reading takes on a busy machine
     followers = Followers(EventsConfig(max_followers=3, period_s=0.001))
     made: list[int] = []  # messages for each follower
     app = FastAPI()
@@ -212,7 +213,12 @@ def test_followers_are_bounded_and_a_silent_one_costs_nothing(monkeypatch: pytes
         reader.close()
         until(lambda: followers.count == 1)
         assert made[0] == stuck
-        until(lambda: followers.count == 0)  # the system gives the silent one up
+        (connection,) = served.server.server_state.connections
+        limit = (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        server_side = connection.transport.get_extra_info("socket")
+        assert server_side.getsockopt(*limit) == 90_000  # from the socket that listens
+        server_side.setsockopt(*limit, 1000)
+        until(lambda: followers.count == 0, 120)  # the system gives the silent one up
         silent.close()
 
 

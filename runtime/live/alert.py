@@ -1,4 +1,4 @@
-"""When a camera's quality is worth telling somebody: too low, or lower than this camera usually is."""
+"""Alerts: a camera's score is too low, or lower than usual for this camera."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Alert", "AlertRule", "AlertTracker"]
 class AlertRule:
     """What raises and clears an alert. Times are in seconds, scores in 0..1."""
 
-    below: float | None = None  # raised under this score; None: no absolute alert, since scenes differ
-    drop: float | None = None  # raised this far under the camera's own baseline; None: no relative alert
-    for_s: float = 5.0  # how long it must hold without a break: a lorry passes in less
-    hysteresis: float = 0.05  # cleared this far above the limit, so that noise does not ring the bell
-    baseline_s: float = 600.0  # the baseline is the median of so long: half of it may be bad
-    warmup_s: float = 30.0  # no relative alert before the baseline has so much behind it
+    below: float | None = None  # raised below this score; None: no absolute alert, since scenes differ
+    drop: float | None = None  # raised this far below the camera's own baseline; None: no relative alert
+    for_s: float = 5.0  # how long the condition must hold without a break: a lorry passes in less
+    hysteresis: float = 0.05  # cleared this far above the limit, so that noise does not toggle the alert
+    baseline_s: float = 600.0  # the baseline is the median over this long: half of it may be bad
+    warmup_s: float = 30.0  # no relative alert until the baseline covers this much
 
     def __post_init__(self) -> None:
         for key in ("below", "drop"):
@@ -33,7 +33,7 @@ class AlertRule:
 
     @property
     def active(self) -> bool:
-        """Whether it can ever raise anything."""
+        """Whether the rule can ever raise an alert."""
         return self.below is not None or self.drop is not None
 
 
@@ -41,9 +41,9 @@ class AlertRule:
 class Alert:
     """An alert that has just been raised or cleared."""
 
-    kind: Literal["low", "drop"]  # under `below`; under the baseline by `drop`
+    kind: Literal["low", "drop"]  # below `below`, or below the baseline by `drop`
     raised: bool  # False: it is over
-    value: float  # the score that decided it
+    value: float  # the score that raised or cleared it
     limit: float  # what the score was compared with
     since_s: float  # how long the condition had held
 
@@ -54,30 +54,30 @@ class _Condition:
     def __init__(self, rule: AlertRule) -> None:
         self.raised = False
         self._rule = rule
-        self._since: float | None = None  # when the change that is due began
+        self._since: float | None = None  # when the score first asked for a change of state
 
     def step(self, now: float, value: float, limit: float) -> float | None:
-        """Take a score in; how long it took, in seconds, when the state has just changed."""
+        """Take a score; if the state changes, return for how many seconds the condition held."""
         changing = value >= limit + self._rule.hysteresis if self.raised else value < limit
         if not changing:
             self._since = None
             return None
         if self._since is None:
             self._since = now
-        held = now - self._since
-        if held < self._rule.for_s:
+        duration = now - self._since
+        if duration < self._rule.for_s:
             return None
         self.raised, self._since = not self.raised, None
-        return held
+        return duration
 
     def interrupted(self) -> None:
         self._since = None
 
 
 class AlertTracker:
-    """The alerts of one camera. Not for several threads at once."""
+    """The alerts of one camera. Not thread-safe."""
 
-    _BUCKETS = 120  # means kept for the baseline: the median of that many is steady, and cheap
+    _BUCKETS = 120  # means behind the baseline: the median of this many is steady, and cheap
 
     def __init__(self, rule: AlertRule) -> None:
         self.rule = rule
@@ -91,40 +91,40 @@ class AlertTracker:
 
     @property
     def raised(self) -> tuple[str, ...]:
-        """The kinds that are raised now."""
+        """The kinds of alert raised now."""
         pairs = (("low", self._low), ("drop", self._drop))
         return tuple(kind for kind, condition in pairs if condition.raised)
 
     @property
     def baseline(self) -> float | None:
-        """The camera's usual score, or None while it is not known yet."""
+        """The camera's usual score; None until it is known."""
         if self._seen_s < self.rule.warmup_s:
             return None
-        # Copied in one step: a status may be asked for on another thread.
+        # Copied in one step: another thread may read the status meanwhile.
         values = [mean for _, mean in list(self._means)] or list(self._bucket)
         return statistics.median(values) if values else None
 
     def interrupted(self) -> None:
-        """No score for a while (the camera is lost or frozen): what had begun to count starts anew."""
+        """Restart the durations: the camera is lost or frozen, and gives no scores for a while."""
         self._last = None
         self._low.interrupted()
         self._drop.interrupted()
 
     def step(self, now: float, value: float) -> list[Alert]:
-        """Take in a score in 0..1 captured at ``now`` (monotonic seconds); what changed by it."""
+        """Take a score (0..1) of ``now`` (monotonic seconds); return the alerts it raises or clears."""
         alerts = []
         if self.rule.below is not None:
-            held = self._low.step(now, value, self.rule.below)
-            if held is not None:
-                alerts.append(Alert("low", self._low.raised, value, self.rule.below, held))
+            duration = self._low.step(now, value, self.rule.below)
+            if duration is not None:
+                alerts.append(Alert("low", self._low.raised, value, self.rule.below, duration))
         if self.rule.drop is not None:
             baseline = self.baseline
             if baseline is not None:
                 limit = baseline - self.rule.drop
-                held = self._drop.step(now, value, limit)
-                if held is not None:
-                    alerts.append(Alert("drop", self._drop.raised, value, limit, held))
-        # While it is raised the baseline rests: a camera gone bad for a day must not become the usual.
+                duration = self._drop.step(now, value, limit)
+                if duration is not None:
+                    alerts.append(Alert("drop", self._drop.raised, value, limit, duration))
+        # The baseline rests while the alert is raised: a bad day must not become the norm.
         if not self._drop.raised:
             self._learn(now, value)
         self._last = now

@@ -1,4 +1,4 @@
-"""One live camera: a thread that decodes, reconnects, and holds only frames worth scoring."""
+"""One live camera: a thread that decodes, reconnects, and queues only frames worth scoring."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["Camera"]
 
 UInt8Array = npt.NDArray[np.uint8]
 
-_MAX_HANGING = 3  # threads of one camera given up in a read; another waits until one of them returns
-_MAX_DAMAGED = 10  # frames in a row that cannot be decoded before the stream is opened again
+_MAX_HANGING = 3  # abandoned threads of one camera; beyond this, a new one waits until one of them returns
+_MAX_DAMAGED = 10  # undecodable frames in a row before the stream is reopened
 
 
 class Camera:
-    """Reads one source on a thread of its own.
+    """Reads one source on its own thread.
 
-    ``ready`` is shared with the consumer: every change of frames and stats happens under it and is notified.
+    ``ready`` is shared with the consumer: frames and stats change only while it is held.
     """
 
     def __init__(
@@ -47,43 +47,43 @@ class Camera:
         self._stats = CameraStats()
         self._frames: deque[LiveFrame] = deque()
         self._stop = threading.Event()
-        self._generation = 0  # of the thread that may speak; an older one was given up
+        self._generation = 0  # of the thread that counts; older threads are abandoned
         self._threads: list[threading.Thread] = []
-        self._deadline: float | None = None  # when the read in progress counts as hanging
-        self._starved = False  # no thread reads, because too many hang
+        self._deadline: float | None = None  # when the call in progress counts as hanging
+        self._starved = False  # no thread is reading, because too many hang
         self._failures = 0
         self._arrivals: deque[float] = deque(maxlen=30)
 
-    # For the consumer, who holds `ready` where said.
+    # For the consumer, which holds `ready` where the docstring says so.
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start reading."""
         self._launch(0.0)
 
     def stop(self, until: float) -> None:
-        """Ask the thread to end and wait for it, at most until a monotonic time."""
+        """Ask the threads to end and wait for them, at most until a monotonic time."""
         self._stop.set()
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
 
     @property
     def alive(self) -> bool:
-        """Whether a thread of it still runs."""
+        """Whether any of its threads still runs."""
         return any(thread.is_alive() for thread in self._threads)
 
     @property
     def waiting(self) -> int:
-        """How many frames wait to be scored (hold ``ready``)."""
+        """Frames waiting to be scored (hold ``ready``)."""
         return len(self._frames)
 
     @property
     def running(self) -> bool:
-        """Whether frames come (hold ``ready``)."""
+        """Whether frames arrive (hold ``ready``)."""
         return self._stats.state is CameraState.RUNNING
 
     @property
     def finished(self) -> bool:
-        """Whether no frame will ever come again (hold ``ready``)."""
+        """Whether no frame will ever arrive again (hold ``ready``)."""
         over = self._stats.state in (CameraState.STOPPED, CameraState.ERROR) and not self._starved
         return over and not self._frames
 
@@ -108,7 +108,7 @@ class Camera:
         return copy
 
     def watch_over(self, now: float) -> None:
-        """Give up a read that hangs, and start another thread (hold ``ready``)."""
+        """Abandon a call that hangs, and start another thread (hold ``ready``)."""
         if self._stop.is_set():
             return
         if self._deadline is not None and now >= self._deadline:
@@ -124,11 +124,11 @@ class Camera:
             delay = backoff(self.config, self._failures)
             try:
                 self._launch(delay)
-            except RuntimeError as error:  # no room for another thread now; asked again at the next look
+            except RuntimeError as error:  # the system has no thread to spare now; tried again soon
                 self._change(CameraState.ERROR, detail=f"no thread to read with: {error}")
                 return
             self._starved = False
-            self._change(CameraState.RESTARTING, detail="a read hung and was given up", retry_s=delay)
+            self._change(CameraState.RESTARTING, detail="a read hung and was abandoned", retry_s=delay)
         else:
             self._change(CameraState.ERROR, detail=f"{len(self._threads)} reads hang, waiting for one to end")
 
@@ -157,12 +157,12 @@ class Camera:
                 return
             except GrmpError as error:
                 delay = self._failed(generation, error)
-            except Exception as error:  # OpenCV's own, out of memory: the other cameras go on
+            except Exception as error:  # OpenCV's own, out of memory: the other cameras continue
                 reason = SourceError(f"{self.label}: {type(error).__name__}: {scrub(str(error))}")
                 delay = self._failed(generation, reason)
 
     def _session(self, generation: int) -> None:
-        """Open the source and read it until it fails or this thread is to end."""
+        """Open the source and read it until it fails or this thread must end."""
         config = self.config
         self._guard(generation, config.open_timeout_s)
         capture: Capture | None = None
@@ -182,12 +182,12 @@ class Camera:
             self._guard(generation, None)
 
     def _calling(self, generation: int, now: bool) -> bool:
-        """Waiting for other cameras to be opened is no hanging, and takes as long as they do."""
+        """Suspend the deadline while other cameras are opened: waiting for them is not hanging."""
         self._guard(generation, self.config.open_timeout_s if now else None)
         return self._mine(generation)
 
     def _guard(self, generation: int, seconds: float | None) -> None:
-        """Say how long the call that follows may take; None: nothing is being called."""
+        """Set how long the next call may take; None: no call is in progress."""
         with self._ready:
             if generation == self._generation:
                 limit = None if seconds is None else time.monotonic() + seconds + self.config.hang_grace_s
@@ -215,7 +215,7 @@ class Camera:
                 if stale and config.policy == "latest":
                     self._stats.stale += 1
                     continue
-                if now < due - 0.25 * period:  # a frame that comes a little early is not passed over
+                if now < due - 0.25 * period:  # a frame that is slightly early is not skipped
                     self._stats.thinned += 1
                     continue
             due = max(due + period, now + 0.75 * period)
@@ -239,7 +239,7 @@ class Camera:
             if not self._mine(generation):
                 return
             stats.size = (frame.image.shape[1], frame.image.shape[0])
-            # One repeated frame is told by its counter alone; the picture's state stays what it was.
+            # A repeated frame only counts; the state of the picture stays.
             shown = stats.picture if verdict == "repeated" else verdict
             self._change(CameraState.RUNNING, shown)
             if verdict != "ok":
@@ -253,7 +253,7 @@ class Camera:
             self._ready.notify_all()
 
     def _failed(self, generation: int, error: GrmpError) -> float:
-        """Note a failure; how long to wait before the next attempt, in seconds."""
+        """Record a failure; return the seconds to wait before the next attempt."""
         with self._ready:
             if not self._mine(generation):
                 return 0.0
@@ -274,7 +274,7 @@ class Camera:
         detail: str = "",
         retry_s: float | None = None,
     ) -> None:
-        """Take a state over and tell it, if it is another than before (hold ``ready``)."""
+        """Set the state and emit an event if it differs from before (hold ``ready``)."""
         stats = self._stats
         picture = picture or stats.picture
         if (state, picture, detail) == (stats.state, stats.picture, stats.detail):

@@ -69,7 +69,7 @@ class LiveConfig:
 
     batch: int = 8  # where CPUs stop gaining
     # How long a frame waits for others to share its run. One frame of 15 a second is 67 ms apart: this
-    # gathers cameras that tick together and costs a lone one little.
+    # gathers cameras that tick together and costs a lone camera little.
     max_wait_s: float = 0.01
 
     def __post_init__(self) -> None:
@@ -92,18 +92,18 @@ class Streams:
 def read_streams(path: Path) -> Streams:
     """Read and check a streams.toml.
 
-    ``${NAME}`` in a text is taken from the environment, so that passwords need not be written down. Relative
+    ``${NAME}`` in a string comes from the environment, so that passwords need not be written down. Relative
     paths (``file:`` sources and sinks) are relative to the working directory, as on the command line.
 
     Raises:
-        UsageError: it is missing, no TOML, has an unknown key, or a value of the wrong type.
+        UsageError: the file is missing or not TOML, or has an unknown key or a value of the wrong type.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})", "check --streams") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: no valid TOML: {scrub(str(error))}") from None
+        raise UsageError(f"{path}: not valid TOML: {scrub(str(error))}") from None
     data = _expanded(data, path)
     unknown = sorted(set(data) - {"defaults", "camera", "live", "sink"})
     if unknown:
@@ -131,7 +131,7 @@ def _camera(defaults: Any, camera: Mapping[str, Any], path: Path, index: int) ->
     merged = {**defaults, **camera}
     alerts = [part.get("alert", {}) for part in (defaults, camera)]
     if not all(isinstance(alert, dict) for alert in alerts):
-        raise UsageError(f"{where}: alert is no table", "write alert = { below = 0.4 }")
+        raise UsageError(f"{where}: alert is not a table", "write alert = { below = 0.4 }")
     merged["alert"] = _make(AlertRule, {**alerts[0], **alerts[1]}, f"{where}: alert")
     if "source" not in merged:
         raise UsageError(f"{where}: it has no source", 'write source = "rtsp://..."')
@@ -147,12 +147,12 @@ def _make(kind: type[_Config], values: Any, where: str) -> _Config:
     for key, value in values.items():
         if key not in known:
             raise UsageError(f"{where}: unknown setting {key!r}", f"use {', '.join(known)}")
-        wanted = known[key].removesuffix(" | None")
+        kind_name = known[key].removesuffix(" | None")
         accepted: tuple[type, ...] = {
             "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)
-        }.get(wanted, (object,))  # fmt: skip
-        if not isinstance(value, accepted) or (isinstance(value, bool) and wanted in ("int", "float")):
-            raise UsageError(f"{where}: {key} is not a {wanted}")
+        }.get(kind_name, (object,))  # fmt: skip
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind_name in ("int", "float")):
+            raise UsageError(f"{where}: {key} is not a {kind_name}")
     try:
         return kind(**values)
     except UsageError as error:
@@ -167,8 +167,8 @@ def _expanded(value: Any, path: Path) -> Any:
     if not isinstance(value, str):
         return value
 
-    def look_up(found: re.Match[str]) -> str:
-        name = found.group(1)
+    def look_up(match: re.Match[str]) -> str:
+        name = match.group(1)
         if name not in os.environ:
             raise UsageError(f"{path}: ${{{name}}} is not set in the environment", f"export {name}=...")
         return os.environ[name]

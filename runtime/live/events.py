@@ -1,4 +1,4 @@
-"""What is known of a live camera: its state, its counters, its frames, and when it is tried again."""
+"""The events, state and counters of a live camera, and the delay before it is tried again."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ UInt8Array = npt.NDArray[np.uint8]
 
 
 class CameraState(str, Enum):
-    """What a camera is doing."""
+    """The state of a camera."""
 
-    NOT_STARTED = "not_started"  # its first frame has not come yet
+    NOT_STARTED = "not_started"  # its first frame has not arrived yet
     RUNNING = "running"
-    RESTARTING = "restarting"  # lost; it is tried again
-    ERROR = "error"  # cannot work as it is; not tried again, or its reads hang
+    RESTARTING = "restarting"  # lost, and tried again
+    ERROR = "error"  # cannot work as configured, or its reads hang; not tried again
     STOPPED = "stopped"  # a file that has ended, or stopped on purpose
 
 
@@ -36,40 +36,38 @@ class LiveFrame:
     camera: str
     image: UInt8Array  # (H, W, 3) BGR, as decoded
     prepared: UInt8Array  # (size, size, 3) RGB, what the network reads
-    captured_s: (
-        float  # time.monotonic() when it was received, less what it is known to have waited on its way
-    )
-    index: int  # counts every frame received from this camera, scored or not, from 0
+    captured_s: float  # time.monotonic() of its arrival, less the time it is known to have spent in buffers
+    index: int  # counts all frames received from this camera, scored or not, from 0
 
 
 @dataclass(frozen=True)
 class CameraEvent:
-    """A camera's state, or what its picture shows, has just changed."""
+    """A change of a camera's state or of what its picture shows."""
 
     camera: str
     state: CameraState
     picture: Verdict
     detail: str = ""  # why, in one line without credentials
-    retry_s: float | None = None  # when it is tried again
+    retry_s: float | None = None  # seconds until the next attempt
 
 
 @dataclass
 class CameraStats:
-    """Counters since the start; a snapshot of them is a copy."""
+    """Counters since the start."""
 
     state: CameraState = CameraState.NOT_STARTED
     picture: Verdict = "ok"
     detail: str = ""
     frames: int = 0  # received
-    dropped: int = 0  # worth scoring, and replaced by a newer one before their turn
-    stale: int = 0  # came in a burst out of a buffer, with newer ones right behind
-    thinned: int = 0  # passed over for max_fps
+    dropped: int = 0  # worth scoring, but replaced by a newer frame before their turn
+    stale: int = 0  # arrived in a burst from a buffer, with newer frames right behind
+    thinned: int = 0  # skipped to respect max_fps
     expired: int = 0  # older than max_age_s when their turn came
     damaged: int = 0  # could not be decoded
     skipped: Counter[str] = field(default_factory=Counter)  # by verdict: repeated, frozen, black, no_signal
     connects: int = 0  # times the source was opened
-    hangs: int = 0  # reads that never came back in time
-    fps: float = 0.0  # received, over the last frames
+    hangs: int = 0  # reads abandoned because they did not return in time
+    fps: float = 0.0  # received per second, over the last frames
     size: tuple[int, int] | None = None  # (width, height) now
 
     @property
@@ -86,9 +84,9 @@ class CameraStats:
 
 
 def backoff(config: CameraConfig, failures: int) -> float:
-    """Seconds to wait after so many failures in a row (1, 2, ...): doubling, with jitter, within limits.
+    """Seconds to wait after ``failures`` failures in a row (1, 2, ...): doubling, with jitter, within limits.
 
-    The jitter keeps the cameras of one dead switch from coming back all at once.
+    Jitter keeps the cameras behind one dead switch from reconnecting all at once.
     """
     full = config.backoff_min_s * 2.0 ** min(failures - 1, 30)
     delay = min(full, config.backoff_max_s) * random.uniform(0.5, 1.0)

@@ -1,4 +1,4 @@
-"""Many cameras, one network: frames gathered fairly into batches, scores and changes as they come."""
+"""Many cameras, one network: frames are batched fairly, and scores and changes arrive as events."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ __all__ = ["AlertEvent", "CameraStatus", "Live", "LiveEvent", "LiveScore"]
 
 UInt8Array = npt.NDArray[np.uint8]
 
-_TICK = 0.25  # seconds between looks at hanging reads and at stop()
-_STOP_S = 3.0  # how long closing waits for reading threads; a hanging one is left to end by itself
+_TICK = 0.25  # seconds between checks for hanging reads and for stop()
+_STOP_S = 3.0  # how long closing waits for reading threads; one that hangs is abandoned
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,18 @@ LiveEvent: TypeAlias = LiveScore | CameraEvent | AlertEvent
 
 @dataclass(frozen=True)
 class CameraStatus:
-    """Everything to show of one camera now."""
+    """The present state of one camera."""
 
     camera: str
     stats: CameraStats
     scored: int
     last: Score | None
     alerts: tuple[str, ...]  # kinds raised now
-    baseline: float | None  # its usual score, where a relative alert is set and has learnt it
+    baseline: float | None  # its usual score; None without a relative alert, or until it is known
 
 
 class Live:
-    """Scores live cameras. Use as a context manager; take what happens from :meth:`events`."""
+    """Scores live cameras. Use it as a context manager, and iterate over :meth:`events`."""
 
     def __init__(
         self,
@@ -76,13 +76,13 @@ class Live:
         config: LiveConfig | None = None,
         opener: Callable[[CameraConfig], Capture] = open_capture,
     ) -> None:
-        """``opener`` opens the sources; another one is for tests and for sources of one's own."""
+        """``opener`` opens the sources; pass another for custom sources or tests."""
         self.scorer = scorer
         self.config = config or LiveConfig()
         self._ready = threading.Condition()
         self._changes: deque[CameraEvent] = deque()
         self._stopping = False
-        self.beat_s = time.monotonic()  # when events() last went on; older than seconds: it hangs
+        self.beat_s = time.monotonic()  # when events() last made progress; if seconds ago, it hangs
         self._turn = 0  # which camera comes first in the next batch
         prepare = functools.partial(self.scorer.prepare, bgr=True)
         self._cameras = [
@@ -95,7 +95,7 @@ class Live:
         self._silence = contextlib.ExitStack()
 
     def __enter__(self) -> Live:
-        self._silence.enter_context(opencv_silent())  # what goes wrong is told by events, once
+        self._silence.enter_context(opencv_silent())  # failures are reported by events, once
         for camera in self._cameras:
             camera.start()
         return self
@@ -107,7 +107,7 @@ class Live:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
-        for camera in self._cameras:  # all are told before one is waited for
+        for camera in self._cameras:  # all begin to stop before the first is waited for
             camera.stop(0.0)
         until = time.monotonic() + _STOP_S
         for camera in self._cameras:
@@ -116,24 +116,24 @@ class Live:
 
     @property
     def hanging(self) -> tuple[str, ...]:
-        """Cameras whose reading thread has not come back, after the end.
+        """After the end: cameras whose reading thread has not returned.
 
-        It is a daemon thread, most likely inside OpenCV, and ends at its time limit. A process that ends
-        before by ``sys.exit`` may be aborted by C++ under it (Python 3.13 and older); ``os._exit`` may not.
+        It is a daemon thread, most likely inside OpenCV, and ends at its timeout. If the process ends first,
+        by ``sys.exit``, C++ may abort it (Python 3.13 and older); ``os._exit`` is safe.
         """
         return tuple(camera.label for camera in self._cameras if camera.alive)
 
     @property
     def cameras(self) -> list[CameraConfig]:
-        """The cameras' settings, with the names that tell them apart, in the order they were given."""
+        """The cameras' settings with their unique names, in the order given."""
         return [camera.config for camera in self._cameras]
 
     def stop(self) -> None:
-        """Make :meth:`events` end; from any thread or a signal handler."""
-        self._stopping = True  # without the lock: a signal may come while this very thread holds it
+        """End :meth:`events`. Safe on any thread and in a signal handler."""
+        self._stopping = True  # without the lock: a signal may arrive while this thread holds it
 
     def events(self) -> Iterator[LiveEvent]:
-        """Yield scores, changes and alerts until :meth:`stop`, or until no camera can give another frame.
+        """Yield scores, changes and alerts until :meth:`stop`, or until every camera has ended.
 
         Raises:
             BackendError: the network failed.
@@ -151,23 +151,23 @@ class Live:
                 return
 
     def status(self) -> list[CameraStatus]:
-        """A snapshot of all cameras, in the order they were given."""
+        """A snapshot of all cameras, in the order given."""
         with self._ready:
             stats = [camera.stats() for camera in self._cameras]
         return [
             CameraStatus(
                 camera=camera.label,
-                stats=found,
+                stats=camera_stats,
                 scored=self._scored[camera.label],
                 last=self._last.get(camera.label),
                 alerts=self._trackers[camera.label].raised,
                 baseline=self._trackers[camera.label].baseline if camera.config.alert.drop else None,
             )
-            for camera, found in zip(self._cameras, stats, strict=True)
+            for camera, camera_stats in zip(self._cameras, stats, strict=True)
         ]
 
     def _gather(self) -> tuple[list[CameraEvent], list[LiveFrame], bool]:
-        """Wait for something to happen; changes, frames of one batch, and whether all is over."""
+        """Wait for events; return changes, the frames of one batch, and whether all cameras have ended."""
         with self._ready:
             if not self._changes and not self._waiting():
                 self._ready.wait(_TICK)
@@ -195,7 +195,7 @@ class Live:
     def _take(self) -> list[LiveFrame]:
         """One frame of each camera in turn, then a second of each, until the batch is full.
 
-        The camera after the last one served begins the next batch, so that none starves under many.
+        The next batch begins with the camera after the last one served, so that none starves.
         """
         frames: list[LiveFrame] = []
         count, empty = len(self._cameras), 0
@@ -224,9 +224,9 @@ class Live:
 
 
 def _distinct(cameras: Sequence[CameraConfig]) -> list[CameraConfig]:
-    """The cameras with names that tell them apart: a second of the same name becomes "name #2"."""
+    """The cameras with unique names: the second "name" becomes "name #2"."""
     seen: dict[str, int] = {}
-    found = []
+    distinct = []
     for camera in cameras:
         label = camera.label
         seen[label] = seen.get(label, 0) + 1
@@ -234,5 +234,5 @@ def _distinct(cameras: Sequence[CameraConfig]) -> list[CameraConfig]:
             seen[label] += 1
         name = label if seen[label] == 1 else f"{label} #{seen[label]}"
         seen.setdefault(name, 1)
-        found.append(replace(camera, name=name))
-    return found
+        distinct.append(replace(camera, name=name))
+    return distinct

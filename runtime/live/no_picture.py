@@ -1,4 +1,4 @@
-"""Whether a frame is a picture of the scene at all: repeated, frozen, black and no-signal frames are not."""
+"""Detects frames that show no scene: repeated, frozen, black and no-signal frames."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["PictureCheck", "Verdict", "synthetic"]
 UInt8Array = npt.NDArray[np.uint8]
 Verdict = Literal["ok", "repeated", "frozen", "black", "no_signal"]
 
-_SIDE = 64  # samples along each side: enough to tell a scene, 12 KB to look at
+_SIDE = 64  # samples along each side: enough to recognise a scene, 12 KB to read
 _BLACK = 24  # video black is 16 in limited range; sensors in the dark stay above it by their noise
-_FLAT_SHARE = 0.97  # of the picture in one colour, the rest being a "NO SIGNAL" text
-_FLAT_SPREAD = 2  # levels that a compressed flat colour wavers by
-_OVEREXPOSED = 250  # a white picture is a bad picture of the scene, and is scored
+_FLAT_SHARE = 0.97  # of the picture in one colour, the rest being a "NO SIGNAL" caption
+_FLAT_SPREAD = 2  # levels by which a compressed flat colour varies
+_OVEREXPOSED = 250  # a white picture is a bad picture of the scene, so it is scored
 
 
 def synthetic(image: UInt8Array) -> Literal["black", "no_signal"] | None:
-    """Whether uint8 (H, W, 3) was made by a recorder or a decoder instead of a lens.
+    """Whether an image, uint8 (H, W, 3), came from a recorder or a decoder instead of a lens; None: no.
 
     ``black``: nothing in it is brighter than video black. ``no_signal``: one flat colour (a blue screen, the
-    grey of a decoder without reference frames), a text on it or not, or a test card of vertical bars.
+    grey of a decoder without reference frames), with or without a caption, or a test card of vertical bars.
     """
     sample = _sample(image)
     if int(sample.max()) <= _BLACK:
@@ -43,7 +43,7 @@ def _sample(image: UInt8Array) -> npt.NDArray[np.int16]:
 
 
 def _is_test_card(sample: npt.NDArray[np.int16]) -> bool:
-    """Colour bars: in the upper half all rows are alike, and make six to nine flat steps."""
+    """Colour bars: all rows of the upper half are alike, with six to nine flat steps."""
     upper = sample[2 : len(sample) // 2]
     if len(upper) < 4 or sample.shape[1] < 32:
         return False
@@ -51,29 +51,29 @@ def _is_test_card(sample: npt.NDArray[np.int16]) -> bool:
         return False
     row = np.median(upper, axis=0)
     jumps = np.abs(np.diff(row, axis=0)).max(axis=1) > 8 * _FLAT_SPREAD
-    # Neighbouring jumps are one blurred edge.
+    # Adjacent jumps are one blurred edge.
     edges = int(np.count_nonzero(jumps & ~np.concatenate([[False], jumps[:-1]])))
     still = np.abs(np.diff(row, axis=0)).max(axis=1) <= _FLAT_SPREAD
     return 5 <= edges <= 8 and float(still.mean()) > 0.7
 
 
 class PictureCheck:
-    """Looks at the frames of one camera in order."""
+    """Checks the frames of one camera in order. Not thread-safe."""
 
     def __init__(self, freeze_after_s: float) -> None:
-        """``freeze_after_s``: identical frames for so many seconds are a frozen camera."""
+        """``freeze_after_s``: identical frames for this many seconds mean a frozen camera."""
         self._freeze_after_s = freeze_after_s
         self._shape: tuple[int, ...] = ()
         self._digest = 0
-        self._first: Verdict = "ok"  # of the frame that the later ones are equal to
+        self._first: Verdict = "ok"  # verdict on the first of the identical frames
         self._since = 0.0
 
     def __call__(self, image: UInt8Array, now: float) -> Verdict:
-        """What the frame, uint8 (H, W, 3) that arrived at ``now`` (monotonic seconds), is.
+        """Judge a frame, uint8 (H, W, 3), that arrived at ``now`` (monotonic seconds).
 
-        A frame equal to the one before in every byte looked at (some 256 whole rows) is ``repeated``: a
-        camera sends that when its scene stands still under strong compression, and the score before still
-        holds. When it goes on, the camera is ``frozen``.
+        A frame equal to the previous one in every byte compared (some 256 whole rows) is ``repeated``: a
+        camera sends that when a still scene is compressed hard, and the last score still holds. If it lasts,
+        the camera is ``frozen``.
         """
         digest = zlib.crc32(image[:: max(1, len(image) // 256)].tobytes())
         if image.shape == self._shape and digest == self._digest:

@@ -31,19 +31,19 @@ _COLUMNS = (
 
 
 class _Lines:
-    """A file that lines are appended to, each whole or not at all, also on a full disk."""
+    """A file to which lines are appended, each whole or not at all, even on a full disk."""
 
     def __init__(self, path: Path, first: bytes = b"") -> None:
-        """``first``: the line a new file begins with."""
+        """``first``: the first line of a new file."""
         self._path, self._first = path, first
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = path.open("ab", buffering=0)
         self._cut = _ends_within_a_line(path)
-        self._sized = path.is_file()  # a pipe or a device has no size to tell by
+        self._sized = path.is_file()  # a pipe or a device has no size
         self._begun = False
 
     def size(self) -> int:
-        """Bytes in the file; opened again where it has been moved or deleted, as logrotate does."""
+        """Bytes in the file; reopens it if it was moved or deleted, as logrotate does."""
         if not self._stream.closed:
             ours = os.fstat(self._stream.fileno())
             try:
@@ -60,13 +60,13 @@ class _Lines:
         return os.fstat(self._stream.fileno()).st_size
 
     def append(self, line: bytes) -> None:
-        """Append a line with its end.
+        """Append a line, newline included.
 
         Raises:
-            OSError: it is not in the file, and no part of it.
+            OSError: no part of the line is in the file.
         """
         size = self.size()
-        # A line cut by a power failure gets its end, so that only it is lost and not the next.
+        # A line cut by a power failure is ended first, so that only that line is lost.
         first = b"" if size or (self._begun and not self._sized) else self._first
         data = (b"\n" if self._cut else first) + line
         written = self._stream.write(data)
@@ -78,12 +78,12 @@ class _Lines:
         self._cut, self._begun = False, True
 
     def close(self) -> None:
-        """Close the file; the next line opens it again."""
+        """Close the file; the next line reopens it."""
         self._stream.close()
 
 
 def _ends_within_a_line(path: Path) -> bool:
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device: nothing to look back at
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device cannot be read back
         return False
     with path.open("rb") as stream:
         size = stream.seek(0, 2)
@@ -94,15 +94,15 @@ def _ends_within_a_line(path: Path) -> bool:
 
 
 class JsonlWriter:
-    """One JSON line an event, each flushed; rotated by size: FILE, FILE.1 (newest) ... FILE.keep."""
+    """One JSON line per event, not buffered; rotated by size: FILE, FILE.1 (newest) ... FILE.keep."""
 
     def __init__(self, path: Path, max_bytes: int = 64 << 20, keep: int = 5) -> None:
-        """64 MB five times: a month of one score a second, and small enough to open."""
+        """64 MB five times: a month at one score a second, in files small enough to open."""
         self._path, self._max_bytes, self._keep = path, max_bytes, max(1, keep)
         self._lines = _Lines(path)
 
     def wants(self, record: Record) -> bool:
-        """All of them."""
+        """Every record."""
         return True
 
     def write(self, message: Message) -> None:
@@ -127,13 +127,13 @@ class JsonlWriter:
 
 
 class CsvWriter:
-    """One row an event, each flushed; a file that exists is continued."""
+    """One row per event, not buffered; appends to an existing file."""
 
     def __init__(self, path: Path) -> None:
         self._lines = _Lines(path, _row(_COLUMNS))
 
     def wants(self, record: Record) -> bool:
-        """All of them."""
+        """Every record."""
         return True
 
     def write(self, message: Message) -> None:
@@ -152,18 +152,18 @@ def _row(values: Iterable[object]) -> bytes:
 
 
 class SqliteWriter:
-    """A table ``events``, one row an event; rows older than ``keep_days`` are deleted."""
+    """A table ``events`` with one row per event; rows older than ``keep_days`` are deleted."""
 
-    _COMMIT_S = 1.0  # each commit waits for the disk, and flash wears by it
+    _COMMIT_S = 1.0  # each commit waits for the disk, and wears out flash
 
     def __init__(self, path: Path, keep_days: float = 90.0) -> None:
-        """90 days of one score a second are 8 million rows, about 1 GB."""
+        """90 days at one score a second are 8 million rows, about 1 GB."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._keep_s = keep_days * 86400.0
         try:
-            # Opened here, so that a wrong path is told at once; used by the sink's thread alone.
+            # Opened here, so that a wrong path fails at once; only the sink's thread uses it.
             self._base = sqlite3.connect(path, check_same_thread=False)
-            self._base.execute("PRAGMA journal_mode=WAL")  # readers do not stop the writer
+            self._base.execute("PRAGMA journal_mode=WAL")  # readers do not block the writer
             columns = ", ".join(f'"{name}"' for name in _COLUMNS)
             self._base.execute(f"CREATE TABLE IF NOT EXISTS events ({columns})")
             self._base.execute('CREATE INDEX IF NOT EXISTS events_at ON events ("at")')
@@ -172,22 +172,22 @@ class SqliteWriter:
             raise GrmpError(f"{path}: not usable as a database ({error})", "check the path") from None
         self._insert = f"INSERT INTO events VALUES ({', '.join('?' * len(_COLUMNS))})"
         self._committed = self._cleaned = -1e9
-        self._pending = 0  # rows of the transaction that is open
+        self._pending = 0  # rows in the open transaction
 
     def wants(self, record: Record) -> bool:
-        """All of them."""
+        """Every record."""
         return True
 
     def write(self, message: Message) -> None:
-        """Insert a row; committed at most once a second."""
-        with self._whole(current=1):
+        """Insert a row; commits at most once a second."""
+        with self._transaction(current=1):
             self._pending += 1
             self._base.execute(self._insert, [message.record.get(name) for name in _COLUMNS])
             self._commit_due()
 
     def idle(self) -> None:
-        """Commit what has waited for a second."""
-        with self._whole():
+        """Commit what is older than a second."""
+        with self._transaction():
             self._commit_due()
 
     def _commit_due(self) -> None:
@@ -204,20 +204,20 @@ class SqliteWriter:
         self._committed, self._pending = time.monotonic(), 0
 
     @contextlib.contextmanager
-    def _whole(self, current: int = 0) -> Iterator[None]:
-        """On a failure, such as a full disk, the open transaction is lost as a whole, and said to be."""
+    def _transaction(self, current: int = 0) -> Iterator[None]:
+        """On failure, such as a full disk, the whole open transaction is lost, and is reported as lost."""
         try:
             yield
         except sqlite3.Error as error:
-            lost, self._pending = self._pending - current, 0
+            earlier, self._pending = self._pending - current, 0
             with contextlib.suppress(sqlite3.Error):
                 self._base.rollback()
-            raise EarlierLostError(f"{type(error).__name__}: {error}", lost) from None
+            raise EarlierLostError(f"{type(error).__name__}: {error}", earlier) from None
 
     def close(self) -> None:
         """Commit and close."""
         try:
-            with self._whole():
+            with self._transaction():
                 self._commit()
         finally:
             self._base.close()
@@ -229,14 +229,14 @@ class FrameWriter:
     needs_image = True
 
     def __init__(self, path: Path, keep: int = 500, quality: int = 90) -> None:
-        """``path`` is a folder; 500 frames at 1080p are some 200 MB."""
+        """``path`` is a folder; 500 frames at 1080p are about 200 MB."""
         path.mkdir(parents=True, exist_ok=True)
         self._folder, self._keep, self._quality = path, max(1, keep), quality
-        # In the order they were made: their names alone would be wrong once the clock has been set back.
+        # In the order of saving: names would mislead once the clock has been set back.
         self._saved = deque(sorted(path.glob("alert-*.jpg")))
 
     def wants(self, record: Record) -> bool:
-        """Raised alerts."""
+        """Alerts that are raised."""
         return record["event"] == "alert" and record["raised"]
 
     def write(self, message: Message) -> None:

@@ -29,8 +29,8 @@ class MqttWriter:
 
     Topics: ``PREFIX/NODE/status`` (``online`` or, as the last will, ``offline``; retained), and for each
     camera ``PREFIX/NODE/CAMERA/score``, ``.../state`` (retained) and ``.../alert``, all JSON but the first.
-    NODE and CAMERA are names as :func:`~grmp_edge.redact.slug` makes one level of a topic of them.
-    With ``discovery``, Home Assistant finds a sensor for each camera by itself.
+    NODE and CAMERA are names turned into one topic level by :func:`~grmp_edge.redact.slug`.
+    With ``discovery``, Home Assistant adds a sensor for each camera by itself.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class MqttWriter:
         discovery: str = "homeassistant",
         interval_s: float = 1.0,
     ) -> None:
-        """Connect in the background; a broker that is down now is no error.
+        """Connect in the background; a broker that is down is no error.
 
         Args:
             url: ``mqtt://user:password@host:1883`` or ``mqtts://``.
-            node: this machine among others on the broker.
-            prefix: first level of all topics, or several.
-            discovery: Home Assistant's prefix; empty: no discovery.
-            interval_s: scores of a camera no faster than this; a dashboard needs no 15 a second.
+            node: name of this machine on the broker.
+            prefix: first level of all topics, or several levels.
+            discovery: Home Assistant's discovery prefix; empty: no discovery.
+            interval_s: shortest time between two scores of a camera; no dashboard needs 15 a second.
         """
         try:
             mqtt = importlib.import_module("paho.mqtt.client")
@@ -57,21 +57,23 @@ class MqttWriter:
         bare, user, password = split_credentials(url)
         parts = urlsplit(bare)
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
-            raise UsageError(f"{safe_name(url)}: no MQTT address", "write mqtt://HOST or mqtt://HOST:PORT")
+            raise UsageError(
+                f"{safe_name(url)}: not an MQTT address", "write mqtt://HOST or mqtt://HOST:PORT"
+            )
         self._name = safe_name(url)
         for key, topic in (("prefix", prefix), ("discovery", discovery)):
-            if set(topic) & set("+#\0"):  # refused later, it would end the client's own thread
+            if set(topic) & set("+#\0"):  # if refused later, it would end the client's own thread
                 raise UsageError(f"{key} {topic!r} cannot be a topic", "use no + and no #")
         self._node, self._base, self._discovery = slug(node), f"{prefix}/{slug(node)}", discovery
         self._interval_s = interval_s
         self._last: dict[str, float] = {}
-        self._known: dict[str, bytes] = {}  # by camera: its discovery message
-        # Numbers of the alerts that the broker has not confirmed, and of anything that it has. Their lock is
-        # never held while publishing: the client holds its own in its callback.
+        self._announced: dict[str, bytes] = {}  # by camera: its discovery message
+        # Message ids of alerts not yet confirmed by the broker, and of all confirmed messages. Their lock is
+        # never held while publishing: the client holds its own lock in its callback.
         self._waiting: set[int] = set()
         self._confirmed: set[int] = set()
         self._numbers = threading.Lock()
-        self._refused = ""  # why the broker let nobody in
+        self._refused = ""  # why the broker refused the connection
         self._lock = threading.Lock()
         self._client: Any = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
         if user:
@@ -82,12 +84,12 @@ class MqttWriter:
         self._client.on_connect = self._connected
         self._client.on_publish = self._published
         self._client.reconnect_delay_set(1, 60)
-        self._client.max_queued_messages_set(100)  # alerts that wait for the broker
+        self._client.max_queued_messages_set(100)  # alerts waiting for the broker
         self._client.connect_async(parts.hostname, parts.port or (8883 if parts.scheme == "mqtts" else 1883))
         self._client.loop_start()
 
     def wants(self, record: Record) -> bool:
-        """All but scores that follow the last of their camera too soon."""
+        """Every record but scores that follow their camera's last one too soon."""
         if record["event"] != "score":
             return True
         now = time.monotonic()
@@ -105,14 +107,14 @@ class MqttWriter:
         if kind != "alert" and not self._client.is_connected():
             reason, remedy = self._refused, "check its user and password"
             if not reason:
-                reason, remedy = "not connected", "check that the broker runs"
+                reason, remedy = "not connected", "check that the broker is running"
             raise GrmpError(f"{self._name}: {reason}", remedy)
         payload = json.dumps(record).encode("ascii")
-        # Alerts wait for a broker that is away; a score of then is of no use later.
+        # Alerts wait for a broker that is away; an old score is of no use.
         result = self._client.publish(
             f"{self._base}/{camera}/{kind}", payload, qos=1 if kind == "alert" else 0, retain=kind == "state"
         )
-        if result.rc not in (0, 4):  # 4: no connection, the alert is queued
+        if result.rc not in (0, 4):  # 4: no connection, so the alert is queued
             raise GrmpError(f"{self._name}: a message was refused (code {result.rc})")
         if kind == "alert":
             self._waiting.add(result.mid)
@@ -123,7 +125,7 @@ class MqttWriter:
             self._confirmed.add(number)
 
     def _unconfirmed(self) -> int:
-        """How many alerts the broker has not confirmed."""
+        """Number of alerts that the broker has not confirmed."""
         with self._numbers:
             self._waiting -= self._confirmed
             self._confirmed.clear()
@@ -131,11 +133,11 @@ class MqttWriter:
 
     def _discover(self, camera: str) -> None:
         with self._lock:
-            if not self._discovery or camera in self._known:
+            if not self._discovery or camera in self._announced:
                 return
             name = slug(camera)
             unique = f"{self._node}_{name}"
-            self._known[camera] = json.dumps(
+            self._announced[camera] = json.dumps(
                 {
                     "name": f"{camera} quality",
                     "unique_id": unique,
@@ -159,7 +161,7 @@ class MqttWriter:
 
     def _announce(self, camera: str) -> None:
         topic = f"{self._discovery}/sensor/{self._node}/{slug(camera)}/config"
-        self._client.publish(topic, self._known[camera], qos=1, retain=True)
+        self._client.publish(topic, self._announced[camera], qos=1, retain=True)
 
     def _connected(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         if getattr(reason, "is_failure", False):
@@ -168,20 +170,20 @@ class MqttWriter:
         self._refused = ""
         client.publish(f"{self._base}/status", b"online", qos=1, retain=True)
         with self._lock:
-            cameras = list(self._known)
-        for camera in cameras:  # also to a broker that came back without what it had retained
+            cameras = list(self._announced)
+        for camera in cameras:  # again: the broker may have lost its retained messages
             self._announce(camera)
 
     def close(self) -> None:
-        """Say offline, as a clean disconnect keeps the broker from doing so.
+        """Publish ``offline``, since the broker sends no last will after a clean disconnect.
 
         Raises:
-            EarlierLostError: alerts that the broker never confirmed.
+            EarlierLostError: the broker never confirmed some alerts.
         """
         if self._client.is_connected():
-            # After all alerts, and confirmed after them.
+            # Sent after all alerts, and so confirmed after them.
             offline = self._client.publish(f"{self._base}/status", b"offline", qos=1, retain=True)
-            with contextlib.suppress(ValueError, RuntimeError):  # no room for it behind the alerts
+            with contextlib.suppress(ValueError, RuntimeError):  # the queue is full of alerts
                 offline.wait_for_publish(2.0)
         left = self._unconfirmed()
         self._client.disconnect()
@@ -191,14 +193,14 @@ class MqttWriter:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would become a GET without the event, and would carry the token to another server."""
+    """Following a redirect would send a GET without the event, and the token to another server."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 class WebhookWriter:
-    """POSTs events as JSON, with retry."""
+    """POSTs events as JSON, with retries."""
 
     def __init__(
         self,
@@ -208,18 +210,18 @@ class WebhookWriter:
         timeout_s: float = 5.0,
         attempts: int = 4,
     ) -> None:
-        """Args are checked; nothing is sent yet.
+        """Check the arguments; nothing is sent yet.
 
         Args:
             url: where to POST.
             events: of ``alert``, ``camera``, ``score``.
             token: sent as ``Authorization: Bearer``.
             timeout_s: of one attempt.
-            attempts: with 1, 2, 4 ... seconds between them, so 7 seconds: a restarting receiver is back.
-                When the sink closes, what still waits is tried once, and not at all after one failure.
+            attempts: with 1, 2, 4 ... seconds between them, so 7 seconds by default: enough for a receiver to
+                restart. When the sink closes, each waiting event is tried once, until the first failure.
         """
         if urlsplit(url).scheme not in ("http", "https"):
-            raise UsageError(f"{safe_name(url)}: no web address", "write http:// or https://")
+            raise UsageError(f"{safe_name(url)}: not a web address", "write http:// or https://")
         if not set(events) <= {"alert", "camera", "score"}:
             raise UsageError(f"webhook events {list(events)}", "use alert, camera, score")
         self._url, user, password = split_credentials(url)
@@ -233,17 +235,17 @@ class WebhookWriter:
             self._headers["Authorization"] = f"Bearer {token}"
         self._opener = urllib.request.build_opener(_NoRedirect)
         self._hurry = threading.Event()
-        self._gone = False  # the server did not answer while in a hurry
+        self._gone = False  # the server failed while the sink was closing
 
     def wants(self, record: Record) -> bool:
-        """The kinds of events asked for."""
+        """The kinds of events configured."""
         return record["event"] in self._events
 
     def write(self, message: Message) -> None:
-        """POST one event; again after what may pass: no connection, 429, 5xx."""
+        """POST one event; retry after transient failures: no connection, 429, 5xx."""
         if self._gone:
             raise GrmpError(f"{self._name}: no time left to send it")
-        # The same key for each attempt: a receiver that got it and answered too late sees it is no second.
+        # The same key for each attempt, so that a receiver which answered too late can drop the duplicate.
         headers = {**self._headers, "Idempotency-Key": str(uuid.uuid4())}
         data = json.dumps(message.record).encode("ascii")
         reason, again = "", True
@@ -258,7 +260,7 @@ class WebhookWriter:
         raise GrmpError(f"{self._name}: {reason}", f"given up after {tried}")
 
     def _post(self, data: bytes, headers: dict[str, str]) -> tuple[str, bool]:
-        """Why it was not delivered, or "", and whether another attempt may succeed."""
+        """Why it was not delivered (empty: it was), and whether another attempt may succeed."""
         request = urllib.request.Request(self._url, data, headers, method="POST")
         try:
             with self._opener.open(request, timeout=self._timeout_s):
@@ -270,7 +272,7 @@ class WebhookWriter:
             return str(getattr(error, "reason", error)) or type(error).__name__, True
 
     def hurry(self) -> None:
-        """Wait for no further attempt."""
+        """Do not wait for further attempts."""
         self._hurry.set()
 
     def close(self) -> None:

@@ -28,9 +28,9 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _STATIC = Path(__file__).resolve().parent.parent / "static"
 _KINDS = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
-_FIRST_PICTURE_S = 3.0  # how long a first look waits for a frame
+_FIRST_PICTURE_S = 3.0  # how long the first request waits for a frame
 
-# Nothing from elsewhere, nothing inline, no text that becomes markup: what a camera is called stays text.
+# Nothing from other hosts, nothing inline, and text never becomes markup, such as a camera's name.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
@@ -48,7 +48,7 @@ _FRESH = {"Cache-Control": "no-store", **_SAFE}
 
 
 def make_watch_app(dashboard: Dashboard, config: ServeConfig) -> tuple[Any, Followers]:
-    """The ASGI application of ``watch --http``: the dashboard, ``/metrics`` and health, nothing to score."""
+    """The ASGI application of ``watch --http``: the dashboard, ``/metrics`` and health, but no scoring."""
     app = FastAPI(title="grmp-edge watch", version=__version__, openapi_url=None)
     followers = add_dashboard(app, dashboard, config)
     add_health(app, dashboard.ready)
@@ -57,7 +57,7 @@ def make_watch_app(dashboard: Dashboard, config: ServeConfig) -> tuple[Any, Foll
 
 
 def add_health(app: FastAPI, ready: Callable[[], bool]) -> None:
-    """Add ``/healthz`` (it answers) and ``/readyz`` (503 while it has nothing to give)."""
+    """Add ``/healthz`` (200 while the server runs) and ``/readyz`` (503 unless ``ready()``)."""
 
     @app.get("/healthz")
     async def healthz() -> dict[str, bool]:
@@ -65,8 +65,8 @@ def add_health(app: FastAPI, ready: Callable[[], bool]) -> None:
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        good = await anyio.to_thread.run_sync(ready)
-        return JSONResponse({"ready": good}, 200 if good else 503)
+        is_ready = await anyio.to_thread.run_sync(ready)
+        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
 
 def add_metrics(app: FastAPI, *metrics: RequestMetrics | CameraMetrics | None) -> None:
@@ -84,11 +84,11 @@ def add_metrics(app: FastAPI, *metrics: RequestMetrics | CameraMetrics | None) -
 
 
 def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Followers:
-    """Add the page, its events, the JSON API and the login; close what it gives back when the server stops.
+    """Add the page, its events, the JSON API and the login; close the returned followers on shutdown.
 
     Routes: ``GET /``, ``/static/...``, ``/v1/events`` (server-sent), ``/v1/cameras``,
     ``/v1/cameras/{name}/history?since=&step=``, ``/v1/cameras/{name}/thumbnail.jpg``,
-    ``POST /v1/login``, ``/v1/logout``. A camera goes by its name or its id.
+    ``POST /v1/login``, ``/v1/logout``. A camera is addressed by its name or its id.
     """
     followers = Followers()
     dashboard.count_clients = lambda: followers.count
@@ -108,8 +108,8 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
 
     @app.get("/v1/cameras")
     async def cameras() -> Response:
-        found = await anyio.to_thread.run_sync(dashboard.cameras)
-        return JSONResponse({"cameras": found}, headers=_FRESH)
+        states = await anyio.to_thread.run_sync(dashboard.cameras)
+        return JSONResponse({"cameras": states}, headers=_FRESH)
 
     @app.get("/v1/cameras/{name:path}/history")
     async def history(name: str, since: float = 0.0, step: int = 1) -> Response:
@@ -119,27 +119,27 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
         if step not in STEPS or not 0 <= since < 1e12:
             words = " or ".join(map(str, STEPS))
             return JSONResponse({"detail": f"step is {words}, since seconds since 1970"}, 422, _FRESH)
-        found = await anyio.to_thread.run_sync(dashboard.history, camera, since, step)
-        return JSONResponse(found, headers=_FRESH)
+        scores = await anyio.to_thread.run_sync(dashboard.history, camera, since, step)
+        return JSONResponse(scores, headers=_FRESH)
 
     @app.get("/v1/cameras/{name:path}/thumbnail.jpg")
     async def thumbnail(name: str, request: Request) -> Response:
         camera = dashboard.find(name)
         if camera is None:
             return _unknown()
-        found = await anyio.to_thread.run_sync(dashboard.thumbnails.get, camera)
+        picture = await anyio.to_thread.run_sync(dashboard.thumbnails.get, camera)
         for _ in range(round(_FIRST_PICTURE_S / 0.1)):
-            if found is not None:
+            if picture is not None:
                 break
             await anyio.sleep(0.1)
-            found = await anyio.to_thread.run_sync(dashboard.thumbnails.get, camera)
-        if found is None:
+            picture = await anyio.to_thread.run_sync(dashboard.thumbnails.get, camera)
+        if picture is None:
             detail = "no picture of this camera yet"
             return JSONResponse({"detail": detail}, 404, {"Retry-After": "5", **_FRESH})
-        tag = f'"{dashboard.clock.read()[0]}-{found.number}"'
+        tag = f'"{dashboard.clock.read()[0]}-{picture.number}"'
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={"ETag": tag, **_FRESH})
-        return Response(found.jpeg, media_type="image/jpeg", headers={"ETag": tag, **_FRESH})
+        return Response(picture.jpeg, media_type="image/jpeg", headers={"ETag": tag, **_FRESH})
 
     return followers
 
@@ -149,7 +149,7 @@ def _unknown() -> Response:
 
 
 def _add_files(app: FastAPI) -> None:
-    """The page's own files, read once."""
+    """Serve the page's files, which are read once."""
     files = {path.name: path.read_bytes() for path in _STATIC.iterdir() if path.suffix in _KINDS}
 
     def answer(name: str, request: Request) -> Response:
@@ -169,10 +169,10 @@ def _add_files(app: FastAPI) -> None:
 
 
 def _add_login(app: FastAPI, token: str) -> None:
-    """The token against a cookie. As JSON only: a form of another site cannot send that."""
+    """Exchange the token for a cookie. Accepts JSON only, which no form of another site can send."""
 
     def secure(request: Request) -> bool:
-        return request.url.scheme == "https"  # a proxy on this machine says so by X-Forwarded-Proto
+        return request.url.scheme == "https"  # a proxy on this machine sends X-Forwarded-Proto
 
     @app.post(LOGIN)
     async def login(request: Request) -> Response:

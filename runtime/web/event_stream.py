@@ -1,4 +1,4 @@
-"""Server-sent events that cost a bounded amount: no queues, few followers, and none that is waited for."""
+"""Server-sent events at a bounded cost: no queues, few followers, and no waiting for slow ones."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["EventsConfig", "Followers"]
 class EventsConfig:
     """How pages are kept up to date. Times are in seconds."""
 
-    # Browsers allow six connections a host; this is a wall of screens and a few phones.
+    # Enough for a wall of screens and a few phones; a browser opens at most six connections per host.
     max_followers: int = 16
-    # Every message is whole, so that a lost one is no loss, and is the heartbeat as well.
+    # Each message is complete, so a lost one does no harm; it also serves as the heartbeat.
     period_s: float = 1.0
-    retry_s: float = 3.0  # when a browser asks again after the connection broke
+    retry_s: float = 3.0  # when a browser reconnects after the connection broke
 
 
 class Followers:
-    """All connections that follow something. Used on the server's event loop alone.
+    """All open event streams. Used only on the server's event loop.
 
-    Nothing is queued: each follower is told what is so when its connection has taken the message before.
-    A slow one is told less often; one that takes nothing holds one message and its place, until the system
-    gives its connection up (:func:`grmp_edge.runtime.web.score_app.listen` says when).
+    Nothing is queued: a follower gets the current state once its connection has taken the message before.
+    A slow one gets fewer messages; one that reads nothing holds one message and its place until the system
+    drops its connection (:func:`grmp_edge.runtime.web.score_app.listen` says when).
     """
 
     def __init__(self, config: EventsConfig | None = None) -> None:
@@ -43,14 +43,14 @@ class Followers:
         self._closing.set()
 
     def follow(self, message: Callable[[], Mapping[str, object]]) -> Response:
-        """The answer that tells ``message()``, made on a worker thread, again and again; 503 when full."""
+        """A response that sends ``message()``, called on a worker thread, again and again; 503 when full."""
         if self.count >= self.config.max_followers:
             detail = f"{self.count} pages follow already; close one"
             return JSONResponse({"detail": detail}, 503, {"Retry-After": "5"})
         return _Stream(self, message)
 
     async def run(self, message: Callable[[], Mapping[str, object]], receive: Receive, send: Send) -> None:
-        """Tell one follower until it goes."""
+        """Serve one follower until it disconnects."""
         self.count += 1
         gone = asyncio.ensure_future(_disconnected(receive))
         closing = asyncio.ensure_future(self._closing.wait())
@@ -63,7 +63,7 @@ class Followers:
                 body += (
                     b"data: " + json.dumps(data, separators=(",", ":"), allow_nan=False).encode() + b"\n\n"
                 )
-                # Waits while the connection's buffer is full, and returns when the connection is gone.
+                # Waits while the connection's buffer is full; returns when the connection is gone.
                 await send({"type": "http.response.body", "body": body, "more_body": True})
                 body = b""
                 rest = max(0.0, began + self.config.period_s - clock())
@@ -81,7 +81,7 @@ class _Stream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, followers: Followers, message: Callable[[], Mapping[str, object]]) -> None:
-        # Without no-transform, proxies gather a stream to compress it; nginx has a header of its own.
+        # Without no-transform, proxies buffer a stream to compress it; nginx has its own header.
         super().__init__(headers={"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._followers, self._message = followers, message

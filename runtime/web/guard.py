@@ -1,4 +1,4 @@
-"""What stands before the routes: who may ask, how much at once, and how long a body may be."""
+"""Access control and limits in front of the routes: tokens, sessions, concurrency, body size."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ __all__ = [
 ]
 
 LOGIN, LOGOUT = "/v1/login", "/v1/logout"
-# Asked for without a token: probes carry none, and the page has to be there to ask for it.
+# Open without a token: probes have none, and the page must load before it can ask for one.
 _OPEN = frozenset({"/", "/healthz", "/readyz", LOGIN, LOGOUT})
 _OPEN_BELOW = ("/v2/health/", "/static/")
-_LOGIN_BODY = 4096  # bytes; strangers may send it
+_LOGIN_BODY = 4096  # bytes; anyone may send it
 _LOGIN_TIMEOUT_S = 5.0
 _SESSION_S = 7 * 86400  # a screen on a wall is logged in once a week
-_LOGINS = 4  # at once, apart from the places of those who have a token
+_LOGINS = 4  # at once, counted apart from requests with a token
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -47,18 +47,18 @@ _DRAIN_S = 2.0
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """How to serve, and what a stranger may cost."""
+    """Where to serve, and what one client may cost."""
 
-    host: str = "127.0.0.1"  # this machine alone; wider only with a token
+    host: str = "127.0.0.1"  # this machine only; wider only with a token
     port: int = 8080
-    token: str = field(default="", repr=False)  # asked for as `Authorization: Bearer`
-    max_body: int = 32 << 20  # bytes; a 50-megapixel JPEG of a phone is 25 MB
+    token: str = field(default="", repr=False)  # expected as `Authorization: Bearer`
+    max_body: int = 32 << 20  # bytes; a phone's 50-megapixel JPEG is 25 MB
     max_pixels: int = 50_000_000  # 150 MB decoded; an 8K frame is 33 million
     max_batch: int = 32  # pictures in one request
-    # Requests in progress, their bodies in memory; more are answered 429 at once instead of queueing.
+    # Requests in progress, with their bodies in memory; more get 429 at once instead of queueing.
     concurrency: int = 8
-    workers: int = 2  # pictures decoded and scored at a time: the network uses the other cores itself
-    body_timeout_s: float = 30.0  # for a whole body; a slow sender must not hold one of the places
+    workers: int = 2  # pictures decoded and scored in parallel: the network uses the other cores itself
+    body_timeout_s: float = 30.0  # for a whole body; a slow sender must not block a place
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.token:
@@ -67,33 +67,33 @@ class ServeConfig:
                 "set GRMP_EDGE_TOKEN to a long random text, or serve on 127.0.0.1",
             )
         if not 0 <= self.port < 65536:
-            raise UsageError(f"--port {self.port} is no port", "use 1 to 65535, or 0 for any free one")
+            raise UsageError(f"--port {self.port} is not a port", "use 1 to 65535, or 0 for any free one")
         if min(self.max_body, self.max_pixels, self.max_batch, self.concurrency, self.workers) < 1:
             raise UsageError("limits must be 1 or more")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine alone: ``localhost`` or an address, and no name that looks like one."""
+    """Whether a host is this machine: ``localhost`` or a loopback address, not a name like one."""
     try:
         return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-class _Refused(HTTPException):  # Starlette's own, so that it becomes an answer also below the routes
+class _Refused(HTTPException):  # a Starlette exception, so that it becomes an answer inside the routes too
     pass
 
 
 class Guard:
-    """ASGI middleware that refuses before anything is read or decoded."""
+    """ASGI middleware that rejects requests before anything is read or decoded."""
 
     def __init__(self, app: App, config: ServeConfig, answered: Callable[[str, int, float], None]) -> None:
-        """``answered(path, status, seconds)`` is told of each request."""
+        """``answered(path, status, seconds)`` is called after each request."""
         self._app, self._config, self._answered = app, config, answered
         self._busy = {"work": 0, "login": 0}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it."""
+        """Pass a request on, or reject it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -128,23 +128,23 @@ class Guard:
             self._answered(scope["path"], status or 500, time.perf_counter() - start)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes], max_body: int) -> None:
-        # Browsers say so when the page of another site asks. It could not read the answer, but would have
-        # pictures decoded and places taken here; only a link that leads here is fine.
-        other = headers.get(b"sec-fetch-site") == b"cross-site"
-        if other and headers.get(b"sec-fetch-mode") != b"navigate":
+        # Browsers mark requests from pages of other sites. Such a page could not read the answer, but would
+        # cost decoding and places here. Only navigating here by a link is fine.
+        foreign = headers.get(b"sec-fetch-site") == b"cross-site"
+        if foreign and headers.get(b"sec-fetch-mode") != b"navigate":
             raise _Refused(403, "not for pages of other sites")
         if self._config.token:
             if not self._allowed(scope, headers):
                 raise _Refused(401, "a token is needed: Authorization: Bearer TOKEN")
         else:
-            # A web page that made its name point here (DNS rebinding) still sends that name.
+            # A page whose name was made to point here (DNS rebinding) still sends that name.
             host = headers.get(b"host", b"").decode("latin-1").rpartition("]")
             name = host[0].lstrip("[") if host[1] else host[2].partition(":")[0]
             if not is_loopback(name):
                 raise _Refused(421, "this server answers to localhost only")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
-            raise _Refused(400, "Content-Length is no number")
+            raise _Refused(400, "Content-Length is not a number")
         if int(length) > max_body:
             raise _Refused(413, f"the body is longer than {max_body} bytes")
 
@@ -155,7 +155,7 @@ class Guard:
             return True
         if path in _OPEN or path.startswith(_OPEN_BELOW):
             return True
-        # A session reads only: whatever page it is that makes a browser POST, the cookie is not enough.
+        # A session may only read: no page can make a browser POST with the cookie alone.
         cookies = headers.get(b"cookie", b"").decode("latin-1")
         return scope["method"] == "GET" and session_valid(token, cookies)
 
@@ -178,14 +178,14 @@ class Guard:
                         await _drain(receive, max_body)
                     raise _Refused(413, f"the body is longer than {max_body} bytes")
                 if not message.get("more_body", False):
-                    end = float("inf")  # what comes after the body is the end of the connection
+                    end = float("inf")  # only the end of the connection follows the body
             return message
 
         return limited
 
 
 async def _drain(receive: Receive, limit: int) -> None:
-    """Throw away the rest of a body, within limits: a client cut off while it sends never sees the answer."""
+    """Read and drop the rest of a body, within limits: a client cut off while sending misses the answer."""
 
     async def read() -> None:
         size = 0
@@ -213,7 +213,7 @@ async def _answer(send: Send, status: int, detail: str) -> None:
 
 
 def _cookie_name(token: str) -> str:
-    # Cookies are shared by all ports of a host: two servers must not log each other's pages out.
+    # All ports of a host share cookies: two servers must not end each other's sessions.
     return "grmp_edge_" + _sign(token, "name")[:12]
 
 
@@ -222,13 +222,13 @@ def _sign(token: str, text: str) -> str:
 
 
 def session_cookie(token: str, secure: bool) -> str:
-    """The value of a Set-Cookie header: proof that the token was known, and not the token."""
+    """The value of a Set-Cookie header that proves knowledge of the token without containing it."""
     expires = str(int(time.time()) + _SESSION_S)
     return _cookie_header(f"{_cookie_name(token)}={expires}.{_sign(token, expires)}", _SESSION_S, secure)
 
 
 def clear_cookie(token: str, secure: bool) -> str:
-    """The value of a Set-Cookie header that takes it back."""
+    """The value of a Set-Cookie header that deletes the session."""
     return _cookie_header(f"{_cookie_name(token)}=", 0, secure)
 
 
@@ -237,7 +237,7 @@ def _cookie_header(pair: str, age_s: int, secure: bool) -> str:
 
 
 def session_valid(token: str, cookies: str) -> bool:
-    """Whether a Cookie header holds a session of this token that is not over."""
+    """Whether a Cookie header holds an unexpired session of this token."""
     name = _cookie_name(token)
     for pair in cookies.split(";"):
         key, _, value = pair.strip().partition("=")

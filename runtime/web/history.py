@@ -1,4 +1,4 @@
-"""Scores over time, in a memory that is known beforehand: a mean and a minimum for each second and minute."""
+"""Scores over time in fixed memory: a mean and a minimum for each second and each minute."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ __all__ = ["COARSE_S", "FINE_S", "History", "Point", "Ring", "WallClock"]
 # (number of the time step, mean, minimum); a step without a score has no point.
 Point: TypeAlias = tuple[int, float, float]
 
-FINE_S = 1  # seconds of a step: what a person sees move
+FINE_S = 1  # seconds per step: fine enough to see it move
 COARSE_S = 60
-_FINE_ROOM = 3600  # an hour of seconds: what happened just now
-_COARSE_ROOM = 1440  # a day of minutes: the last night
+_FINE_ROOM = 3600  # an hour of seconds: what just happened
+_COARSE_ROOM = 1440  # a day of minutes: last night
 _ROW = np.dtype([("step", "<i8"), ("mean", "<f4"), ("low", "<f4")])
 
 
 class Ring:
-    """The last ``room`` steps of ``step_s`` seconds each; not for several threads at once."""
+    """The last ``room`` steps of ``step_s`` seconds each. Not thread-safe."""
 
     def __init__(self, step_s: int, room: int) -> None:
         self.step_s, self._room = step_s, room
         self._rows = np.zeros(room, _ROW)
         self._rows["step"] = -1
-        self._step = -1  # the one being filled
+        self._step = -1  # the step being filled
         self._count, self._sum, self._low = 0, 0.0, math.inf
 
     @property
     def nbytes(self) -> int:
-        """What it takes of the memory, however long it runs."""
+        """Bytes in memory, however long it runs."""
         return int(self._rows.nbytes)
 
     def add(self, now: float, value: float) -> None:
-        """Take in a score at ``now`` (monotonic seconds, never going back)."""
+        """Add a score at ``now`` (monotonic seconds, never decreasing)."""
         self._roll(now)
         self._count += 1
         self._sum += value
@@ -53,7 +53,7 @@ class Ring:
         self._step, self._count, self._sum, self._low = step, 0, 0.0, math.inf
 
     def points(self, after: int, now: float) -> list[Point]:
-        """The steps later than ``after`` that are over, in order."""
+        """The complete steps after step number ``after``, in order."""
         self._roll(now)
         oldest = max(after, self._step - self._room - 1, -1)
         rows = self._rows[self._rows["step"] > oldest]
@@ -70,11 +70,11 @@ class History:
 
     @property
     def nbytes(self) -> int:
-        """What it takes of the memory, however long it runs."""
+        """Bytes in memory, however long it runs."""
         return sum(ring.nbytes for ring in self._rings.values())
 
     def add(self, value: float) -> None:
-        """Take in a score (0..1) that has just been given."""
+        """Add a score (0..1) of this moment."""
         if not math.isfinite(value):
             return
         with self._lock:
@@ -83,21 +83,21 @@ class History:
                 ring.add(now, value)
 
     def points(self, step_s: int, after: int, before: int | None = None) -> list[Point]:
-        """The steps of ``step_s`` (1 or 60) seconds between two numbers, both left out, that are over."""
+        """The complete steps of ``step_s`` (1 or 60) seconds between two step numbers, both excluded."""
         with self._lock:
-            found = self._rings[step_s].points(after, time.monotonic())
-        return [point for point in found if before is None or point[0] < before]
+            points = self._rings[step_s].points(after, time.monotonic())
+        return [point for point in points if before is None or point[0] < before]
 
 
 class WallClock:
-    """Between the monotonic clock, which counts the steps, and the wall clock, which people read.
+    """Converts the monotonic clock, which counts the steps, to the wall clock, which people read.
 
-    Their distance is held, so that a step keeps its time to the millisecond, until the wall clock is set:
-    a device without a battery starts in 1970 and learns the time later. ``run`` then changes, as it does with
-    each start of the program, and tells readers to forget what they know and ask again.
+    The offset stays fixed, so that a step keeps its time to the millisecond, until the wall clock is set: a
+    device without a battery starts in 1970 and learns the time later. ``run`` then changes, as at each start
+    of the program, and readers must drop what they have and ask again.
     """
 
-    _SET = 0.5  # seconds; a slewed clock stays within it for hours, and then is off by less than one step
+    _SET = 0.5  # seconds; a slewed clock stays within it for hours, and is then off by less than a step
 
     def __init__(self) -> None:
         self._name = secrets.token_hex(4)
@@ -106,7 +106,7 @@ class WallClock:
         self._offset = time.time() - time.monotonic()
 
     def read(self) -> tuple[str, float]:
-        """``run``, and what to add to a monotonic time to have seconds since 1970."""
+        """``run``, and the offset from monotonic time to seconds since 1970."""
         with self._lock:
             offset = time.time() - time.monotonic()
             if abs(offset - self._offset) > self._SET:

@@ -36,12 +36,12 @@ SILENT_MS = 30_000  # longer than a phone takes from one network to another
 def make_app(
     scorer: Scorer, config: ServeConfig, dashboard: Dashboard | None = None
 ) -> tuple[Any, Followers]:
-    """The ASGI application and those who follow it; the scorer stays the caller's to close.
+    """The ASGI application and its event streams; the caller closes the scorer.
 
     Routes: ``POST /score`` (an encoded picture as the body), ``POST /batch`` (multipart files),
     ``GET /metrics``, and KServe v2's ``/v2``, ``/v2/health/live``, ``/v2/health/ready``,
     ``/v2/models/grmp-edge`` and ``/v2/models/grmp-edge/ready``; ``/healthz`` and ``/readyz``.
-    ``?camera=NAME`` names what is scored, in the answer and in the metrics' camera label.
+    ``?camera=NAME`` names the picture's source, in the answer and in the metrics' camera label.
     With a dashboard its routes too (:func:`~grmp_edge.runtime.web.dashboard_app.add_dashboard`).
     """
     metrics = prometheus.RequestMetrics(scorer) if prometheus.AVAILABLE else None
@@ -109,7 +109,7 @@ def make_app(
 
 
 def _add_kserve(app: FastAPI, scorer: Scorer) -> None:
-    """Health and metadata as the Open Inference Protocol has them."""
+    """Health and metadata of the Open Inference Protocol."""
     bundle = scorer.bundle
     size = bundle.input_size
     graph = bundle.graphs[scorer.precision]
@@ -124,7 +124,7 @@ def _add_kserve(app: FastAPI, scorer: Scorer) -> None:
 
     @app.get("/v2/health/ready")
     async def ready() -> dict[str, bool]:
-        return {"ready": True}  # the graph is loaded before the port is opened
+        return {"ready": True}  # the graph is loaded before the port opens
 
     @app.get(f"/v2/models/{MODEL}/ready")
     async def model_ready() -> dict[str, Any]:
@@ -150,12 +150,12 @@ class _UnknownKindError(ImageError):
 
 
 def _checked(data: bytes, config: ServeConfig) -> bytes:
-    """The data, if its header promises a picture that is not too large to decode."""
+    """The data unchanged, if its header shows a picture small enough to decode."""
     if not data:
         raise ImageError("the body is empty", "send the bytes of a picture file")
     size = image_size(data)
     if size is None or 0 in size:
-        raise _UnknownKindError("not a picture that is served", "send JPEG, PNG, WebP, GIF, BMP, TIFF or PNM")
+        raise _UnknownKindError("not a supported format", "send JPEG, PNG, WebP, GIF, BMP, TIFF or PNM")
     if size[0] * size[1] > config.max_pixels:
         raise _TooLargeError(
             f"{size[0]} x {size[1]} pixels are more than {config.max_pixels}", "send it smaller"
@@ -177,10 +177,10 @@ def _camera(request: Request) -> str:
 
 
 def listen(config: ServeConfig) -> socket.socket:
-    """A socket that listens where the config says.
+    """Open the socket to listen on.
 
     Raises:
-        UsageError: the address is taken or none of this machine's.
+        UsageError: the address is taken, or not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
@@ -190,8 +190,8 @@ def listen(config: ServeConfig) -> socket.socket:
             f"cannot listen on {config.host}:{config.port} ({error.strerror or error})",
             "choose another port",
         ) from None
-    # A phone that left the network says no word, and a reader may stop reading. Connections inherit this: one
-    # is given up when what was sent is not taken for so long, not after a quarter of an hour or never.
+    # A phone may leave the network silently, and a client may stop reading. Connections inherit this limit:
+    # they are dropped when sent data is not taken for this long, not after a quarter of an hour or never.
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
         door.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_MS)
     return door

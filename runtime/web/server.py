@@ -1,4 +1,4 @@
-"""Running an application beside the cameras: in the main thread, or in one of its own."""
+"""Runs a web application beside the cameras, on the main thread or on its own."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from grmp_edge.runtime.web.event_stream import Followers
 
 __all__ = ["Server", "address", "cameras_in_background", "in_background"]
 
-_GRACE_S = 5  # for answers in progress when it is told to stop
+_GRACE_S = 5  # seconds for answers in progress at shutdown
 
 
 class Server(uvicorn.Server):
-    """uvicorn, ending quietly by a signal and telling the streams to end first."""
+    """uvicorn that ends quietly on a signal, after its event streams."""
 
     def __init__(self, app: Any, followers: Followers | None = None) -> None:
         super().__init__(
@@ -37,7 +37,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM are how it is meant to end; uvicorn would raise them again afterwards."""
+        """Ctrl-C and SIGTERM end it normally; uvicorn would raise them again afterwards."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -50,7 +50,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """A stream never ends by itself, and would hold up the end until its time is over."""
+        """End the streams first: they never end by themselves, and would delay the shutdown."""
         if self._followers is not None:
             self._followers.close()
         await super().shutdown(sockets)
@@ -78,8 +78,8 @@ def cameras_in_background(
 ) -> Iterator[None]:
     """Score live cameras on a thread while the block runs.
 
-    ``errors`` takes the one that ended them: when the network fails the server is told to end too, for it has
-    nothing left to score with. ``over()`` is called there when no camera can give another frame.
+    If the network fails, the exception goes into ``errors`` and the server stops too, since it cannot score
+    any more. ``over()`` is called on that thread once every camera has ended.
     """
     ending = threading.Event()
 
@@ -91,7 +91,7 @@ def cameras_in_background(
                     sink.put(event, record)
             if not ending.is_set():
                 over()
-        except BaseException as error:  # told by the main thread
+        except BaseException as error:  # the main thread reports it
             errors.append(error)
             server.should_exit = True
 
@@ -107,6 +107,6 @@ def cameras_in_background(
 
 
 def address(host: str, door: socket.socket) -> str:
-    """Where a browser finds it."""
+    """The URL for a browser."""
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{door.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Small pictures of what the cameras see: only the latest, and JPEGs only for who asks."""
+"""Small pictures of what the cameras see: only the latest, encoded only on request."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ UInt8Array = npt.NDArray[np.uint8]
 class ThumbnailConfig:
     """How large, and how often."""
 
-    width: int = 480  # sharp on a phone's dense screen; some 25 KB
-    height: int = 360  # a picture is made to fit into both
-    quality: int = 75  # JPEG's; its artefacts stay below those that the score is about
-    period_s: float = 1.0  # while somebody looks: enough to see that it moves
-    idle_s: float = 5.0  # while nobody does: so that the first look has something, even of a still camera
-    linger_s: float = 5.0  # how long a look counts; a page asks every second
+    width: int = 480  # sharp on a phone's dense screen; about 25 KB
+    height: int = 360  # a picture fits into both
+    quality: int = 75  # of the JPEG; its artefacts stay below those that the score measures
+    period_s: float = 1.0  # while somebody watches: enough to see movement
+    idle_s: float = 5.0  # while nobody does: so that even the first request finds a picture
+    linger_s: float = 5.0  # how long a request counts as watching; a page asks every second
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Thumbnail:
 
 
 class _Slot:
-    """What is held of one camera."""
+    """The state for one camera."""
 
     def __init__(self) -> None:
         self.due = 0.0
-        self.offered: tuple[UInt8Array, float] | None = None  # a whole frame, on its way to be made small
-        self.lock = threading.Lock()  # of what follows; never taken by the scoring thread
+        self.offered: tuple[UInt8Array, float] | None = None  # a full frame, waiting to be shrunk
+        self.lock = threading.Lock()  # guards the fields below; the scoring thread never takes it
         self.number = 0
         self.captured_s = 0.0
         self.small: UInt8Array | None = None
@@ -53,9 +53,9 @@ class _Slot:
 class Thumbnails:
     """The latest thumbnail of each camera.
 
-    A frame goes three ways: :meth:`offer` on the scoring thread keeps a reference, when one is due;
-    :meth:`shrink` on the dashboard's thread makes it small and lets the frame go; :meth:`get` on a server's
-    thread encodes it, once for all who ask. A newer frame takes the place of an older one at every stage.
+    A frame passes three stages: :meth:`offer` on the scoring thread keeps a reference, if one is due;
+    :meth:`shrink` on the dashboard's thread resizes it and releases the frame; :meth:`get` on a server's
+    thread encodes it, once for all clients. A newer frame replaces an older one at every stage.
     """
 
     def __init__(self, cameras: Iterable[str], config: ThumbnailConfig | None = None) -> None:
@@ -66,11 +66,11 @@ class Thumbnails:
 
     @property
     def watched(self) -> bool:
-        """Whether somebody looks, or did a moment ago."""
+        """Whether somebody watches, or did a moment ago."""
         return time.monotonic() < self._watched_until
 
     def watch(self) -> None:
-        """Somebody looks."""
+        """Note that somebody watches."""
         began = not self.watched
         self._watched_until = time.monotonic() + self.config.linger_s
         if began:
@@ -78,16 +78,16 @@ class Thumbnails:
                 slot.due = 0.0
 
     def offer(self, camera: str, image: UInt8Array, captured_s: float) -> None:
-        """Here is a frame, uint8 (H, W, 3) BGR that nobody writes to any more. Returns at once."""
+        """Offer a frame, uint8 (H, W, 3) BGR, that nobody writes to any more. Returns at once."""
         slot = self._slots[camera]
         now = time.monotonic()
         if now < slot.due:
             return
         slot.due = now + (self.config.period_s if self.watched else self.config.idle_s)
-        slot.offered = (image, captured_s)  # in one piece, as CPython assigns an attribute
+        slot.offered = (image, captured_s)  # atomic: CPython assigns an attribute in one step
 
     def shrink(self, camera: str) -> None:
-        """Take over the frame that was offered, if one was."""
+        """Shrink the frame that was offered, if any."""
         slot = self._slots[camera]
         offered, slot.offered = slot.offered, None
         if offered is None:
@@ -108,7 +108,7 @@ class Thumbnails:
             return (slot.number, slot.captured_s) if slot.number else None
 
     def get(self, camera: str) -> Thumbnail | None:
-        """The latest picture, or None when there has not been one."""
+        """The latest picture; None if there has been none."""
         self.watch()
         slot = self._slots[camera]
         with slot.lock:
