@@ -1,4 +1,4 @@
-// A camera's scores as an SVG that is drawn anew each second: mean as a line, minimum as a shade below it.
+// A camera's scores as an SVG, redrawn each second: the mean as a line, the minimum as a shade below it.
 
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 120;
@@ -17,11 +17,11 @@ export function clock(seconds, withSeconds) {
   return new Date(seconds * 1000).toLocaleTimeString([], options);
 }
 
-// At most one point for each two pixels; a point is [time, mean, minimum].
+// At most one point for every two pixels; a point is [time, mean, minimum].
 function thinned(points, from, perBin) {
-  const found = [];
+  const thin = [];
   let bin = null, sum = 0, count = 0, low = 1, first = 0;
-  const flush = () => { if (count) found.push([first, sum / count, low]); };
+  const flush = () => { if (count) thin.push([first, sum / count, low]); };
   for (const [at, mean, lowest] of points) {
     const next = Math.floor((at - from) / perBin);
     if (next !== bin) {
@@ -33,7 +33,7 @@ function thinned(points, from, perBin) {
     low = Math.min(low, lowest);
   }
   flush();
-  return found;
+  return thin;
 }
 
 export class Chart {
@@ -79,7 +79,7 @@ export class Chart {
       parts.push(make("text", { x: x(at), y: HEIGHT - 3, "text-anchor": anchor }, words));
     }
 
-    // A gap where no score came for longer than this camera usually takes.
+    // A gap: no score for longer than is usual for this camera.
     const drawn = thinned(seen, from, perBin);
     const steps = drawn.slice(1).map(([at], index) => at - drawn[index][0]).sort((a, b) => a - b);
     const gap = Math.max(3 * step, 3 * perBin, 3 * (steps[steps.length >> 1] ?? 0));
@@ -100,7 +100,7 @@ export class Chart {
       const at = y(limit);
       parts.push(make("line", { class: "limit", x1: LEFT, x2: width - RIGHT, y1: at, y2: at }));
       const words = `${kind === "low" ? "alert under" : "drop alert under"} ${limit.toFixed(2)}`;
-      // The upper one's words stand above it and the lower one's below, where there is room.
+      // The upper label is above its line and the lower one below, if there is room.
       const below = (index > 0 && at < HEIGHT - BOTTOM - 14) || at < TOP + 16;
       parts.push(make("text", { class: "of-limit", x: LEFT + 4, y: at + (below ? 13 : -4) }, words));
     });

@@ -1,20 +1,20 @@
-// The live page. All that comes from a camera (its name, its errors) is set as text and never as markup.
+// The live page. Whatever comes from a camera (its name, its errors) is set as text, never as markup.
 
 import { Chart, clock } from "./chart.js";
 import { badge, count, duration, eventWords, without } from "./words.js";
 
-const SILENT_MS = 10000; // a message comes each second; after so long without one the connection is dead
+const SILENT_MS = 10000; // a message arrives each second; after this long without one the connection is dead
 const RETRY_MS = 5000;
-const KEPT = { 1: 3600, 60: 1440 }; // points of each step, as many as the server has
+const CAPACITY = { 1: 3600, 60: 1440 }; // points for each step length, as many as the server stores
 const EVENTS = 100;
 
 const find = (id) => document.getElementById(id);
 const cards = new Map(); // by id of the camera
 let source = null;
 let retry = 0;
-let heard = 0; // when the last message came
+let lastMessageMs = 0; // Date.now() of the last message
 let run = null; // of the server's process and clock
-let told = 0; // number of the last event
+let lastEvent = 0; // number of the last event
 let span = 300;
 let serverNow = Date.now() / 1000;
 
@@ -69,14 +69,14 @@ class Card {
     const parts = [`${duration(Math.max(0, serverNow - thumbnail.at))} ago`];
     if (size) parts.push(`${size[0]} × ${size[1]}`);
     this.at("figcaption").textContent = parts.join(" · ");
-    if (thumbnail.number === this.number || this.loading) return; // one on its way is enough
+    if (thumbnail.number === this.number || this.loading) return; // one request at a time
     this.number = thumbnail.number;
     this.loading = true;
     this.picture.src = `v1/cameras/${encodeURIComponent(this.id)}/thumbnail.jpg?number=${thumbnail.number}`;
   }
 
   draw() {
-    const step = span > KEPT[1] ? 60 : 1;
+    const step = span > CAPACITY[1] ? 60 : 1;
     this.chart.draw(this.points[step], step, serverNow, span, this.camera.limits);
   }
 
@@ -88,7 +88,7 @@ class Card {
       const all = new Map([...known, ...fresh].map((point) => [Math.round(point[0] * 1000), point]));
       this.points[step] = [...all.entries()].sort((a, b) => a[0] - b[0]).map(([, point]) => point);
     }
-    this.points[step] = this.points[step].slice(-KEPT[step]);
+    this.points[step] = this.points[step].slice(-CAPACITY[step]);
   }
 
   async load(step) {
@@ -97,21 +97,21 @@ class Card {
     const of = run;
     const answer = await fetch(`v1/cameras/${encodeURIComponent(this.id)}/history?since=${since}&step=${step}`);
     if (!answer.ok) return;
-    const found = await answer.json();
-    if (found.run !== of || run !== of) return; // the server or its clock began anew meanwhile
-    this.add(step, found.points);
+    const history = await answer.json();
+    if (history.run !== of || run !== of) return; // the server restarted or its clock was set meanwhile
+    this.add(step, history.points);
     this.draw();
   }
 }
 
-// What happened
+// Events
 
 function showEvents(events) {
   const list = find("events");
-  list.setAttribute("aria-live", told ? "polite" : "off"); // what was before the page is not read out
+  list.setAttribute("aria-live", lastEvent ? "polite" : "off"); // events from before the page was opened are not read aloud
   for (const event of events) {
-    if (event.number <= told) continue;
-    told = event.number;
+    if (event.number <= lastEvent) continue;
+    lastEvent = event.number;
     const node = find("event").content.firstElementChild.cloneNode(true);
     const [level, words] = eventWords(event);
     node.dataset.level = level;
@@ -150,7 +150,7 @@ function apply(update) {
   const began = update.run !== run;
   if (began) {
     run = update.run;
-    told = 0;
+    lastEvent = 0;
     find("events").replaceChildren();
     for (const card of cards.values()) {
       card.points = { 1: [], 60: [] };
@@ -183,19 +183,19 @@ function apply(update) {
   find("foot").textContent = `grmp-edge ${update.version} · model ${update.model}`;
 }
 
-// After a connection began, what was missed is asked for before new points are added to it.
+// After a reconnection the missed points are fetched before new ones are added.
 let catchingUp = false;
 
 function catchUp() {
   catchingUp = false;
   for (const card of cards.values()) {
     card.load(1).catch(() => {});
-    if (span > KEPT[1]) card.load(60).catch(() => {});
+    if (span > CAPACITY[1]) card.load(60).catch(() => {});
   }
 }
 
 setInterval(() => {
-  if (!source || span <= KEPT[1]) return;
+  if (!source || span <= CAPACITY[1]) return;
   for (const card of cards.values()) card.load(60).catch(() => {});
 }, 60000);
 
@@ -204,7 +204,7 @@ setInterval(() => {
 function say(state, words) {
   const node = find("link");
   node.dataset.state = state;
-  document.body.dataset.link = state; // what is shown is old then, and looks it
+  document.body.dataset.link = state; // the page then looks outdated
   if (node.textContent !== words) node.textContent = words;
 }
 
@@ -216,11 +216,11 @@ function disconnect() {
 
 function connect() {
   disconnect();
-  heard = Date.now();
+  lastMessageMs = Date.now();
   catchingUp = true;
   source = new EventSource("v1/events");
   source.onmessage = (message) => {
-    heard = Date.now();
+    lastMessageMs = Date.now();
     say("live", "live");
     find("login").hidden = true;
     find("main").hidden = false;
@@ -229,7 +229,7 @@ function connect() {
   source.onerror = () => {
     say("lost", "connection lost, trying again");
     catchingUp = true;
-    // Refused instead of broken: the browser does not try again by itself.
+    // Rejected, not broken: the browser does not retry by itself.
     if (source?.readyState === EventSource.CLOSED) {
       disconnect();
       askWhy();
@@ -246,19 +246,19 @@ async function askWhy() {
     }
     if (answer.ok) say("lost", "too many pages follow, trying again");
   } catch {
-    // The server is not there; it is asked again below.
+    // The server is down; retried below.
   }
   retry = setTimeout(connect, RETRY_MS);
 }
 
 setInterval(() => {
-  if (source && Date.now() - heard > SILENT_MS) {
+  if (source && Date.now() - lastMessageMs > SILENT_MS) {
     say("lost", "connection lost, trying again");
     connect();
   }
 }, 2000);
 
-// A page that nobody sees costs nothing.
+// A hidden page costs nothing.
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) {
     disconnect();
@@ -312,7 +312,7 @@ find("range").addEventListener("change", (event) => {
   span = Number(event.target.value);
   for (const card of cards.values()) {
     card.draw();
-    if (span > KEPT[1]) card.load(60).catch(() => {});
+    if (span > CAPACITY[1]) card.load(60).catch(() => {});
   }
 });
 

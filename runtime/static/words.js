@@ -14,7 +14,7 @@ export function count(value) {
   return new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 }).format(value);
 }
 
-// An error begins with the camera's name, which stands above it already.
+// An error begins with the camera's name, which the heading shows already.
 export function without(name, detail) {
   return detail.startsWith(`${name}: `) ? detail.slice(name.length + 2) : detail;
 }
