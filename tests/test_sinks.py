@@ -29,7 +29,7 @@ from grmp_edge.runtime.live.alert import Alert
 from grmp_edge.runtime.live.events import CameraEvent, CameraState
 from grmp_edge.runtime.live.live import AlertEvent, LiveScore
 from grmp_edge.runtime.sinks.make import make_sink
-from grmp_edge.runtime.sinks.queue import Message, QueuedSink, Record, close_all, to_record
+from grmp_edge.runtime.sinks.queue import Message, QueuedSink, Writer, close_all, to_record
 from grmp_edge.score import Score
 
 
@@ -153,17 +153,12 @@ def test_saved_frames(tmp_path: Path) -> None:
     assert np.abs(found.astype(int) - make_image(seed=6)).mean() < 6  # stored as BGR, as it was given
 
 
-class Stuck:
+class Stuck(Writer):
     """A writer that is stuck until released."""
-
-    needs_image = False
 
     def __init__(self) -> None:
         self.go = threading.Event()
         self.seen: list[int | None] = []
-
-    def wants(self, record: Record) -> bool:
-        return True
 
     def write(self, message: Message) -> None:
         self.go.wait()
@@ -172,9 +167,6 @@ class Stuck:
             raise GrmpError("no: rtsp://u:SECRET@cam/")
         self.seen.append(message.record["frame"])
         assert message.image is None
-
-    def close(self) -> None:
-        pass
 
 
 def test_a_stuck_sink_never_blocks_and_loss_is_counted() -> None:

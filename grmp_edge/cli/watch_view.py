@@ -12,14 +12,14 @@ from typing import Any
 from grmp_edge.runtime.live.events import CameraState
 from grmp_edge.runtime.live.live import CameraStatus
 from grmp_edge.runtime.report import printable
-from grmp_edge.runtime.sinks.queue import Message, Record, ScoreRecord
+from grmp_edge.runtime.sinks.queue import Message, Record, ScoreRecord, Throttle, Writer
 
 __all__ = ["LineWriter", "Trends", "plain_line", "status_table"]
 
 _BARS = "▁▂▃▄▅▆▇█"
 
 
-class LineWriter:
+class LineWriter(Writer):
     """Writes a line an event to a file descriptor, on its sink's thread.
 
     Straight to the descriptor: a reader that stopped reading must not hold Python's own lock on stdout, at
@@ -35,19 +35,12 @@ class LineWriter:
     ) -> None:
         """``gone`` is called when the reader has closed its end; ``interval_s`` thins a camera's scores."""
         self._line, self._gone, self._descriptor = line, gone, descriptor
-        self._interval_s = interval_s
-        self._last: dict[str, float] = {}
+        self._throttle = Throttle(interval_s)
         self._cut = False  # only a part of the last line could be written
 
     def wants(self, record: Record) -> bool:
         """Changes and alerts all, scores as often as asked."""
-        if record["event"] != "score" or not self._interval_s:
-            return True
-        now = time.monotonic()
-        if now - self._last.get(record["camera"], -1e9) < self._interval_s:
-            return False
-        self._last[record["camera"]] = now
-        return True
+        return self._throttle.passes(record)
 
     def write(self, message: Message) -> None:
         """Write one line, whole."""
@@ -64,9 +57,6 @@ class LineWriter:
         except BrokenPipeError:
             self._gone()
             raise
-
-    def close(self) -> None:
-        """The descriptor is not ours to close."""
 
 
 def plain_line(record: Record) -> str:

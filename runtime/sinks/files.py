@@ -20,7 +20,7 @@ import cv2
 from grmp_edge.errors import GrmpError
 from grmp_edge.files import replace_file
 from grmp_edge.redact import slug
-from grmp_edge.runtime.sinks.queue import EarlierLostError, Message, Record
+from grmp_edge.runtime.sinks.queue import EarlierLostError, Message, Record, Writer
 
 __all__ = ["CsvWriter", "FrameWriter", "JsonlWriter", "SqliteWriter"]
 
@@ -93,17 +93,13 @@ def _ends_within_a_line(path: Path) -> bool:
         return stream.read(1) != b"\n"
 
 
-class JsonlWriter:
+class JsonlWriter(Writer):
     """One JSON line per event, not buffered; rotated by size: FILE, FILE.1 (newest) ... FILE.keep."""
 
     def __init__(self, path: Path, max_bytes: int = 64 << 20, keep: int = 5) -> None:
         """64 MB five times: a month at one score a second, in files small enough to open."""
         self._path, self._max_bytes, self._keep = path, max_bytes, max(1, keep)
         self._lines = _Lines(path)
-
-    def wants(self, record: Record) -> bool:
-        """Every record."""
-        return True
 
     def write(self, message: Message) -> None:
         """Append a line."""
@@ -126,15 +122,11 @@ class JsonlWriter:
         self._lines.close()
 
 
-class CsvWriter:
+class CsvWriter(Writer):
     """One row per event, not buffered; appends to an existing file."""
 
     def __init__(self, path: Path) -> None:
         self._lines = _Lines(path, _row(_COLUMNS))
-
-    def wants(self, record: Record) -> bool:
-        """Every record."""
-        return True
 
     def write(self, message: Message) -> None:
         """Append a row."""
@@ -151,7 +143,7 @@ def _row(values: Iterable[object]) -> bytes:
     return text.getvalue().encode("utf-8", "backslashreplace")
 
 
-class SqliteWriter:
+class SqliteWriter(Writer):
     """A table ``events`` with one row per event; rows older than ``keep_days`` are deleted."""
 
     _COMMIT_S = 1.0  # each commit waits for the disk, and wears out flash
@@ -173,10 +165,6 @@ class SqliteWriter:
         self._insert = f"INSERT INTO events VALUES ({', '.join('?' * len(_COLUMNS))})"
         self._committed = self._cleaned = -1e9
         self._pending = 0  # rows in the open transaction
-
-    def wants(self, record: Record) -> bool:
-        """Every record."""
-        return True
 
     def write(self, message: Message) -> None:
         """Insert a row; commits at most once a second."""
@@ -223,7 +211,7 @@ class SqliteWriter:
             self._base.close()
 
 
-class FrameWriter:
+class FrameWriter(Writer):
     """Saves the frame of each raised alert as a JPEG, the newest ``keep`` of them."""
 
     needs_image = True
@@ -255,6 +243,3 @@ class FrameWriter:
             self._saved.append(self._folder / name)
         while len(self._saved) > self._keep:
             self._saved.popleft().unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """Nothing is open."""

@@ -8,7 +8,6 @@ import http.client
 import importlib
 import json
 import threading
-import time
 import urllib.error
 import urllib.request
 import uuid
@@ -19,12 +18,12 @@ from urllib.parse import urlsplit
 from grmp_edge import __version__
 from grmp_edge.errors import GrmpError, MissingDependencyError, UsageError
 from grmp_edge.redact import safe_name, slug, split_credentials
-from grmp_edge.runtime.sinks.queue import EarlierLostError, Message, Record
+from grmp_edge.runtime.sinks.queue import EarlierLostError, Message, Record, Throttle, Writer
 
 __all__ = ["MqttWriter", "WebhookWriter"]
 
 
-class MqttWriter:
+class MqttWriter(Writer):
     """Publishes to a broker; reconnects by itself.
 
     Topics: ``PREFIX/NODE/status`` (``online`` or, as the last will, ``offline``; retained), and for each
@@ -65,8 +64,7 @@ class MqttWriter:
             if set(topic) & set("+#\0"):  # if refused later, it would end the client's own thread
                 raise UsageError(f"{key} {topic!r} cannot be a topic", "use no + and no #")
         self._node, self._base, self._discovery = slug(node), f"{prefix}/{slug(node)}", discovery
-        self._interval_s = interval_s
-        self._last: dict[str, float] = {}
+        self._throttle = Throttle(interval_s)
         self._announced: dict[str, bytes] = {}  # by camera: its discovery message
         # Message ids of alerts not yet confirmed by the broker, and of all confirmed messages. Their lock is
         # never held while publishing: the client holds its own lock in its callback.
@@ -90,13 +88,7 @@ class MqttWriter:
 
     def wants(self, record: Record) -> bool:
         """Every record but scores that follow their camera's last one too soon."""
-        if record["event"] != "score":
-            return True
-        now = time.monotonic()
-        if now - self._last.get(record["camera"], -1e9) < self._interval_s:
-            return False
-        self._last[record["camera"]] = now
-        return True
+        return self._throttle.passes(record)
 
     def write(self, message: Message) -> None:
         """Publish one event."""
@@ -199,7 +191,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class WebhookWriter:
+class WebhookWriter(Writer):
     """POSTs events as JSON, with retries."""
 
     def __init__(
@@ -274,6 +266,3 @@ class WebhookWriter:
     def hurry(self) -> None:
         """Do not wait for further attempts."""
         self._hurry.set()
-
-    def close(self) -> None:
-        """Nothing is open."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, TypedDict, cast
+from typing import Literal, TypeAlias, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ __all__ = [
     "Record",
     "ScoreRecord",
     "SinkStats",
+    "Throttle",
     "Writer",
     "close_all",
     "to_record",
@@ -101,22 +103,44 @@ class EarlierLostError(GrmpError):
         self.earlier = earlier
 
 
-class Writer(Protocol):
-    """Delivers a sink's messages, on the sink's own thread.
+class Writer(ABC):
+    """Delivers a sink's messages, on the sink's own thread."""
 
-    Two more methods are called if a writer has them: ``idle()`` after a tenth of a second without a message,
-    and ``hurry()``, from another thread, when the sink is about to close. ``needs_image = True`` asks for
-    frames.
-    """
+    needs_image = False  # whether messages carry their frame
 
     def wants(self, record: Record) -> bool:
         """Whether to queue this record. Runs on the scoring thread, so it must return at once."""
+        return True
 
+    @abstractmethod
     def write(self, message: Message) -> None:
         """Deliver one message; after any exception it counts as failed, and the next one follows."""
 
-    def close(self) -> None:
+    def idle(self) -> None:  # noqa: B027
+        """Called after a tenth of a second without a message."""
+
+    def hurry(self) -> None:  # noqa: B027
+        """Called on another thread when the sink is about to close."""
+
+    def close(self) -> None:  # noqa: B027
         """Flush and release everything."""
+
+
+class Throttle:
+    """Lets all events through, but each camera's scores at most every ``interval_s`` seconds."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._last: dict[str, float] = {}  # by camera: time.monotonic() of its last score
+
+    def passes(self, record: Record) -> bool:
+        """Whether this record is due."""
+        if record["event"] == "score":
+            now = time.monotonic()
+            if now - self._last.get(record["camera"], -1e9) < self._interval_s:
+                return False
+            self._last[record["camera"]] = now
+        return True
 
 
 @dataclass(frozen=True)
@@ -185,7 +209,7 @@ class QueuedSink:
         """Queue an event; if there is no room, it counts as lost."""
         if not self._writer.wants(record):
             return
-        image = event.image if self._with_image and not isinstance(event, CameraEvent) else None
+        image = event.image if self._writer.needs_image and not isinstance(event, CameraEvent) else None
         try:
             self._queue.put_nowait(Message(record, image))
         except queue.Full:
@@ -202,7 +226,7 @@ class QueuedSink:
         if not self._closing.is_set():
             self._until = time.monotonic() + timeout_s
             self._closing.set()
-            getattr(self._writer, "hurry", _nothing)()
+            self._writer.hurry()
 
     def close(self, timeout_s: float = 5.0) -> SinkStats:
         """Write what is queued within ``timeout_s`` seconds; the rest counts as lost.
@@ -225,7 +249,7 @@ class QueuedSink:
             except queue.Empty:
                 if self._closing.is_set():
                     break
-                self._guarded(getattr(self._writer, "idle", _nothing))
+                self._guarded(self._writer.idle)
                 continue
             with self._lock:
                 self._busy = True
@@ -254,10 +278,6 @@ class QueuedSink:
             self._written += (0 if reason else messages) - earlier
             if reason:
                 self._error = scrub(reason)
-
-
-def _nothing() -> None:
-    pass
 
 
 def close_all(sinks: Sequence[QueuedSink], timeout_s: float = 5.0) -> list[SinkStats]:

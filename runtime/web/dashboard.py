@@ -14,7 +14,7 @@ from typing import cast
 from grmp_edge import __version__
 from grmp_edge.runtime.live.events import CameraState
 from grmp_edge.runtime.live.live import CameraStatus, Live, LiveEvent, LiveScore
-from grmp_edge.runtime.sinks.queue import Message, QueuedSink, Record, SinkStats
+from grmp_edge.runtime.sinks.queue import Message, QueuedSink, Record, SinkStats, Writer
 from grmp_edge.runtime.web import prometheus
 from grmp_edge.runtime.web.history import COARSE_S, FINE_S, History, Point, WallClock
 from grmp_edge.runtime.web.messages import CameraJson, EventJson, HistoryJson, UpdateJson
@@ -38,22 +38,15 @@ class Cursor:
     event: int = 0  # number of the last alert or change
 
 
-class _Writer:
+class _Writer(Writer):
     """Takes events on the sink's thread, so that scoring never waits for the dashboard."""
 
     def __init__(self, dashboard: Dashboard) -> None:
         self._dashboard = dashboard
 
-    def wants(self, record: Record) -> bool:
-        """Every record."""
-        return True
-
     def write(self, message: Message) -> None:
         """Take an event."""
         self._dashboard.take(message.record)
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 class _Sink(QueuedSink):

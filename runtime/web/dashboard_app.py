@@ -7,7 +7,6 @@ import hmac
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import anyio.to_thread
 from fastapi import FastAPI, Request
@@ -47,7 +46,7 @@ _SAFE = {
 _FRESH = {"Cache-Control": "no-store", **_SAFE}
 
 
-def make_watch_app(dashboard: Dashboard, config: ServeConfig) -> tuple[Any, Followers]:
+def make_watch_app(dashboard: Dashboard, config: ServeConfig) -> tuple[Guard, Followers]:
     """The ASGI application of ``watch --http``: the dashboard, ``/metrics`` and health, but no scoring."""
     app = FastAPI(title="grmp-edge watch", version=__version__, openapi_url=None)
     followers = add_dashboard(app, dashboard, config)

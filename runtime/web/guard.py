@@ -9,11 +9,11 @@ import hmac
 import ipaddress
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
 
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from grmp_edge.errors import UsageError
 
@@ -36,11 +36,6 @@ _LOGIN_BODY = 4096  # bytes; anyone may send it
 _LOGIN_TIMEOUT_S = 5.0
 _SESSION_S = 7 * 86400  # a screen on a wall is logged in once a week
 _LOGINS = 4  # at once, counted apart from requests with a token
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _DRAIN_S = 2.0
 
@@ -87,7 +82,9 @@ class _Refused(HTTPException):  # a Starlette exception, so that it becomes an a
 class Guard:
     """ASGI middleware that rejects requests before anything is read or decoded."""
 
-    def __init__(self, app: App, config: ServeConfig, answered: Callable[[str, int, float], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, config: ServeConfig, answered: Callable[[str, int, float], None]
+    ) -> None:
         """``answered(path, status, seconds)`` is called after each request."""
         self._app, self._config, self._answered = app, config, answered
         self._busy = {"work": 0, "login": 0}
@@ -99,7 +96,7 @@ class Guard:
             return
         start, status = time.perf_counter(), 0
 
-        async def watched(message: MutableMapping[str, Any]) -> None:
+        async def watched(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
@@ -163,7 +160,7 @@ class Guard:
         size = 0
         end: float | None = None
 
-        async def limited() -> MutableMapping[str, Any]:
+        async def limited() -> Message:
             nonlocal size, end
             now = asyncio.get_running_loop().time()
             end = now + timeout_s if end is None else end

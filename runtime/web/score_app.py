@@ -6,7 +6,6 @@ import json
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -35,7 +34,7 @@ SILENT_MS = 30_000  # longer than a phone takes from one network to another
 
 def make_app(
     scorer: Scorer, config: ServeConfig, dashboard: Dashboard | None = None
-) -> tuple[Any, Followers]:
+) -> tuple[Guard, Followers]:
     """The ASGI application and its event streams; the caller closes the scorer.
 
     Routes: ``POST /score`` (an encoded picture as the body), ``POST /batch`` (multipart files),
@@ -115,7 +114,7 @@ def _add_kserve(app: FastAPI, scorer: Scorer) -> None:
     graph = bundle.graphs[scorer.precision]
 
     @app.get("/v2")
-    async def server() -> dict[str, Any]:
+    async def server() -> dict[str, object]:
         return {"name": "grmp-edge", "version": __version__, "extensions": []}
 
     @app.get("/v2/health/live")
@@ -127,11 +126,11 @@ def _add_kserve(app: FastAPI, scorer: Scorer) -> None:
         return {"ready": True}  # the graph is loaded before the port opens
 
     @app.get(f"/v2/models/{MODEL}/ready")
-    async def model_ready() -> dict[str, Any]:
+    async def model_ready() -> dict[str, object]:
         return {"name": MODEL, "ready": True}
 
     @app.get(f"/v2/models/{MODEL}")
-    async def model() -> dict[str, Any]:
+    async def model() -> dict[str, object]:
         return {
             "name": MODEL,
             "versions": [bundle.id],

@@ -7,13 +7,13 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import uvicorn
 
 from grmp_edge.runtime.live.live import Live
 from grmp_edge.runtime.sinks.queue import QueuedSink, to_record
 from grmp_edge.runtime.web.event_stream import Followers
+from grmp_edge.runtime.web.guard import Guard
 
 __all__ = ["Server", "address", "cameras_in_background", "in_background"]
 
@@ -23,7 +23,7 @@ _GRACE_S = 5  # seconds for answers in progress at shutdown
 class Server(uvicorn.Server):
     """uvicorn that ends quietly on a signal, after its event streams."""
 
-    def __init__(self, app: Any, followers: Followers | None = None) -> None:
+    def __init__(self, app: Guard, followers: Followers | None = None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
