@@ -179,7 +179,7 @@ def test_a_video_that_ends_early_gives_its_frames_then_the_error(tmp_path: Path)
     assert len(list(read_video(whole))) == 12
     frames = read_video(cut)
     taken = []
-    with pytest.raises(SourceError, match=r"cut short or damaged, it ends after \d+ of \d+ frames"):
+    with pytest.raises(SourceError, match=r"cut short or damaged, it ends after \d+ frames"):
         for frame in frames:
             taken.append(frame.index)
     assert taken == list(range(len(taken)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +22,16 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["Converter", "FrameClock", "RawFrame", "VideoFile", "has_pyav", "open_decoder", "pick_stream"]
+__all__ = [
+    "Converter",
+    "FrameClock",
+    "RawFrame",
+    "VideoFile",
+    "ends_early",
+    "has_pyav",
+    "open_decoder",
+    "pick_stream",
+]
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -134,9 +145,8 @@ class Converter:
 
         graph = Graph()
         graph.threads = 1  # frames and cameras are many, and the cores busy with them
-        source = graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
-        )
+        unit = frame.time_base or Fraction(1, 1000)
+        source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=unit)
         scale, to_bgr = graph.add("scale", "flags=bicubic"), graph.add("format", "bgr24")
         sink = graph.add("buffersink")
         graph.link_nodes(source, scale, to_bgr, sink).configure()
@@ -192,10 +202,10 @@ class FrameClock:
 class RawFrame:
     """A decoded frame that is not converted yet."""
 
-    frame: VideoFrame
     index: int  # from 0, of those that the decoder gives
     time_s: float  # from the first frame
     damaged: bool  # itself, or built on a damaged one
+    convert: Callable[[], UInt8Array]  # uint8 (H, W, 3) BGR
 
 
 class VideoFile:
@@ -209,6 +219,7 @@ class VideoFile:
         """
         self._path = path
         self.errors: list[str] = []  # of the decoder and the demuxer
+        self.count = 0  # frames decoded
         self.damaged: list[int] = []  # indexes of frames that are not whole
         self._container, self._stream = self._open(None)
 
@@ -240,27 +251,24 @@ class VideoFile:
 
         A frame after a damaged one is built on it, up to the next key frame: it counts as damaged itself.
         """
-        done = 0
         for raw in self._decode(several=True):
             if raw is None:
                 break
+            self.count = raw.index + 1
             yield raw
-            done = raw.index + 1
         else:
-            self._check_end(done)
+            self._check_end()
             return
         # With several frames decoded at once, PyAV keeps some errors to itself, and the frames behind them.
         # At the first sign the file is read again, one frame at a time, up to where it was.
         self.close()
         self.errors, self.damaged = [], []
         self._container, self._stream = self._open(1)
-        total = 0
         for raw in self._decode(several=False):
-            assert raw is not None
-            total = raw.index + 1
-            if raw.index >= done:
+            if raw is not None and raw.index >= self.count:
+                self.count = raw.index + 1
                 yield raw
-        self._check_end(total)
+        self._check_end()
 
     def _decode(self, several: bool) -> Iterator[RawFrame | None]:
         """The frames; None, once, where ``several`` at once no longer go without loss."""
@@ -271,7 +279,7 @@ class VideoFile:
         limit = _MAX_STEP_S if discontinuous else _MAX_STEP_ELSEWHERE_S
         clock = FrameClock(float(1 / rate) if rate else None, limit)
         context, unit = self._stream.codec_context, float(self._stream.time_base or 0)
-        index, broken, begun = 0, False, False
+        index, broken, begun, convert = 0, False, False, Converter()
         pending: set[int] = set()  # time stamps of packets whose frames have not come
         for packet in self._packets():
             begun = begun or packet.is_keyframe
@@ -287,7 +295,7 @@ class VideoFile:
                     yield None
                     return
                 if begun:  # what begins between two key frames lacks what its first frames are built on
-                    self._note(f"a frame after frame {index - 1} cannot be decoded ({describe(error)})")
+                    self._note(f"a frame after {index} others cannot be decoded ({describe(error)})")
                     broken = True
                 continue
             for frame in frames:
@@ -299,9 +307,9 @@ class VideoFile:
                 if broken:
                     self.damaged.append(index)
                 time_s = clock.step(None if frame.pts is None else frame.pts * unit)
-                yield RawFrame(frame, index, time_s, broken)
+                yield RawFrame(index, time_s, broken, partial(convert, frame))
                 index += 1
-        if pending:
+        if several and pending:
             yield None
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
@@ -318,9 +326,9 @@ class VideoFile:
                 return
             yield packet
 
-    def _check_end(self, frames: int) -> None:
+    def _check_end(self) -> None:
         if ends_early(self._path):
-            self._note(f"it ends after {frames} frames, in the middle of its data")
+            self._note(f"it ends after {self.count} frames, in the middle of its data")
 
     def _note(self, text: str) -> None:
         if len(self.errors) < _MAX_ERRORS:
