@@ -318,6 +318,7 @@ def test_doctor(tmp_path: Path) -> None:
     assert found["can_score"] is True
     assert parts["provider cpu"]["status"] == "ok"
     assert onnxruntime.__version__ in parts["onnxruntime"]["detail"]
+    assert parts["pyav"]["status"] == "ok" and "with FFmpeg" in parts["pyav"]["detail"]
     plain = call("doctor").stdout
     assert re.search(r"^ok +provider cpu +a session was created and run$", plain, re.MULTILINE)
     assert lines(plain)[-1] == "scoring works here"

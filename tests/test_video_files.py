@@ -15,7 +15,7 @@ from conftest import make_image, write_clip
 from grmp_edge.errors import SourceError
 from grmp_edge.runtime.video import decoder
 from grmp_edge.runtime.video.decoder import FrameClock
-from grmp_edge.runtime.video.files import Frame, Sampling, read_video, read_video_bgr
+from grmp_edge.runtime.video.files import Frame, Sampling, read_video
 from grmp_edge.runtime.video.opencv_file import OpenCvFile
 
 av = pytest.importorskip("av")
@@ -84,7 +84,7 @@ def test_interlaced(codec: str, suffix: str, tmp_path: Path, pictures: list[UInt
         assert next(video.decode(video=0)).interlaced_frame
     frames = read(path)
     assert len(frames) == 10
-    assert max(off(frame.image, frame.index) for frame in frames) < 4
+    assert max(off(frame.rgb(), frame.index) for frame in frames) < 4
     if cv2.__version__.startswith("5."):  # which says that it gave them, and did not
         with pytest.raises(SourceError, match=r"i\.\w+: OpenCV .* gives its first frame twice"):
             OpenCvFile(path)
@@ -95,7 +95,7 @@ def test_an_edit_list(tmp_path: Path, pictures: list[UInt8Array]) -> None:
     path = encode(tmp_path / "cut.mp4", pictures, start=-3, container={"avoid_negative_ts": "disabled"})
     assert path.read_bytes().count(b"elst") == 1
     frames = read(path)
-    assert [off(frame.image, seed) < 4 for frame, seed in zip(frames, range(3, 10), strict=True)] == [
+    assert [off(frame.rgb(), seed) < 4 for frame, seed in zip(frames, range(3, 10), strict=True)] == [
         True
     ] * 7
     assert [frame.time_s for frame in frames] == pytest.approx(np.arange(7) / 10)
@@ -152,7 +152,7 @@ def test_codecs(codec: str, suffix: str, pix_fmt: str, tmp_path: Path, pictures:
     path = encode(tmp_path / f"v.{suffix}", pictures, codec, pix_fmt=pix_fmt, options=options)
     frames = read(path)
     assert len(frames) == 10
-    assert max(off(frame.image, frame.index) for frame in frames) < 6
+    assert max(off(frame.rgb(), frame.index) for frame in frames) < 6
 
 
 def test_a_missing_decoder_is_named(
@@ -239,14 +239,14 @@ def test_a_rotation_matrix(name: str, tmp_path: Path, pictures: list[UInt8Array]
     """ISO 14496-12, 8.3.2: (x, y) is shown at (a x + c y, b x + d y)."""
     (a, b, c, d), turn = MATRICES[name]
     path = encode(tmp_path / "turned.mp4", pictures[:2])
-    plain = [frame.image.copy() for frame in read(path)]
+    plain = [frame.rgb() for frame in read(path)]
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40
     assert struct.unpack_from(">9i", data, at) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
     struct.pack_into(">9i", data, at, a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
     for before, after in zip(plain, read(path), strict=True):
-        np.testing.assert_array_equal(after.image, turn(before))
+        np.testing.assert_array_equal(after.rgb(), turn(before))
 
 
 def damaged(path: Path, places: list[float]) -> None:
@@ -262,15 +262,15 @@ def test_damaged_frames_are_named_and_left_out(tmp_path: Path) -> None:
     noise = [make_image(HEIGHT, WIDTH, seed) for seed in range(20)]
     options = {"x264-params": "scenecut=0"}
     path = encode(tmp_path / "bad.mp4", noise, options=options, container={"movflags": "faststart"})
-    whole = [frame.image.copy() for frame in read(path)]
+    whole = [frame.rgb() for frame in read(path)]
     assert len(whole) == 20
     damaged(path, [0.6])
     taken: list[Frame] = []
     with pytest.raises(SourceError, match=r"bad\.mp4: cut short or damaged, .*left out \(\d+") as error:
-        taken.extend(Frame(f.image.copy(), f.index, f.time_s) for f in read_video(path))
+        taken.extend(read_video(path))
     assert 15 <= len(taken) < 20
     for frame in taken:  # not one of them is anything but whole
-        np.testing.assert_array_equal(frame.image, whole[frame.index])
+        np.testing.assert_array_equal(frame.rgb(), whole[frame.index])
     left_out = sorted(set(range(20)) - {frame.index for frame in taken})
     assert f"left out ({left_out[0]}" in str(error.value)
     assert left_out[-1] % 5 == 4  # up to the next key frame
@@ -312,14 +312,14 @@ def test_errors_that_pyav_keeps_to_itself(tmp_path: Path) -> None:
 
 def test_without_pyav(tmp_path: Path, pictures: list[UInt8Array], monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode(tmp_path / "v.mp4", pictures)
-    expected = [frame.image.copy() for frame in read(path)]
+    expected = [frame.rgb() for frame in read(path)]
     monkeypatch.setattr("grmp_edge.runtime.video.files.has_pyav", lambda: False)
-    for frame, image in zip(read_video_bgr(path), expected, strict=True):
-        assert np.abs(frame.image[:, :, ::-1].astype(int) - image).mean() < 2
+    for frame, image in zip(read_video(path), expected, strict=True):
+        assert np.abs(frame.rgb().astype(int) - image).mean() < 2
         assert frame.time_s == pytest.approx(frame.index / 10, abs=1e-3)
     still = encode(tmp_path / "still.avi", [picture(1)] * 4, "rawvideo", pix_fmt="bgr24")
     with pytest.raises(SourceError, match=r"gives its first frame twice; install PyAV"):
-        list(read_video_bgr(still))
+        list(read_video(still))
 
 
 def test_a_clock_runs_on() -> None:

@@ -45,6 +45,7 @@ def examine() -> list[Part]:
         Part("grmp-edge", "ok", __version__),
         _imported("numpy", "numpy", "pip install 'grmp-edge'"),
         _imported("opencv", "cv2", "pip install 'grmp-edge'"),
+        _pyav(),
     ]
     parts += _onnxruntime()
     parts += [_gpu(), _tensorrt()]
@@ -70,6 +71,17 @@ def _installed(package: str, extra: str) -> Part:
         return Part(package, "ok", metadata.version(package))
     except metadata.PackageNotFoundError:
         return Part(package, "missing", f"for [{extra}]", f"pip install 'grmp-edge[{extra}]'")
+
+
+def _pyav() -> Part:
+    remedy = "pip install av (it comes with [cpu] and [gpu])"
+    if importlib.util.find_spec("av") is None:
+        return Part("pyav", "missing", "video is left to OpenCV, which cannot tell damaged frames", remedy)
+    part = _imported("pyav", "av", remedy)
+    if part.status != "ok":
+        return part
+    version = getattr(importlib.import_module("av"), "ffmpeg_version_info", "of unknown version")
+    return Part("pyav", "ok", f"{part.detail}, with FFmpeg {version}")
 
 
 def _onnxruntime() -> list[Part]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -46,8 +46,12 @@ _UNREADABLE = "check that a player plays it; copy it again"
 
 
 def has_pyav() -> bool:
-    """Whether PyAV is installed."""
-    return importlib.util.find_spec("av") is not None
+    """Whether PyAV is installed and loads."""
+    try:
+        importlib.import_module("av")
+    except ImportError:
+        return False
+    return True
 
 
 def pick_stream(container: InputContainer, name: str) -> VideoStream:
