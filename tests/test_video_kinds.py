@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from grmp_edge.runtime.video.decoder import Converter, VideoFile
+from grmp_edge.runtime.video.decoder import VideoFile
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -173,12 +173,12 @@ def reference(path: Path) -> list[UInt8Array]:
 
 def compare(path: Path) -> dict[str, Any]:
     """How far our frames are from the ffmpeg program's."""
-    video, convert = VideoFile(path), Converter()
+    video = VideoFile(path)
     times, differences, sizes = [], [], set()
     theirs = reference(path)
     try:
         for raw in video.frames():
-            image = convert(raw.frame)[:, :, ::-1]
+            image = raw.convert()[:, :, ::-1]
             times.append(raw.time_s)
             sizes.add(image.shape)
             if raw.index < len(theirs) and theirs[raw.index].shape == image.shape:
