@@ -170,7 +170,7 @@ def test_a_phase_that_thins_writes_the_smaller_network(tmp_path, capsys):
     chosen = ["--blocks", "0,2", "--merge", "1"]
     with pytest.raises(SystemExit):
         main([*given, *chosen])
-    assert "--blocks to --start" in capsys.readouterr().err
+    assert "--blocks needs --start" in capsys.readouterr().err
     assert main([*given, *chosen, "--start", str(start), "--learning-rate", "1e-9"]) == 0
     blocks = load_embedded(out).visual.transformer.resblocks
     assert [type(block) for block in blocks] == [ResidualAttentionBlock, MergingBlock]

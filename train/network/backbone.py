@@ -87,7 +87,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         close = [model for model in open_clip.list_models() if model.startswith("ViT-")][:8]
         raise ModelError(
             f"backbone {config.name!r} is not a model of open_clip",
-            f"use {', '.join([*_EMBEDDED, *close])}, ...",
+            f"use {', '.join(_EMBEDDED)} or one of {', '.join(close)}, ...",
         )
     _refuse_unpromptable(name, open_clip.get_model_config(name))
     pretrained = config.pretrained or "openai"
