@@ -1,13 +1,18 @@
-"""Files written whole or not at all: to a temporary name beside the target, then renamed. And closing."""
+"""Files written whole or not at all: to a temporary name beside the target, then renamed.
+
+Also hashes, CSV rows, and a base class for what a ``with`` block closes.
+"""
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Closing", "replace_file", "replace_folder", "sha256_bytes", "sha256_file"]
+__all__ = ["Closing", "csv_row", "replace_file", "replace_folder", "sha256_bytes", "sha256_file"]
 
 
 class Closing(ABC):
@@ -93,3 +98,15 @@ def _readable(path: Path, mode: int) -> None:
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(mode & ~umask)
+
+
+def csv_row(cells: Iterable[object], errors: str = "surrogateescape") -> bytes:
+    """One row of a CSV, with its line break; None is an empty cell.
+
+    Args:
+        cells: the values.
+        errors: for text that is not UTF-8; by default a file name keeps the bytes it has on disk.
+    """
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode("utf-8", errors)

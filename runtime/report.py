@@ -1,83 +1,87 @@
-"""Scores as people and programs read them: tables, JSON lines, CSV, a summary per video."""
+"""Scores for people and programs: tables, CSV, a summary per video."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import math
 import shutil
 import statistics
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import TextIO
+from typing import IO, TextIO
 
 from grmp_edge.errors import UsageError
-from grmp_edge.files import replace_file
+from grmp_edge.files import csv_row, replace_file
 from grmp_edge.score import Score
 
-__all__ = ["CSV_FIELDS", "CsvFile", "PlainTable", "RichTable", "VideoSummary", "printable"]
+__all__ = [
+    "CSV_FIELDS",
+    "CsvFile",
+    "PlainTable",
+    "RichTable",
+    "VideoSummary",
+    "csv_cells",
+    "open_csv",
+    "printable",
+]
 
 CSV_FIELDS = ("source", "value", "mos", "frame", "time_s", "latency_ms", "model")
 
 
+def csv_cells(score: Score) -> list[object]:
+    """A score in the columns :data:`CSV_FIELDS`; a field that does not apply is None."""
+    cells = [getattr(score, name) for name in CSV_FIELDS]
+    return [f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells]
+
+
 class CsvFile:
-    """A CSV of scores (columns :data:`CSV_FIELDS`) that appears whole or not at all.
+    """A CSV of scores, columns :data:`CSV_FIELDS`; opened by :func:`open_csv`."""
 
-    When the ``with`` block ends by an exception, Ctrl-C included, what was written so far is kept as
-    ``NAME.partial.csv`` and a file that stood at ``path`` stays as it was.
-
-    Raises:
-        UsageError: on entering, if nothing can be written there.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    def __init__(self, stream: IO[bytes], partial: Path) -> None:
+        """``partial`` is where the rows go if the run is interrupted."""
+        self._stream, self.partial = stream, partial
         self.rows = 0
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> CsvFile:
-        if self.path.is_dir():
-            raise UsageError(f"{self.path}: is a folder", "give --csv the name of a file")
-        try:
-            self._temporary = self._stack.enter_context(replace_file(self.path))
-            # surrogateescape: a file name that is no UTF-8 is written as the bytes it has.
-            self._stream = self._stack.enter_context(
-                self._temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="")
-            )
-        except OSError as error:
-            self._stack.close()
-            raise UsageError(f"{self.path}: cannot be written ({error.strerror})", "check --csv") from None
-        self._writer = csv.writer(self._stream, lineterminator="\n")
-        self._writer.writerow(CSV_FIELDS)
-        return self
+        stream.write(csv_row(CSV_FIELDS))
 
     def write(self, score: Score) -> None:
         """Add one row; a field that does not apply is left empty."""
-        row = [getattr(score, name) for name in CSV_FIELDS]
-        self._writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
+        self._stream.write(csv_row(csv_cells(score)))
         self.rows += 1
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+
+@contextlib.contextmanager
+def open_csv(path: Path) -> Iterator[CsvFile]:
+    """Write a CSV of scores that appears whole or not at all.
+
+    If the ``with`` block ends in an exception, Ctrl-C included, the rows so far are saved as
+    ``NAME.partial.csv``, and an existing file at ``path`` is left alone.
+
+    Raises:
+        UsageError: nothing can be written there.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder", "give --csv the name of a file")
+    with contextlib.ExitStack() as stack:
         try:
-            if kind is not None and self.rows:
-                self._stream.flush()
-                with replace_file(self.partial) as copy:
-                    shutil.copyfile(self._temporary, copy)
-        finally:
-            self._stack.__exit__(kind, error, traceback)
+            temporary = stack.enter_context(replace_file(path))
+            stream = stack.enter_context(temporary.open("wb"))
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be written ({error.strerror})", "check --csv") from None
+        file = CsvFile(stream, path.with_name(f"{path.stem}.partial{path.suffix}"))
+        try:
+            yield file
+        except BaseException:
+            if file.rows:
+                stream.flush()
+                with replace_file(file.partial) as copy:
+                    shutil.copyfile(temporary, copy)
+            raise
 
 
 class VideoSummary:
-    """Mean, median, extremes and the worst frame of one video; holds 8 bytes a frame."""
+    """Mean, median, extremes and the worst frame of one video, from 8 bytes per frame."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -104,14 +108,14 @@ class VideoSummary:
 
 
 class PlainTable:
-    """A table for pipes and files: one line a score as it comes, the name last since its width is free."""
+    """A table for pipes and files: a line per score at once, the name last because its width varies."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._header = False
 
     def add(self, score: Score) -> None:
-        """Print one row, after the header if it is the first."""
+        """Print one row, preceded by the header if it is the first."""
         if not self._header:
             self._header = True
             print(f"{'score':>6}  {'mos':>7}  {'frame':>6}  {'time':>8}  source", file=self._out)
@@ -120,16 +124,16 @@ class PlainTable:
         print(row, file=self._out, flush=True)
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Nothing to do: every row has been printed."""
 
 
 class RichTable:
-    """A table for a terminal, printed a page at a time so that a long run shows and holds little."""
+    """A table for a terminal, printed a page at a time: a long run shows progress and uses little memory."""
 
     PAGE = 500
 
     def __init__(self, out: TextIO, around: Callable[[], AbstractContextManager[None]]) -> None:
-        """``around()`` is entered while a page is printed, so that a progress line can step aside."""
+        """``around()`` is entered while a page is printed, so that a progress line can be hidden."""
         self._out = out
         self._around = around
         self._rows: list[Score] = []
@@ -141,7 +145,7 @@ class RichTable:
             self.close()
 
     def close(self) -> None:
-        """Print the rows not printed yet, without the columns that apply to none of them."""
+        """Print the remaining rows, without the columns that are empty in all of them."""
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -174,7 +178,7 @@ def _cells(score: Score) -> Sequence[str]:
 
 
 def printable(name: str) -> str:
-    """A file's name for a terminal: line breaks, escape codes and bytes that are no text made visible."""
+    """A file name for a terminal: line breaks, escape codes and undecodable bytes are made visible."""
     text = name.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 

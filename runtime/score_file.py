@@ -1,4 +1,4 @@
-"""Scores in a file that grows line by line, and can be gone on with after any kind of end."""
+"""A file of scores that grows row by row and can be resumed after any kind of interruption."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import os
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import IO, NamedTuple
 
 from grmp_edge.errors import UsageError
-from grmp_edge.runtime.report import CSV_FIELDS
+from grmp_edge.files import Closing, csv_row
+from grmp_edge.runtime.report import CSV_FIELDS, csv_cells
 from grmp_edge.runtime.sources.name_set import Keys, name_key
 from grmp_edge.runtime.sources.sources import Failure
 from grmp_edge.score import Score
 
 __all__ = ["RECORD_FIELDS", "Done", "ScoreFile"]
 
-RECORD_FIELDS = (*CSV_FIELDS, "error")  # columns of a CSV; a JSON line has those that apply
+RECORD_FIELDS = (*CSV_FIELDS, "error")  # columns of a CSV; a JSON line has only those that apply
 
-_SYNC_ROWS = 1000  # rows between two fsyncs: what a power cut may take
-# What one torn row can be; a damaged end that is more is not ours to cut off. A name has 4096 bytes at
-# most; JSON may take six for each, a CSV two, and an error repeats it. Names with line breaks are rare.
+_SYNC_ROWS = 1000  # rows between two fsyncs: what a power cut may lose
+# The largest torn row: a longer damaged end is not ours to cut off. A name has at most 4096 bytes; JSON may
+# take six for each, a CSV two, and an error message repeats it. Names with line breaks are rare.
 _LONGEST_JSON, _LONGEST_CSV, _LINES_IN_ROW = 60_000, 20_000, 8
 
 
 class Done:
-    """Which sources a file already holds; 8 bytes each (8 MB a million), a video counting once."""
+    """The sources a file already has: 8 bytes each (8 MB per million), a video counting once."""
 
     def __init__(self) -> None:
         self.rows = self.failed = 0
         self._last: str | None = None  # the source of the last row
-        self._frame: int | None = None  # its frame: a video that may not be through
+        self._frame: int | None = None  # its frame: a video that may be unfinished
         self._adding = array("Q")
         self._keys = Keys()
 
@@ -48,33 +48,42 @@ class Done:
         self._last, self._frame = source, None if failed else frame
 
     def seal(self) -> None:
-        """Make ready for questions; nothing can be added afterwards."""
+        """Finish adding; only then can the set be queried."""
         if self._last is not None and self._frame is None:
             self._adding.append(name_key(self._last))
         self._keys, self._adding = Keys(self._adding), array("Q")
 
     def __contains__(self, source: str) -> bool:
-        """Whether a source is through."""
+        """Whether a source is finished."""
         return name_key(source) in self._keys
 
     def last_frame(self, source: str) -> int:
-        """Of a video that is partly there, the last frame's index; else -1."""
+        """The index of the last frame of an unfinished video; -1 for any other source."""
         return self._frame if self._frame is not None and source == self._last else -1
 
 
-class ScoreFile:
+class _Row(NamedTuple):
+    """What resuming needs of a row."""
+
+    source: str
+    model: str
+    frame: int | None
+    failed: bool
+
+
+class ScoreFile(Closing):
     """JSON lines, or a CSV if the name ends in .csv: a row for each picture, frame and failure.
 
-    Rows are appended in place, not written beside it and renamed: the file is whole after each row, and
-    what is in it when a run ends, in whatever way, is what the next one goes on from.
+    Rows are appended in place, not to a temporary file: the file is valid after each row, and the next run
+    resumes from whatever an interrupted one left.
     """
 
     def __init__(self, path: Path, model: str, resume: bool = False) -> None:
-        """``model`` is the id of the bundle; a file of another is not gone on with.
+        """``model`` is the id of the bundle; a file from another one cannot be resumed.
 
         Raises:
-            UsageError: the file exists and is not to be resumed, was written by another model or is no
-                such file, or nothing can be written there.
+            UsageError: the suffix is none of .csv, .jsonl and .ndjson. On entering: the file exists and is
+                not to be resumed, comes from another model or holds something else, or cannot be written.
         """
         self.path, self.done = path, Done()
         self._model, self._resume = model, resume
@@ -93,12 +102,12 @@ class ScoreFile:
             self._stream = self.path.open("ab" if self._resume else "xb", buffering=0)
         except FileExistsError:
             raise UsageError(
-                f"{self.path}: exists", "add --resume to go on with it, or name another --output"
+                f"{self.path}: exists", "add --resume to continue it, or name another --output"
             ) from None
         except OSError as error:
             raise UsageError(f"{self.path}: cannot be written ({error.strerror})", "check --output") from None
         if self._csv and self._stream.seek(0, os.SEEK_END) == 0:
-            self._stream.write(_csv_row(RECORD_FIELDS))
+            self._stream.write(csv_row(RECORD_FIELDS))
         self.done.seal()
         return self
 
@@ -106,7 +115,7 @@ class ScoreFile:
         """Append one row, in one write."""
         assert self._stream is not None
         rest = memoryview(self._row(result))
-        while rest:  # a disk that is nearly full takes a part, and says why when the rest comes
+        while rest:  # a nearly full disk takes a part, and reports the error for the rest
             rest = rest[self._stream.write(rest) :]
         self.rows += 1
         if self.rows % _SYNC_ROWS == 0:
@@ -114,89 +123,75 @@ class ScoreFile:
 
     def _row(self, result: Score | Failure) -> bytes:
         if isinstance(result, Score):
-            if not self._csv:
-                return result.to_json().encode("ascii") + b"\n"
-            return _csv_row([*(getattr(result, name) for name in CSV_FIELDS), None])
+            return csv_row([*csv_cells(result), None]) if self._csv else result.to_json().encode() + b"\n"
         row = {"source": result.source, "model": self._model, "error": str(result.error)}
-        if not self._csv:
-            return json.dumps(row).encode("ascii") + b"\n"
-        return _csv_row([row.get(name) for name in RECORD_FIELDS])
+        if self._csv:
+            return csv_row(row.get(name) for name in RECORD_FIELDS)
+        return json.dumps(row).encode() + b"\n"
 
     def _mend(self) -> None:
-        """Read the rows that are there, and cut off what a sudden end left of another."""
+        """Read the existing rows, and cut off the torn one that a crash may have left."""
         with self.path.open("r+b") as stream:
             whole = 0
             for number, end, raw in _records(stream, quoted=self._csv):
                 row = self._parse(raw)
-                if row is None and number == 1 and self._csv and raw == _csv_row(RECORD_FIELDS):
+                if row is None and number == 1 and self._csv and raw == csv_row(RECORD_FIELDS):
                     pass
                 elif row is None:
                     if stream.read(1):
                         raise UsageError(
-                            f"{self.path}: line {number} is no score", "name another --output, or mend it"
+                            f"{self.path}: line {number} is not a score",
+                            "name another --output, or repair it",
                         )
-                    break  # the end of it never reached the disk
-                elif row["model"] != self._model:
+                    break  # its end never reached the disk
+                elif row.model != self._model:
                     raise UsageError(
-                        f"{self.path}: scored by the model {row['model']}, and this is {self._model}",
-                        "give the bundle it was begun with, or another --output",
+                        f"{self.path}: scored by the model {row.model}, and this is {self._model}",
+                        "give the bundle it was started with, or another --output",
                     )
                 else:
-                    self.done.add(row["source"], row["frame"], row["failed"])
+                    self.done.add(row.source, row.frame, row.failed)
                 whole = end
             stream.seek(whole)
             longest = _LONGEST_CSV if self._csv else _LONGEST_JSON
             torn = stream.read(longest + 1)
             if len(torn) > longest or torn.count(b"\n") > _LINES_IN_ROW:
                 raise UsageError(
-                    f"{self.path}: damaged after its first {whole} bytes", "name another --output, or mend it"
+                    f"{self.path}: damaged after its first {whole} bytes",
+                    "name another --output, or repair it",
                 )
             stream.truncate(whole)
 
-    def _parse(self, raw: bytes) -> dict[str, Any] | None:
+    def _parse(self, raw: bytes) -> _Row | None:
         try:
             if self._csv:
                 (cells,) = csv.reader(io.StringIO(raw.decode("utf-8", "surrogateescape"), newline=""))
-                row: dict[str, Any] = dict(zip(RECORD_FIELDS, cells, strict=True))
-                frame = int(row["frame"]) if row["frame"] else None
+                row = dict(zip(RECORD_FIELDS, cells, strict=True))
                 if not row["error"]:
                     float(row["value"])
+                frame = int(row["frame"]) if row["frame"] else None
             else:
                 row = json.loads(raw)
                 frame = row.get("frame")
-            failed = bool(row.get("error"))
-            return {"source": str(row["source"]), "model": row["model"], "frame": frame, "failed": failed}
+            return _Row(str(row["source"]), row["model"], frame, bool(row.get("error")))
         except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
             return None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Flush the rows to the disk."""
         if self._stream is not None:
             os.fsync(self._stream.fileno())
             self._stream.close()
 
 
 def _records(stream: IO[bytes], quoted: bool) -> Iterator[tuple[int, int, bytes]]:
-    """(line number, offset of its end, bytes) of each whole record; what follows the last is left out."""
+    """(line number, offset of its end, bytes) of each complete record; an incomplete last one is left out."""
     end, number, record = 0, 1, b""
     for count, line in enumerate(iter(stream.readline, b""), 1):
         record += line
-        # In a CSV a name may hold a line break, within quotes.
+        # In a CSV, a quoted name may contain a line break.
         if not line.endswith(b"\n") or (quoted and record.count(b'"') % 2):
             continue
         end += len(record)
         yield number, end, record
         number, record = count + 1, b""
-
-
-def _csv_row(cells: Any) -> bytes:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(
-        f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells
-    )
-    # surrogateescape: a file name that is no UTF-8 is written as the bytes it has.
-    return out.getvalue().encode("utf-8", "surrogateescape")

@@ -122,7 +122,7 @@ def test_damage_within_is_not_cut_off(path: Path, tmp_path: Path) -> None:
         b"\0" * 100_000,
     ):
         path.write_bytes(damaged)
-        with pytest.raises(UsageError, match=r"is no score|damaged after"):
+        with pytest.raises(UsageError, match=r"is not a score|damaged after"):
             write(path, [], resume=True)
         assert path.read_bytes() == damaged
     (tmp_path / "folder.csv").mkdir()

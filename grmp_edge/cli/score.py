@@ -95,7 +95,7 @@ def score(
 ) -> None:
     """Score pictures and videos: 0 is bad, 1 is good."""
     from grmp_edge.runtime import Sampling
-    from grmp_edge.runtime.report import CsvFile
+    from grmp_edge.runtime.report import open_csv
     from grmp_edge.runtime.score_file import ScoreFile
     from grmp_edge.runtime.sources.stdin import RawFormat
 
@@ -110,7 +110,7 @@ def score(
     cluster = RayChoice(ray, ray_actors, ray_cpus, ray_gpus) if ray is not None else None
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(open_engine(model, cluster, batch, workers, Sampling(every, fps)))
-        file = stack.enter_context(CsvFile(csv)) if csv is not None else None
+        file = stack.enter_context(open_csv(csv)) if csv is not None else None
         kept = stack.enter_context(ScoreFile(output, engine.model_id, resume)) if output is not None else None
         if kept is not None and kept.done.rows and not quiet:
             typer.echo(f"{output}: {kept.done.rows} rows are there already", err=True)

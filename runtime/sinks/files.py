@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
-import io
 import json
 import os
 import sqlite3
 import stat
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 
 from grmp_edge.errors import GrmpError
-from grmp_edge.files import replace_file
+from grmp_edge.files import csv_row, replace_file
 from grmp_edge.redact import slug
 from grmp_edge.runtime.sinks.queue import EarlierLostError, Message, Record, Writer
 
@@ -126,21 +124,15 @@ class CsvWriter(Writer):
     """One row per event, not buffered; appends to an existing file."""
 
     def __init__(self, path: Path) -> None:
-        self._lines = _Lines(path, _row(_COLUMNS))
+        self._lines = _Lines(path, csv_row(_COLUMNS, "backslashreplace"))
 
     def write(self, message: Message) -> None:
         """Append a row."""
-        self._lines.append(_row([message.record.get(name) for name in _COLUMNS]))
+        self._lines.append(csv_row([message.record.get(name) for name in _COLUMNS], "backslashreplace"))
 
     def close(self) -> None:
         """Close the file."""
         self._lines.close()
-
-
-def _row(values: Iterable[object]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 class SqliteWriter(Writer):
