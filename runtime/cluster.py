@@ -1,4 +1,4 @@
-"""Scoring on a Ray cluster: names out, scores back in order, the Scorer a stateful actor of Ray Data."""
+"""Scoring on a Ray cluster: names go out, scores come back in order; the Scorer is an actor of Ray Data."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import BackendError, GrmpError, MissingDependencyError, UsageError
+from grmp_edge.files import Closing
 from grmp_edge.runtime.bulk import BulkConfig, score_bulk
 from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.runtime.sources.sources import Failure, Listed, Remote, Sampling
@@ -26,25 +27,25 @@ from grmp_edge.score import Score
 
 __all__ = ["LOCAL", "RayConfig", "RayScorer"]
 
-LOCAL = "local"  # instead of an address: a cluster of this machine alone, started and ended with the scorer
+LOCAL = "local"  # instead of an address: a cluster on this machine, started and ended with the scorer
 
-_ROWS = 256  # results in one block of a video's
+_ROWS = 256  # results of a video in one block
 
 
 @dataclass(frozen=True)
 class RayConfig:
-    """Which cluster, and how much of it."""
+    """Which cluster to use, and how much of it."""
 
-    address: str = LOCAL  # else what ray.init takes: auto, HOST:PORT, ray://HOST:PORT
+    address: str = LOCAL  # or what ray.init takes: auto, HOST:PORT, ray://HOST:PORT
     actors: int = 1  # scorers, spread over the cluster's nodes
-    cpus: float = 1.0  # cores that Ray sets aside for each; a scorer runs as many threads
-    gpus: float = 0.0  # GPUs, or parts of one, for each
-    batch: int = 8  # pictures in one run of the network
-    workers: int | None = None  # threads that decode in each scorer; None: as many as it has cores
-    # Names handed to a scorer at once: enough that its threads are busy, few enough to balance the load.
+    cpus: float = 1.0  # cores that Ray reserves for each; a scorer runs as many threads
+    gpus: float = 0.0  # GPUs, or fractions of one, for each
+    batch: int = 8  # pictures per inference: where CPUs stop gaining
+    workers: int | None = None  # decoding threads in each scorer; None: as many as it has cores
+    # Names handed to a scorer at once: enough to keep its threads busy, few enough to balance the load.
     names: int = 64
-    # Names listed before they are spread: bounds what the driver holds. The scorers start anew for each
-    # such part, a second or two in half an hour.
+    # Names listed before they are distributed: bounds the driver's memory. The scorers restart for each such
+    # part, which costs a second or two every half hour.
     part: int = 50_000
     # Of a local cluster. Only names and scores pass through it, never pixels.
     object_store_bytes: int = 100 << 20
@@ -59,7 +60,7 @@ class RayConfig:
 
 @dataclass(frozen=True)
 class _Job:
-    """What an actor is made from; travels to it."""
+    """What an actor is created from; sent to it."""
 
     bundle: str
     precision: str
@@ -70,10 +71,19 @@ class _Job:
     sampling: Sampling = field(default_factory=Sampling)
 
 
-class RayScorer:
-    """Scores what :func:`list_sources` finds on a cluster, with the results of doing it here.
+class _Row(TypedDict):
+    """One input on its way to an actor: Ray's columns hold plain values only."""
 
-    The bundle and the pictures must lie at the same paths on every node, such as a shared folder.
+    name: bytes  # bytes, since a name that is not UTF-8 fits no text column
+    remote: bool
+    after: int  # index of the last frame of a video to skip
+    error: bytes  # a failure as JSON, which the actor passes on; else empty
+
+
+class RayScorer(Closing):
+    """Scores what :func:`list_sources` lists on a cluster, with the same results as locally.
+
+    The bundle and the pictures must have the same paths on every node, such as in a shared folder.
     """
 
     def __init__(
@@ -106,25 +116,25 @@ class RayScorer:
 
     def results(
         self,
-        found: Iterable[Listed | Failure | None],
+        items: Iterable[Listed | Failure | None],
         last_frame: Callable[[str], int] | None = None,
     ) -> Iterator[Score | Failure]:
         """Yield a Score for each picture and frame and a Failure for each that cannot be read, in order.
 
         Args:
-            found: what :func:`list_sources` gives, but for standard input.
-            last_frame: for a video, by name, the index of the last frame to pass over.
+            items: from :func:`list_sources`, without standard input.
+            last_frame: for a video, by name, the index of the last frame to skip.
 
         Raises:
-            BackendError: the cluster failed, or no scorer could be started on it.
+            BackendError: the cluster failed, or could not start a scorer.
         """
-        names = (item for item in found if item is not None)
+        names = (item for item in items if item is not None)
         while part := [_to_row(item, last_frame) for item in islice(names, self.config.part)]:
             yield from self._part(part)
 
-    def _part(self, rows: list[dict[str, Any]]) -> Iterator[Score | Failure]:
+    def _part(self, rows: list[_Row]) -> Iterator[Score | Failure]:
         data = importlib.import_module("ray.data")
-        # As many blocks as calls: a block is what one call gets and one task is rescheduled by.
+        # One block per call: a block is also what Ray reschedules when a task fails.
         blocks = -(-len(rows) // self.config.names)
         scored = data.from_items(rows, override_num_blocks=blocks).map_batches(
             _Actor,
@@ -140,19 +150,8 @@ class RayScorer:
                 yield _from_json(row["result"])
         except GrmpError:
             raise
-        except Exception as error:  # Ray wraps what an actor raises, and has errors of many kinds itself
+        except Exception as error:  # Ray wraps what an actor raises, and has many errors of its own
             raise BackendError(f"scoring on Ray failed: {_reason(error)}", "see Ray's logs") from None
-
-    def __enter__(self) -> RayScorer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Leave the cluster; a local one ends."""
@@ -160,17 +159,19 @@ class RayScorer:
 
 
 class _Actor:
-    """One scorer on one node; Ray Data makes it once and hands it batch after batch."""
+    """One scorer on one node; Ray Data creates it once and hands it batch after batch."""
 
     def __init__(self, job: _Job) -> None:
         import cv2
 
-        cv2.setNumThreads(1)  # as where pictures are decoded side by side without Ray
+        cv2.setNumThreads(1)  # pictures are decoded in parallel already
         self._job = job
         self._scorer = Scorer.open(job.bundle, job.precision, job.provider, job.threads, job.allow_cpu)
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """From columns name, remote, after, error to a column result, in the same order."""
+    def __call__(
+        self, batch: dict[str, npt.NDArray[np.generic]]
+    ) -> Iterator[dict[str, npt.NDArray[np.object_]]]:
+        """From the columns of :class:`_Row` to a column ``result`` of JSON, in the same order."""
         columns = [batch[name].tolist() for name in ("name", "remote", "after", "error")]
         rows = list(zip(*columns, strict=True))
         after = {os.fsdecode(name): int(last) for name, _, last, error in rows if not error}
@@ -185,8 +186,7 @@ class _Actor:
             yield {"result": np.array(block, dtype=object)}
 
 
-def _to_row(item: Listed | Failure, last_frame: Callable[[str], int] | None) -> dict[str, Any]:
-    """A name as bytes, since one that is no UTF-8 fits no text column."""
+def _to_row(item: Listed | Failure, last_frame: Callable[[str], int] | None) -> _Row:
     if isinstance(item, Failure):
         return {"name": b"", "remote": False, "after": -1, "error": _to_json(item)}
     name = item.url if isinstance(item, Remote) else str(item)
@@ -219,9 +219,9 @@ def _from_json(data: bytes) -> Score | Failure:
 
 
 def _connect(config: RayConfig) -> Any:
-    # Before ray is imported; a cluster that exists already has its own setting.
+    # Before ray is imported; an existing cluster has its own setting.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # Its own lines on stderr would surround our progress; what matters comes as an exception.
+    # Its lines on stderr would break up our progress line; errors arrive as exceptions anyway.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -232,11 +232,11 @@ def _connect(config: RayConfig) -> Any:
         raise MissingDependencyError(error.name or "ray", "ray", "scoring on Ray") from None
     settings: dict[str, Any] = {"address": config.address}
     if config.address == LOCAL:
-        # Its workers step behind every other program by default, and starve on a busy machine.
+        # By default its workers run at a low priority, and starve on a busy machine.
         os.environ.setdefault("RAY_worker_niceness", "0")
         settings = {
             "address": LOCAL,
-            # What the scorers need, even where the machine has fewer: they take turns then.
+            # What the scorers need, even if the machine has fewer cores: they then share them.
             "num_cpus": max(1, int(-(-config.actors * config.cpus // 1))) + 1,
             "object_store_memory": config.object_store_bytes,
             "include_dashboard": False,
@@ -244,13 +244,13 @@ def _connect(config: RayConfig) -> Any:
     try:
         with _stderr_closed():
             ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-    except Exception as error:  # what it raises depends on the kind of address
+    except Exception as error:  # the type depends on the kind of address
         raise BackendError(
             f"no Ray cluster at {config.address}: {_reason(error)}",
             "check the address; --ray local starts one on this machine",
         ) from None
     context = data.DataContext.get_current()
-    context.execution_options.preserve_order = True  # a file of scores that can be resumed needs it
+    context.execution_options.preserve_order = True  # needed to resume a file of scores
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
@@ -258,20 +258,20 @@ def _connect(config: RayConfig) -> Any:
 
 @contextlib.contextmanager
 def _stderr_closed() -> Iterator[None]:
-    """Keep lines from stderr that C++ writes there by itself; what matters comes as an exception."""
+    """Drop what Ray's C++ code prints to stderr; errors arrive as exceptions anyway."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    saved = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(saved, 2)
+        os.close(saved)
         os.close(null)
 
 
 def _reason(error: BaseException) -> str:
-    """The last line that says something: Ray puts the traceback of the actor before it."""
+    """The last line of text: Ray puts the actor's traceback before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[-1][:300]

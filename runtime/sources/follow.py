@@ -1,4 +1,4 @@
-"""Folders watched for new files, each given out once it is whole."""
+"""Watching folders for new files: each is yielded once it is complete."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from grmp_edge.errors import SourceError
 from grmp_edge.image_files import is_jpeg, is_png, jpeg_is_complete, png_is_complete
-from grmp_edge.runtime.sources.listing import natural_key
+from grmp_edge.runtime.sources.listing import natural_key, scan
 from grmp_edge.runtime.sources.name_set import Keys, name_key
 from grmp_edge.runtime.sources.sources import Failure, is_known
 
@@ -21,27 +21,26 @@ __all__ = ["FollowConfig", "follow"]
 
 @dataclass(frozen=True)
 class FollowConfig:
-    """When folders are looked at, and when a file in them counts as whole.
+    """How often folders are scanned, and when a file in them counts as complete.
 
-    By looking, not by the kernel's notices: those do not come from network shares, and get lost when
-    many files arrive at once.
+    Polling, not inotify: that misses changes on network shares, and events when many files arrive at once.
     """
 
-    interval_s: float = 0.5  # between looks; longer by itself where a look takes long
-    settle_s: float = 1.0  # neither size nor time may have changed for so long: nobody writes any more
-    # A JPEG or PNG without its end is waited for, since a transfer may stall longer than settle_s; after
-    # so long it is given out as it is, and told as cut short.
+    interval_s: float = 0.5  # between scans; longer if a scan itself takes longer
+    settle_s: float = 1.0  # size and modification time unchanged for this long: the writer has finished
+    # A JPEG or PNG without its end is given more time, since a transfer may stall for longer than settle_s;
+    # after this long it is yielded as it is, and reported as cut short.
     patience_s: float = 30.0
 
 
 @dataclass
 class _Pending:
-    """A file seen and not given out yet."""
+    """A file seen but not yielded yet."""
 
     key: int
-    modified: float  # of the file system's clock: only to put files in order
+    modified: float  # by the file system's clock: only to sort files
     since: float  # time.monotonic() when it was first seen in this state
-    old: bool  # there, as it is, since the first look
+    old: bool  # unchanged since the first scan
 
 
 def follow(
@@ -50,16 +49,16 @@ def follow(
     config: FollowConfig | None = None,
     skip: Callable[[str], bool] = lambda _: False,
 ) -> Iterator[Path | Failure | None]:
-    """Yield the files in and below ``folders``, those that are there and those that come, until ``stop``.
+    """Yield the files in ``folders`` and below, existing and new ones, until ``stop``.
 
-    A file is given out when it has stopped changing, and again when it is written anew. Files found in
-    one look come in the order of their time stamps. Holds 8 bytes for each file that is there.
+    A file is yielded once it has stopped changing, and again after it is rewritten. The files of one scan
+    come in the order of their time stamps. Needs 8 bytes of memory per file in the folders.
 
     Args:
-        folders: hidden files and folders in them, and links to folders, are left out.
+        folders: hidden files and folders in them, and links to folders, are skipped.
         stop: set it to end the iteration; from any thread or a signal handler.
         config: the times.
-        skip: of the files that are there from the beginning, which (by path) were dealt with earlier.
+        skip: which of the files that exist at the start (by path) are to be left out.
 
     Yields:
         Paths; a Failure when a folder can no longer be listed; None before each wait.
@@ -92,13 +91,13 @@ def follow(
             Path(path) for _, path in sorted(ready, key=lambda entry: (entry[0], natural_key(entry[1])))
         )
         yield None
-        # A look at a million files takes seconds: never more than half of the time.
+        # Scanning a million files takes seconds: at most half of the time is spent on it.
         stop.wait(max(config.interval_s, time.monotonic() - began))
 
 
 def _settled(path: str, age_s: float, size: int, config: FollowConfig) -> bool:
     if age_s < config.settle_s or size == 0:
-        # An empty file is one whose writing has not begun.
+        # An empty file is one that its writer has only just created.
         return size == 0 and age_s >= config.patience_s
     return age_s >= config.patience_s or _has_its_end(path)
 
@@ -111,7 +110,7 @@ def _has_its_end(path: str) -> bool:
                 return jpeg_is_complete(head + stream.read())
             return not is_png(head) or png_is_complete(head + stream.read())
     except OSError:
-        return True  # what is wrong with it is told when it is read
+        return True  # what is wrong with it is reported when it is read
 
 
 def _files(folders: Sequence[Path], missing: set[str]) -> Iterator[tuple[str, os.stat_result]]:
@@ -119,23 +118,15 @@ def _files(folders: Sequence[Path], missing: set[str]) -> Iterator[tuple[str, os
     while waiting:
         parent = waiting.pop()
         try:
-            with os.scandir(parent) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    try:
-                        if entry.is_dir():
-                            if not entry.is_symlink():
-                                waiting.append(entry.path)
-                        elif is_known(entry.name):
-                            yield entry.path, entry.stat()
-                    except OSError:
-                        continue  # gone since it was listed
+            for entry in scan(parent, is_known, waiting):
+                try:
+                    status = entry.stat()
+                except OSError:
+                    continue  # deleted since it was listed
+                yield entry.path, status
         except OSError:
             missing.add(parent)
 
 
 def _gone(folder: str) -> SourceError:
-    return SourceError(
-        f"{folder}: cannot be listed", "it is looked for again; check the path and permissions"
-    )
+    return SourceError(f"{folder}: cannot be listed", "it is tried again; check the path and permissions")

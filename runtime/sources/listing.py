@@ -1,4 +1,4 @@
-"""Folders listed in natural order without a list of all names in memory, however many there are."""
+"""Listing folders in natural order without holding all names in memory, however many there are."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-__all__ = ["SORT_IN_MEMORY", "natural_key", "sort_names", "walk"]
+__all__ = ["SORT_IN_MEMORY", "natural_key", "scan", "sort_names", "walk"]
 
-# Names sorted at a time: their keys take about 60 MB. More are sorted in runs on disk and merged.
+# Names sorted in memory: their keys take about 60 MB. More are sorted in runs on disk and merged.
 SORT_IN_MEMORY = 100_000
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
-    """Sort key under which frame2 comes before frame10."""
+    """A sort key that puts frame2 before frame10."""
     parts = re.split(r"([0-9]+)", name)
     return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)]
 
 
 def sort_names(names: Iterable[str], in_memory: int = SORT_IN_MEMORY) -> Iterator[str]:
-    """Names in natural order; at most ``in_memory`` of them are held, the rest waits in temporary files.
+    """Sort names in natural order, holding at most ``in_memory`` of them; the rest go to temporary files.
 
-    Names that compare equal (01 and 1) keep the order of their characters, so that the result depends on
-    the names alone and never on the order in which a file system lists them.
+    Equal numbers (01 and 1) are ordered by their characters, so that the result depends on the names alone
+    and never on the order in which a file system lists them.
     """
     source = iter(names)
     first = sorted(islice(source, in_memory), key=_total_key)
@@ -38,7 +38,7 @@ def sort_names(names: Iterable[str], in_memory: int = SORT_IN_MEMORY) -> Iterato
     with ExitStack() as stack:
         runs: list[IO[bytes]] = []
         while first:
-            # Removed with the stack. A NUL cannot be part of a name, a line break can.
+            # Deleted with the stack. Names may contain line breaks, but no NUL.
             run = stack.enter_context(tempfile.TemporaryFile(prefix="grmp-edge-names-"))
             run.writelines(os.fsencode(name) + b"\0" for name in first)
             run.seek(0)
@@ -59,39 +59,46 @@ def _read_names(run: IO[bytes]) -> Iterator[str]:
 
 
 def walk(
-    folder: Path, wanted: Callable[[str], bool], unreadable: Callable[[OSError], object]
+    folder: Path, accepts: Callable[[str], bool], unreadable: Callable[[OSError], object]
 ) -> Iterator[str]:
-    """The files below ``folder`` whose name is ``wanted``, in natural order, a folder's own files first.
+    """Yield the files below ``folder`` whose name is accepted, in natural order, a folder's own files first.
 
-    Names beginning with a dot are left out, and links to folders are not followed: one to a parent would
-    never end. A folder is listed when its turn comes; one that cannot be is told to ``unreadable``.
+    As :func:`scan` does, it skips names that begin with a dot and links to folders. A folder is listed when
+    its turn comes; ``unreadable`` is called with the error of one that cannot be listed.
     """
-    # Deepest last: what is still to be listed, each level in reverse order.
-    waiting = [str(folder)]
+    waiting = [str(folder)]  # the folders to list, the next one last
     while waiting:
         parent = waiting.pop()
         below: list[str] = []
         try:
-            yield from (os.path.join(parent, name) for name in sort_names(_files(parent, wanted, below)))  # noqa: PTH118
+            names = sort_names(entry.name for entry in scan(parent, accepts, below))
+            yield from (os.path.join(parent, name) for name in names)  # noqa: PTH118
         except OSError as error:
             unreadable(error)
-        waiting += [os.path.join(parent, name) for name in sorted(below, key=_total_key, reverse=True)]  # noqa: PTH118
+        waiting += sorted(below, key=_total_key, reverse=True)
 
 
-def _files(parent: str, wanted: Callable[[str], bool], below: list[str]) -> Iterator[str]:
+def scan(parent: str, accepts: Callable[[str], bool], below: list[str]) -> Iterator[os.DirEntry[str]]:
+    """Yield the files of one folder whose name is accepted, unsorted; its subfolders are added to ``below``.
+
+    Names that begin with a dot are skipped, and so are links to folders: one to a parent would never end.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
     with os.scandir(parent) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if not _is_folder(entry):
-                if wanted(entry.name):
-                    yield entry.name
+                if accepts(entry.name):
+                    yield entry
             elif not entry.is_symlink():
-                below.append(entry.name)
+                below.append(entry.path)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # gone, or a link in a circle: told when it is read as a file
+    except OSError:  # deleted, or a circular link: reported when it is read as a file
         return False

@@ -1,4 +1,4 @@
-"""Sets of names at 8 bytes each, for millions of them."""
+"""Sets of millions of names, at 8 bytes each."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ __all__ = ["Keys", "name_key"]
 
 def name_key(name: str) -> int:
     """64 bits of a name's BLAKE2 hash."""
-    # surrogatepass: any text has bytes this way, also a file name that is no UTF-8.
+    # surrogatepass encodes any text, also a file name that is not UTF-8.
     return int.from_bytes(
         hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
     )
 
 
 class Keys:
-    """A fixed set of keys as one sorted array: 8 MB a million, where a set of str takes 150.
+    """A fixed set of keys as one sorted array: 8 MB per million, where a set of str takes 150.
 
-    Two names may share a key: that a name outside a set of a million is taken to be in it has odds of
+    Two names may share a key: the odds that a name outside a set of a million is taken for a member are
     1 in 2e13.
     """
 
     def __init__(self, keys: Iterable[int] = ()) -> None:
-        """``keys``: 64-bit numbers, at best an ``array("Q")``, which is taken over and sorted in place."""
-        held = keys if isinstance(keys, array) else array("Q", keys)
-        self._sorted: np.ndarray[Any, np.dtype[np.uint64]] = np.frombuffer(held, np.uint64)
+        """``keys``: 64-bit numbers, ideally an ``array("Q")``, which is not copied but sorted in place."""
+        values = keys if isinstance(keys, array) else array("Q", keys)
+        self._sorted: np.ndarray[Any, np.dtype[np.uint64]] = np.frombuffer(values, np.uint64)
         self._sorted.sort()
 
     def __len__(self) -> int:

@@ -15,18 +15,18 @@ from grmp_edge.errors import SourceError, UsageError
 
 __all__ = ["STDIN", "RawFormat", "read_raw_frames", "read_stdin"]
 
-STDIN = "stdin"  # what results call it
+STDIN = "stdin"  # its name in results
 
 _MAX_PICTURE = 1 << 30  # bytes of one encoded picture: an endless stream must not fill the memory
 
 
 @dataclass(frozen=True)
 class RawFormat:
-    """How raw frames follow each other, without anything between them.
+    """The size and pixel format of raw frames, which follow each other without headers.
 
-    ``pixels``: ``rgb24`` and ``bgr24``, 3 bytes a pixel; ``gray``, 1 byte; ``nv12``, a plane of Y and one
-    of U and V in turn at half the size, turned into RGB by BT.601 with limited range, as OpenCV does.
-    The names are FFmpeg's ``-pix_fmt``.
+    ``pixels`` is one of FFmpeg's ``-pix_fmt`` names: ``rgb24`` and ``bgr24``, 3 bytes per pixel; ``gray``,
+    1 byte; ``nv12``, a Y plane and an interleaved UV plane at half the size, converted by BT.601 with limited
+    range, as OpenCV does.
     """
 
     width: int
@@ -38,14 +38,14 @@ class RawFormat:
         """Read ``WIDTHxHEIGHT:PIXELS``, such as ``1920x1080:nv12``.
 
         Raises:
-            UsageError: it is written otherwise, or the size does not go with the pixels.
+            UsageError: the text has another form, or the size does not suit the pixel format.
         """
-        found = re.fullmatch(r"(\d{1,5})x(\d{1,5}):(rgb24|bgr24|nv12|gray)", text)
-        if found is None or not int(found[1]) or not int(found[2]):
+        match = re.fullmatch(r"(\d{1,5})x(\d{1,5}):(rgb24|bgr24|nv12|gray)", text)
+        if match is None or not int(match[1]) or not int(match[2]):
             raise UsageError(f"--raw {text!r} is not WIDTHxHEIGHT:PIXELS", "PIXELS: rgb24, bgr24, nv12, gray")
-        raw = cls(int(found[1]), int(found[2]), found[3])
+        raw = cls(int(match[1]), int(match[2]), match[3])
         if raw.pixels == "nv12" and (raw.width % 2 or raw.height % 2):
-            raise UsageError(f"--raw {text!r}: nv12 frames have even sides", "check the size")
+            raise UsageError(f"--raw {text!r}: nv12 frames have even widths and heights", "check the size")
         return raw
 
     @property
@@ -56,11 +56,11 @@ class RawFormat:
 
     @property
     def bgr(self) -> bool:
-        """Whether :meth:`decode` gives BGR (else RGB)."""
+        """Whether :meth:`decode` returns BGR (else RGB)."""
         return self.pixels != "rgb24"
 
     def decode(self, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """A frame's bytes, uint8 (frame_bytes,), as uint8 (height, width, 3), without a copy if it can be."""
+        """Convert a frame's bytes, uint8 (frame_bytes,), to uint8 (height, width, 3); a view if possible."""
         if self.pixels == "gray":
             image = cv2.cvtColor(data.reshape(self.height, self.width), cv2.COLOR_GRAY2BGR)
         elif self.pixels == "nv12":
@@ -75,16 +75,15 @@ def read_raw_frames(
 ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """Yield (index from 0, uint8 (height, width, 3)) of each ``every``-th frame until the input ends.
 
-    The order of the channels is ``raw.bgr``'s. The frames share a buffer: one holds until the next is
-    asked for.
+    The channel order is given by ``raw.bgr``. The frames share one buffer: each is valid until the next.
 
     Args:
         raw: size and layout of the frames.
-        every: frames between are read and not converted.
+        every: the frames between are read but not converted.
         handle: the file descriptor to read.
 
     Raises:
-        SourceError: nothing came, or the last frame is cut short (after the whole ones).
+        SourceError: no frame came, or the last one is cut short (raised after the complete ones).
     """
     _refuse_terminal(handle)
     buffer = np.empty(raw.frame_bytes, np.uint8)
@@ -99,7 +98,7 @@ def read_raw_frames(
     if got:
         raise SourceError(
             f"{STDIN}: frame {index} is cut short ({got} of {raw.frame_bytes} bytes)",
-            "check --raw against what is sent"
+            "check that --raw matches what is sent"
             if index
             else "check --raw, or send an encoded picture without it",
         )
@@ -111,7 +110,7 @@ def read_stdin(handle: int = 0) -> bytes:
     """All of standard input: one encoded picture.
 
     Raises:
-        SourceError: it is a terminal, or has no end in sight.
+        SourceError: it is a terminal, or too long for a picture.
     """
     _refuse_terminal(handle)
     data = bytearray()
@@ -119,13 +118,13 @@ def read_stdin(handle: int = 0) -> bytes:
         data += chunk
         if len(data) > _MAX_PICTURE:
             raise SourceError(
-                f"{STDIN}: more than {_MAX_PICTURE >> 20} MB is no picture", "for frames, give --raw"
+                f"{STDIN}: more than {_MAX_PICTURE >> 20} MB is not a picture", "for frames, give --raw"
             )
     return bytes(data)
 
 
 def _fill(handle: int, view: memoryview) -> int:
-    # os.read, not sys.stdin: its lock, held by a thread that waits, would abort the interpreter's end.
+    # Not sys.stdin: a waiting thread would hold its lock, and the interpreter would abort at exit.
     got = 0
     while got < len(view):
         chunk = os.readv(handle, [view[got:]])
