@@ -75,15 +75,15 @@ def follow(
             if key in seen:
                 here.append(key)
                 continue
-            known = pending.get(path)
-            if known is None or known.key != key:
-                known = _Pending(key, status.st_mtime, time.monotonic(), first)
-            if _settled(path, time.monotonic() - known.since, status.st_size, config):
+            file = pending.get(path)
+            if file is None or file.key != key:
+                file = _Pending(key, status.st_mtime, time.monotonic(), first)
+            if _settled(path, time.monotonic() - file.since, status.st_size, config):
                 here.append(key)
-                if not (known.old and skip(path)):
-                    ready.append((known.modified, path))
+                if not (file.old and skip(path)):
+                    ready.append((file.modified, path))
             else:
-                unsettled[path] = known
+                unsettled[path] = file
         seen, pending, first = Keys(here), unsettled, False
         yield from (Failure(path, _gone(path)) for path in sorted(missing - lost))
         lost = missing

@@ -1,4 +1,4 @@
-"""Opening a live source: something that gives one frame after another and can be closed."""
+"""Opening a live source: devices, streams, pipelines, and files played like cameras."""
 
 from __future__ import annotations
 
@@ -25,41 +25,41 @@ __all__ = ["Capture", "EndOfStream", "PermanentSourceError", "is_live", "open_ca
 
 UInt8Array = npt.NDArray[np.uint8]
 
-# Read by OpenCV at each opening; set here, before there are threads, as setting them is not safe later.
+# OpenCV reads these on every opening; set here, before any threads exist: changing them later is not safe.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-# prefer_tcp is OpenCV's own choice, which any options of ours replace. fpsprobesize: FFmpeg would look at two
-# seconds of the stream to guess a frame rate that nobody asks for, and opening holds up all other openings.
+# prefer_tcp is OpenCV's own default, which setting options would drop. fpsprobesize: FFmpeg would analyse two
+# seconds of the stream to estimate a frame rate that is not needed, and one opening delays all others.
 os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_flags;prefer_tcp|fpsprobesize;0")
 
-# OpenCV opens one FFmpeg stream at a time, whatever the threads (opencv issue 17057). Its own lock cannot be
-# seen from here: whoever waited in it would look as if the camera hung.
+# OpenCV opens one FFmpeg stream at a time, whatever the threads (opencv issue 17057). Its own lock is not
+# visible here: a camera that waited for it would seem to hang.
 _TURN = threading.Lock()
-_LOOK_S = 0.25  # how often one that waits for its turn looks whether it is still wanted
+_LOOK_S = 0.25  # how often a camera that waits for its turn checks whether to go on
 
 
 class PermanentSourceError(SourceError):
-    """Trying again cannot help: a wrong name, or something OpenCV was built without."""
+    """Trying again cannot help: a wrong name, or a feature that OpenCV was built without."""
 
 
-class EndOfStream(SourceError):  # noqa: N818 - the name says that it is no fault
-    """A file that is not to be looped has ended."""
+class EndOfStream(SourceError):  # noqa: N818 - not a fault, so not named Error
+    """A file that is not looped has ended."""
 
 
 class Capture(Protocol):
     """An open source. Used by one thread."""
 
     def grab(self) -> None:
-        """Wait for the next frame and take it in, as cheaply as can be.
+        """Wait for the next frame and receive it, without decoding more than necessary.
 
         Raises:
             SourceError: the source ended, failed or timed out.
         """
 
     def stamp_s(self) -> float | None:
-        """The grabbed frame's time in the stream in seconds, where a network stream has one."""
+        """The grabbed frame's time stamp in seconds; None if the source has none."""
 
     def overtaken(self) -> bool:
-        """Whether a newer frame has come already, where there is no time stamp to tell it by."""
+        """Whether a newer frame has already arrived; for sources without time stamps."""
 
     def retrieve(self) -> UInt8Array:
         """The frame of the last :meth:`grab`, uint8 (H, W, 3) BGR.
@@ -69,25 +69,25 @@ class Capture(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of the source; never raises."""
+        """Release the source; never raises."""
 
 
 def is_live(source: str) -> bool:
-    """Whether a word on the command line names a live source, and not a file or folder."""
-    known = ("gst:", "file:", "rtsp://", "rtsps://", "http://", "https://", "/dev/video")
-    return source.isdigit() or source.startswith(known)
+    """Whether a command-line argument names a live source, not a file or folder."""
+    prefixes = ("gst:", "file:", "rtsp://", "rtsps://", "http://", "https://", "/dev/video")
+    return source.isdigit() or source.startswith(prefixes)
 
 
 def open_capture(config: CaptureConfig, calling: Callable[[bool], bool] | None = None) -> Capture:
-    """Open what ``config.source`` names and wait until it answers.
+    """Open ``config.source`` and wait until it answers.
 
     Args:
-        config: the camera.
-        calling: told with False when it begins to wait for its turn among other cameras, and with True
-            before the source itself is called; its answer is whether to go on.
+        config: the source and its timeouts.
+        calling: called with False while the source waits for its turn among others, and with True before
+            it is contacted itself; returns whether to go on.
 
     Raises:
-        PermanentSourceError: it can never work as it is written.
+        PermanentSourceError: it can never work as written.
         SourceError: it does not work now.
     """
     source = config.source
@@ -100,7 +100,7 @@ def open_capture(config: CaptureConfig, calling: Callable[[bool], bool] | None =
     if source.startswith(("rtsp://", "rtsps://")):
         wait_for_rtsp(config)
         with _turn(config, calling):
-            # Not before its turn: it waits for FFmpeg no longer than a camera may take to open.
+            # Only now: the relay waits for FFmpeg no longer than a camera may take to open.
             relay = RtspRelay(config) if RtspRelay.helps(config) else None
             try:
                 return OpenCvCapture(config, relay.url if relay else source, cv2.CAP_FFMPEG, relay)
@@ -111,14 +111,14 @@ def open_capture(config: CaptureConfig, calling: Callable[[bool], bool] | None =
     if source.startswith(("http://", "https://")):
         from grmp_edge.runtime.video.capture_http import open_http
 
-        if (found := open_http(config)) is not None:
-            return found
+        if (capture := open_http(config)) is not None:
+            return capture
         with _turn(config, calling):
             return OpenCvCapture(config, source, cv2.CAP_FFMPEG)
     if source.isdigit() or re.fullmatch(r"/dev/video[0-9]+", source):
         device = source if source.startswith("/") else f"/dev/video{source}"
         if not Path(device).exists():
-            # Not permanent: a USB camera may be plugged in again.
+            # Not permanent: a USB camera may be plugged back in.
             raise SourceError(
                 f"{config.label}: no device {device}", "plug the camera in, or check its number"
             )
@@ -130,12 +130,12 @@ def open_capture(config: CaptureConfig, calling: Callable[[bool], bool] | None =
 
 @contextlib.contextmanager
 def _turn(config: CaptureConfig, calling: Callable[[bool], bool] | None) -> Iterator[None]:
-    """The right to open a stream by FFmpeg."""
+    """Hold the right to open a stream with FFmpeg."""
     calling = calling or (lambda now: True)
     calling(False)
     while not _TURN.acquire(timeout=_LOOK_S):
         if not calling(False):
-            raise SourceError(f"{config.label}: not opened, as it is to end")
+            raise SourceError(f"{config.label}: not opened, since it is being stopped")
     try:
         calling(True)
         yield
@@ -149,7 +149,7 @@ class OpenCvCapture:
     def __init__(
         self, config: CaptureConfig, target: Any, backend: int, relay: RtspRelay | None = None
     ) -> None:
-        """``relay`` is what it is read through; closed with it."""
+        """``relay`` is the relay it is read through; closed with it."""
         self._label, self._relay = config.label, relay
         self._stamped = backend == cv2.CAP_FFMPEG
         options: list[int] = []
@@ -157,7 +157,7 @@ class OpenCvCapture:
             options = [
                 cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(config.open_timeout_s * 1000),
                 cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(config.read_timeout_s * 1000),
-                # More threads decode ahead: each holds a frame back, and cameras outnumber cores anyway.
+                # More threads decode ahead: each delays by a frame, and cameras outnumber cores anyway.
                 cv2.CAP_PROP_N_THREADS, 1,
             ]  # fmt: skip
         started = time.monotonic()
@@ -171,11 +171,11 @@ class OpenCvCapture:
                 f"{self._label}: {how} after {waited:.1f} s",
                 "check that the camera is on, its address, and its user and password",
             )
-        if backend == cv2.CAP_V4L2:  # the driver's queue is old frames; not every driver obeys
+        if backend == cv2.CAP_V4L2:  # the driver's queue holds old frames; not every driver obeys
             self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
 
     def grab(self) -> None:
-        """Wait for the next frame and take it in."""
+        """Wait for the next frame."""
         if not self._capture.grab():
             raise SourceError(f"{self._label}: the stream ended or timed out", "it is opened again")
 
@@ -184,7 +184,7 @@ class OpenCvCapture:
         return self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0 if self._stamped else None
 
     def overtaken(self) -> bool:
-        """False: what waits inside of OpenCV cannot be seen."""
+        """False: frames waiting inside OpenCV are not visible."""
         return False
 
     def retrieve(self) -> UInt8Array:
@@ -200,14 +200,14 @@ class OpenCvCapture:
         return np.asarray(image, dtype=np.uint8)
 
     def close(self) -> None:
-        """Let go of the stream."""
-        if self._relay is not None:  # first: a release that waits for the camera then ends
+        """Release the stream."""
+        if self._relay is not None:  # first: a release that waits for the camera then returns
             self._relay.close()
         self._capture.release()
 
 
 class FileCapture:
-    """A video file played at its own speed, as a camera for trials and tests."""
+    """A video file played in real time: a camera for trials and tests."""
 
     def __init__(self, config: CaptureConfig) -> None:
         self._label, self._loop = config.label, config.loop
@@ -220,11 +220,11 @@ class FileCapture:
         self._due = time.monotonic()
 
     def grab(self) -> None:
-        """Wait until the next frame is due and take it in."""
+        """Wait until the next frame is due."""
         delay = self._due - time.monotonic()
         if delay > 0:
             time.sleep(min(delay, 1.0))
-        # A file has no camera behind it: after a stall it goes on, and does not hurry after the clock.
+        # No camera is behind it: after a stall it continues at its own pace, without catching up.
         self._due = max(self._due + self._period, time.monotonic() - self._period)
         if self._inner._capture.grab():
             return
@@ -235,11 +235,11 @@ class FileCapture:
             raise SourceError(f"{self._label}: no frame can be decoded", "copy the file again")
 
     def stamp_s(self) -> float | None:
-        """None: the file is played by our own clock."""
+        """None: the file is played by the local clock."""
         return None
 
     def overtaken(self) -> bool:
-        """False: a file has no newer frame than the one that is due."""
+        """False: a file has no frame newer than the one that is due."""
         return False
 
     def retrieve(self) -> UInt8Array:
@@ -252,8 +252,8 @@ class FileCapture:
 
 
 def _need_gstreamer() -> None:
-    found = re.search(r"GStreamer:\s*(\w+)", cv2.getBuildInformation())
-    if found is None or found.group(1).upper() != "YES":
+    support = re.search(r"GStreamer:\s*(\w+)", cv2.getBuildInformation())
+    if support is None or support[1].upper() != "YES":
         raise PermanentSourceError(
             "gst: pipelines need an OpenCV built with GStreamer, and this one is not",
             "use the system's OpenCV (JetPack: python3-opencv), or give an rtsp:// address",

@@ -1,4 +1,4 @@
-"""MJPEG streams and snapshot pictures over HTTP, read with timeouts of our own."""
+"""MJPEG streams and snapshots over HTTP, read against deadlines."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import array
 import contextlib
 import http.client
 import time
-import urllib.error
-import urllib.request
 from typing import Any
 
 import numpy as np
@@ -15,20 +13,21 @@ import numpy.typing as npt
 
 from grmp_edge.errors import GrmpError, SourceError
 from grmp_edge.preprocess import decode_image, swap_red_blue
-from grmp_edge.redact import scrub, split_credentials
+from grmp_edge.redact import scrub
+from grmp_edge.runtime.http_get import http_errors, open_url
 from grmp_edge.runtime.video.config import CaptureConfig
 
 __all__ = ["MjpegCapture", "SnapshotCapture", "open_http"]
 
 UInt8Array = npt.NDArray[np.uint8]
 
-_MAX_PICTURE = 64 << 20  # bytes of one JPEG: a server that never ends one must not fill the memory
+_MAX_PICTURE = 64 << 20  # bytes of one JPEG: an endless one must not fill the memory
 _MAX_LINE = 4096
-_SNAPSHOT_PERIOD = 1.0  # seconds between snapshots when max_fps is not set: their servers are slow
+_SNAPSHOT_PERIOD = 1.0  # seconds between snapshots if max_fps is not set: their servers are slow
 
 
 def open_http(config: CaptureConfig) -> MjpegCapture | SnapshotCapture | None:
-    """Open an HTTP source by what the server says it is; None: neither, so a video for FFmpeg.
+    """Open an HTTP source according to its content type; None: neither MJPEG nor a picture, so for FFmpeg.
 
     Raises:
         SourceError: no answer, or an error status.
@@ -44,26 +43,9 @@ def open_http(config: CaptureConfig) -> MjpegCapture | SnapshotCapture | None:
 
 
 def _request(config: CaptureConfig) -> Any:
-    url, user, password = split_credentials(config.source)
-    handlers: list[urllib.request.BaseHandler] = []
-    if user:
-        passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-        passwords.add_password(None, url, user, password)
-        handlers = [
-            urllib.request.HTTPDigestAuthHandler(passwords),
-            urllib.request.HTTPBasicAuthHandler(passwords),
-        ]
-    opener = urllib.request.build_opener(*handlers)
-    try:
-        # One time limit for connecting and each read: the longer one would hide a dead connection.
-        return opener.open(url, timeout=min(config.open_timeout_s, config.read_timeout_s))
-    except urllib.error.HTTPError as error:
-        error.close()
-        remedy = "check its user and password" if error.code in (401, 403) else "check the address"
-        raise SourceError(f"{config.label}: the server says {error.code} {error.reason}", remedy) from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise SourceError(f"{config.label}: {scrub(str(reason))}", "check the address") from None
+    with http_errors(config.label):
+        # The same limit for connecting and each read: the longer of the two would hide a dead connection.
+        return open_url(config.source, min(config.open_timeout_s, config.read_timeout_s))
 
 
 def _decode(data: bytes, label: str) -> UInt8Array:
@@ -75,7 +57,7 @@ def _decode(data: bytes, label: str) -> UInt8Array:
 
 
 class _Body:
-    """The body of an answer, read against a deadline: byte by byte it never times out by itself."""
+    """The body of an answer, read against a deadline: one that trickles in would never time out."""
 
     def __init__(self, response: Any, label: str, timeout_s: float) -> None:
         self._response, self._label, self._timeout_s = response, label, timeout_s
@@ -83,30 +65,30 @@ class _Body:
         self._rest = b""
 
     def begin(self) -> None:
-        """What is read from now on may take ``timeout_s`` together, and as much again for the last piece."""
+        """Allow ``timeout_s`` for all reads from now on; the last read may take as long again."""
         self._until = time.monotonic() + self._timeout_s
 
     def some(self) -> bytes:
-        """What is there, at least one byte; b"" at the end."""
+        """Whatever has arrived, at least one byte; b"" at the end."""
         if self._rest:
             data, self._rest = self._rest, b""
             return data
         if time.monotonic() > self._until:
-            raise SourceError(f"{self._label}: too slow, nothing whole in {self._timeout_s:.0f} s")
+            raise SourceError(f"{self._label}: too slow, nothing complete in {self._timeout_s:.0f} s")
         return bytes(self._response.read1(1 << 16))
 
     def waiting(self) -> int:
-        """How many bytes have come that are not read yet."""
+        """How many bytes have arrived but are not read yet."""
         unread = array.array("i", [0])
         with contextlib.suppress(ImportError, OSError, ValueError):
-            import fcntl  # not on Windows, where only what is here already is seen
+            import fcntl  # missing on Windows, where only bytes already read count
             import termios
 
             fcntl.ioctl(self._response.fileno(), termios.FIONREAD, unread)
         return len(self._rest) + unread[0]
 
     def line(self, most: int) -> bytes:
-        """Up to the end of a line, or ``most`` bytes of it; b"" at the end."""
+        """The rest of the line, but at most ``most`` bytes; b"" at the end."""
         parts, size = [], 0
         while size < most and (data := self.some()):
             end = data.find(b"\n", 0, most - size) + 1 or min(len(data), most - size)
@@ -118,7 +100,7 @@ class _Body:
         return b"".join(parts)
 
     def exactly(self, size: int) -> bytes:
-        """So many bytes; fewer at the end."""
+        """``size`` bytes; fewer only at the end."""
         parts, got = [], 0
         while got < size and (data := self.some()):
             take = min(len(data), size - got)
@@ -129,7 +111,7 @@ class _Body:
 
 
 class SnapshotCapture:
-    """One picture a request, asked for at ``max_fps`` or once a second."""
+    """One picture per request, ``max_fps`` times a second, or once."""
 
     def __init__(self, config: CaptureConfig) -> None:
         self._config = config
@@ -150,11 +132,11 @@ class SnapshotCapture:
                 raise SourceError(f"{self._config.label}: {scrub(str(error))}", "it is tried again") from None
 
     def stamp_s(self) -> float | None:
-        """None: there is no time stamp to go by."""
+        """None: there are no time stamps."""
         return None
 
     def overtaken(self) -> bool:
-        """False: each picture is asked for when it is due."""
+        """False: each picture is requested when it is due."""
         return False
 
     def retrieve(self) -> UInt8Array:
@@ -162,11 +144,11 @@ class SnapshotCapture:
         return _decode(self._data, self._config.label)
 
     def close(self) -> None:
-        """Nothing stays open between pictures."""
+        """Nothing to do: no connection stays open between pictures."""
 
 
 class MjpegCapture:
-    """The parts of a multipart/x-mixed-replace answer, one JPEG each."""
+    """An MJPEG stream: the parts of a multipart/x-mixed-replace answer, one JPEG each."""
 
     def __init__(self, config: CaptureConfig, response: Any) -> None:
         self._label = config.label
@@ -174,7 +156,7 @@ class MjpegCapture:
         self._body = _Body(response, config.label, config.read_timeout_s)
         self._boundary = (response.headers.get_param("boundary") or "").strip('"').lstrip("-").encode()
         self._data = b""
-        self._at_part = False  # the boundary before the next part has been read already
+        self._at_part = False  # the boundary before the next part has already been read
 
     def grab(self) -> None:
         """Read the next part."""
@@ -189,7 +171,7 @@ class MjpegCapture:
     def _part(self) -> bytes:
         length = None
         began, self._at_part = self._at_part, False
-        # Boundary and headers of the part, up to an empty line; blank lines before them do not count.
+        # The boundary and headers of the part, up to an empty line; blank lines before them are skipped.
         while True:
             line = self._body.line(_MAX_LINE)
             if not line:
@@ -211,7 +193,7 @@ class MjpegCapture:
         return self._until_boundary()
 
     def _until_boundary(self) -> bytes:
-        """A part without a length: up to the line that holds the boundary."""
+        """A part without a length: everything up to the line with the boundary."""
         parts: list[bytes] = []
         size = 0
         while size <= _MAX_PICTURE:
@@ -223,14 +205,14 @@ class MjpegCapture:
                 return b"".join(parts).rstrip(b"\r\n")
             parts.append(line)
             size += len(line)
-        raise SourceError(f"{self._label}: a picture without an end", "it is opened again")
+        raise SourceError(f"{self._label}: a picture that never ends", "it is opened again")
 
     def stamp_s(self) -> float | None:
-        """None: there is no time stamp to go by."""
+        """None: there are no time stamps."""
         return None
 
     def overtaken(self) -> bool:
-        """Whether as many bytes as this part has have come after it, as behind a stall of the network."""
+        """Whether as many bytes as this part has are waiting behind it, as after a network stall."""
         return self._body.waiting() >= len(self._data)
 
     def retrieve(self) -> UInt8Array:

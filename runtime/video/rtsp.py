@@ -1,13 +1,14 @@
-"""Between FFmpeg and an RTSP camera: tells FFmpeg at once that a frame is whole.
+"""RTSP: asking whether a camera answers, and a relay that hands FFmpeg each frame once it is complete.
 
 FFmpeg's H.264 and H.265 parsers end a frame where the next one begins, so that over RTSP each frame waits for
-the next one: 67 ms at 15 frames a second. The camera has said earlier that it is whole, by the marker bit
-of its last RTP packet (RFC 6184 5.1, RFC 7798 4.1), which FFmpeg does not look at. Behind each such packet
-this relay puts one of its own with an access unit delimiter, with which a next frame may begin: the parser
-then hands over what it has. The numbers of the packets that follow are raised, so that none seems lost.
+the next one: 67 ms at 15 frames a second. The camera has already marked the frame as complete, by the marker
+bit of its last RTP packet (RFC 6184 5.1, RFC 7798 4.1), which FFmpeg ignores. After each such packet this
+relay inserts one of its own with an access unit delimiter, which can only begin a new frame: the parser then
+releases the one it holds. The sequence numbers of later packets are raised, so that none seems lost.
 
-A camera whose marker bits do not fall where its time stamps change, or whose time stamps go back (B-frames),
-is left as it is from there on; one that sends its packets beside the connection is opened without a relay.
+A camera whose marker bits do not coincide with changes of its time stamps, or whose time stamps go backwards
+(B-frames), is left alone from there on; one that sends its packets outside the connection (UDP) is opened
+without a relay next time.
 """
 
 from __future__ import annotations
@@ -26,57 +27,59 @@ from grmp_edge.runtime.video.config import CaptureConfig
 
 __all__ = ["RtspRelay", "wait_for_rtsp", "with_delimiters"]
 
-# By encoding: an access unit delimiter that allows any kind of slice (H.264 7.3.2.4; H.265 7.3.2.5).
+# Access unit delimiters that allow any slice type, by codec (H.264 7.3.2.4; H.265 7.3.2.5).
 _DELIMITERS = {"H264": b"\x09\xf0", "H265": b"\x46\x01\x50"}
 _RTPMAP = re.compile(rb"a=rtpmap:(\d+) +(H26[45])/90000", re.IGNORECASE)
 _TRANSPORT = re.compile(rb"^transport: *(.*)$", re.IGNORECASE | re.MULTILINE)
-_MAX_STEP = 10 * 90_000  # RTP's clock runs at 90 kHz for video: frames ten seconds apart
+_MAX_STEP = 10 * 90_000  # ten seconds between frames; RTP's video clock runs at 90 kHz
 _MAX_TEXT = 1 << 16  # bytes of one answer
 _PORTS = {"rtsp": 554, "rtsps": 322}
 
-_TRIAL = 4  # frames whose marker bits are looked at before they are relied on
+_TRIAL = 4  # frames whose marker bits are checked before they are relied on
 
-# Sources that do not send their packets through the connection, seen by a relay that was in vain.
+# Sources whose packets did not come through the connection, so that the relay was useless.
 _BESIDE: set[str] = set()
 
 
 @dataclass
 class _Channel:
-    """What is known of the video on one interleaved channel."""
+    """The state of one interleaved video channel."""
 
-    trial: int  # well-marked frames still to be seen
-    added: int = 0  # packets put in
+    trial: int  # correctly marked frames still to be seen
+    added: int = 0  # packets inserted
     frame: int | None = None  # the last frame's time stamp
     packet: tuple[int, bool] | None = None  # the last packet's time stamp and marker bit
-    sound: bool = True  # its marker bits can be relied on
+    reliable: bool = True  # whether its marker bits match its time stamps
 
     def look(self, stamp: int, marker: bool) -> None:
-        """Take in a packet's time stamp and marker bit."""
+        """Check a packet's time stamp and marker bit against the previous packet's."""
         if self.packet is not None:
             before, ended = self.packet
             ahead = (stamp - before) & 0xFFFFFFFF
-            self.sound = self.sound and ended == (ahead != 0) and ahead < 1 << 31
+            self.reliable = self.reliable and ended == (ahead != 0) and ahead < 1 << 31
         self.packet = (stamp, marker)
 
 
 class _Connection:
-    """What is known of one connection."""
+    """The state of one connection."""
 
     def __init__(self, trial: int = _TRIAL) -> None:
         self.trial = trial
-        self.types: dict[int, bytes] = {}  # payload types that are video, with their delimiters
+        self.types: dict[int, bytes] = {}  # video payload types, with their delimiters
         self.channels: dict[int, _Channel] = {}
-        self.beside = False  # packets are not sent through it
+        self.beside = False  # packets are sent outside it
 
 
 def with_delimiters(data: bytearray, state: _Connection) -> bytes:
-    """Take whole messages off the front of what a server sent; what is to be passed on instead.
+    """Remove the complete messages from the front of ``data`` and return the bytes to pass on instead.
 
-    ``data`` is what has come of an RTSP connection (RFC 2326 10.12: ``$``, channel, length, packet; or an
-    answer in text); what is not whole stays in it.
+    Args:
+        data: received on an RTSP connection (RFC 2326 10.12: ``$``, channel, length, packet; or an answer in
+            text); an incomplete message stays in it.
+        state: the connection's, updated.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: ``data`` is neither.
     """
     out = bytearray()
     while len(data) >= 4:
@@ -93,8 +96,8 @@ def with_delimiters(data: bytearray, state: _Connection) -> bytes:
             if len(data) > _MAX_TEXT:
                 raise ValueError("it does not speak RTSP")
             break
-        found = re.search(rb"(?im)^content-length: *(\d+)", data[:end])
-        size = end + 4 + (int(found.group(1)) if found else 0)
+        length = re.search(rb"(?im)^content-length: *(\d+)", data[:end])
+        size = end + 4 + (int(length[1]) if length else 0)
         if size > _MAX_TEXT:
             raise ValueError("an answer without an end")
         if len(data) < size:
@@ -111,21 +114,21 @@ def with_delimiters(data: bytearray, state: _Connection) -> bytes:
 def _packet(packet: bytes, state: _Connection) -> bytes:
     channel, rtp = packet[1], bytearray(packet[4:])
     if len(rtp) < 12 or rtp[0] >> 6 != 2 or rtp[1] & 0x7F not in state.types or 72 <= rtp[1] & 0x7F <= 76:
-        return packet  # sound, or RTCP
-    known = state.channels.setdefault(channel, _Channel(state.trial))
+        return packet  # audio, or RTCP
+    video = state.channels.setdefault(channel, _Channel(state.trial))
     marker, stamp = bool(rtp[1] & 0x80), int.from_bytes(rtp[4:8], "big")
-    known.look(stamp, marker)
-    number = int.from_bytes(rtp[2:4], "big") + known.added
+    video.look(stamp, marker)
+    number = int.from_bytes(rtp[2:4], "big") + video.added
     rtp[2:4] = (number & 0xFFFF).to_bytes(2, "big")
     passed = packet[:4] + bytes(rtp)
-    if not marker or not known.sound:
+    if not marker or not video.reliable:
         return passed
-    last, known.frame = known.frame, stamp
-    if known.trial > 0:
-        known.trial -= 1
+    last, video.frame = video.frame, stamp
+    if video.trial > 0:
+        video.trial -= 1
         return passed
-    known.added += 1
-    # The next frame takes its time stamp from here, so it is foretold: as far on as this one was.
+    video.added += 1
+    # FFmpeg gives the next frame this time stamp, so it is predicted from the last interval.
     step = (stamp - (stamp if last is None else last)) & 0xFFFFFFFF
     if step > _MAX_STEP:  # a clock that jumped
         step = 0
@@ -136,19 +139,19 @@ def _packet(packet: bytes, state: _Connection) -> bytes:
 
 
 class RtspRelay:
-    """One connection through to a camera, on threads of its own. ``url`` is what FFmpeg opens."""
+    """One relayed connection to a camera, on its own threads. FFmpeg opens :attr:`url`."""
 
     @staticmethod
     def helps(config: CaptureConfig) -> bool:
-        """Whether it is wanted for a camera, and can do anything."""
-        wanted = config.policy == "latest" if config.low_delay is None else config.low_delay
-        return wanted and config.source.startswith("rtsp://") and config.source not in _BESIDE
+        """Whether a camera should have a relay, and one would have an effect."""
+        enabled = config.policy == "latest" if config.low_delay is None else config.low_delay
+        return enabled and config.source.startswith("rtsp://") and config.source not in _BESIDE
 
     def __init__(self, config: CaptureConfig) -> None:
-        """Connects to nothing yet.
+        """Listen on a local port; the camera is contacted when FFmpeg connects.
 
         Raises:
-            SourceError: the address cannot be understood.
+            SourceError: the address cannot be parsed.
         """
         try:
             parts = urlsplit(config.source)
@@ -168,7 +171,7 @@ class RtspRelay:
         self._threads[0].start()
 
     def _run(self) -> None:
-        """Pass what FFmpeg says on to the camera, and what the camera says back by another thread."""
+        """Pass FFmpeg's requests to the camera, and its answers back on another thread."""
         with contextlib.suppress(OSError):
             with self._listener:
                 client, _ = self._listener.accept()
@@ -206,19 +209,20 @@ class RtspRelay:
                 end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """End the connection; its threads end by it."""
+        """End the connection, and with it the threads."""
         self._end()
         self._threads[0].join(1.0)
 
 
 def wait_for_rtsp(config: CaptureConfig) -> None:
-    """Ask the server of ``config.source`` for its methods and wait for any answer.
+    """Send the server of ``config.source`` an OPTIONS request and wait for any answer.
 
-    That is RTSP's OPTIONS (RFC 2326, 10.1), which needs no password. An ``rtsps://`` server is only
-    connected to. Takes at most ``open_timeout_s``.
+    Done before OpenCV opens the stream, since one opening in OpenCV delays all others. OPTIONS (RFC 2326,
+    10.1) needs no password. With an ``rtsps://`` server only the connection is tried. Takes at most
+    ``open_timeout_s``.
 
     Raises:
-        SourceError: it does not answer, or not in RTSP.
+        SourceError: it does not answer, or does not speak RTSP.
     """
     remedy = "check that the camera is on, and its address"
     try:
@@ -226,7 +230,7 @@ def wait_for_rtsp(config: CaptureConfig) -> None:
         parts = urlsplit(bare)
         host, port = parts.hostname, parts.port or _PORTS[parts.scheme]
     except (ValueError, KeyError):
-        return  # a password that is not escaped, for one: FFmpeg may read it all the same
+        return  # perhaps an unescaped password: FFmpeg may be able to parse it
     if not host:
         return
     until = time.monotonic() + config.open_timeout_s

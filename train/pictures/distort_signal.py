@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grmp_edge.errors import DataError
+from grmp_edge.preprocess import swap_red_blue
 
 __all__ = [
     "Image",
@@ -41,13 +42,13 @@ def _normal(image: Image, rng: np.random.Generator) -> Float:
 def _through_codec(image: Image, extension: str, options: list[int]) -> Image:
     """Encode and decode again with OpenCV's codec for the extension."""
     try:
-        ok, coded = cv2.imencode(extension, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+        ok, coded = cv2.imencode(extension, swap_red_blue(image), options)
         decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR) if ok else None
     except cv2.error as error:
         raise DataError(f"OpenCV cannot code {extension}: {error}", _REMEDY) from error
     if decoded is None or decoded.shape != image.shape:
         raise DataError(f"OpenCV cannot code {extension}", _REMEDY)
-    return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), np.uint8)
+    return swap_red_blue(np.asarray(decoded, np.uint8))
 
 
 def jpeg(image: Image, strength: float, rng: np.random.Generator) -> Image:
