@@ -136,7 +136,7 @@ def test_a_validation_part_too_small_to_rank_is_not_made():
 
 
 def test_too_few():
-    with pytest.raises(DataError, match="9 labels wanted, 8 are left beside the 2 for testing"):
+    with pytest.raises(DataError, match="9 labels requested, 8 are left beside the 2 for testing"):
         split_indices(made(10), SplitConfig(labels=9))
     with pytest.raises(DataError, match="at least 4"):
         split_indices(made(4), SplitConfig())

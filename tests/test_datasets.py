@@ -272,7 +272,7 @@ def test_every_set_is_covered_and_says_what_it_needs(tmp_path: Path) -> None:
     known = "livec tid2013 kadid10k koniq10k spaq bid cid2013 pipal agiqa3k mat csv"
     assert set(READERS) == set(known.split())
     for name, reader in READERS.items():
-        with pytest.raises(DataError, match="is not there; it must hold"):
+        with pytest.raises(DataError, match="does not exist; it must contain"):
             read_spec(f"{name}:{tmp_path / 'nowhere'}")
         if name not in ("mat", "csv"):
             assert reader.info is not None and reader.info.name == name

@@ -160,7 +160,7 @@ def test_finished_splits_are_not_run_again_and_more_may_follow(
         run_protocol(output, model, None, data, config, replace(TUNING, lr=1.0), [half(data)])
     with pytest.raises(CheckpointError, match="data differs"):
         run_protocol(output, model, None, half(data), replace(config, labels=(4,)), TUNING, [half(data)])
-    with pytest.raises(DataError, match="99 labels wanted"):
+    with pytest.raises(DataError, match="99 labels requested"):
         run_protocol(tmp_path / "new", model, None, data, replace(config, labels=(99,)), TUNING)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         run_protocol(tmp_path / "new", model, tmp_path / "none", data, config, TUNING)

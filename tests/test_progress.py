@@ -51,5 +51,5 @@ def test_training_tells_what_the_reader_of_the_data_noticed(tmp_path: Path) -> N
         str(tmp_path / "run"),
     ]
     shown = CliRunner().invoke(app, words)
-    assert shown.exit_code == 1 and "50 labels wanted" in shown.stderr
+    assert shown.exit_code == 1 and "50 labels requested" in shown.stderr
     assert "note: koniq10k_distributions_sets.csv" in shown.stderr and "3 pictures" in shown.stderr

@@ -1,4 +1,4 @@
-"""What a labelled set holds, counted, for people and programs."""
+"""A summary of a labelled set, for people and programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BINS = 10
 
 
 def describe(data: Labelled) -> dict[str, Any]:
-    """Count what a set holds, as plain JSON.
+    """Summarise a set as plain JSON.
 
     Returns:
         ``name``, ``images``, ``scale`` (declared [low, high], or None), ``mos`` (min, max, mean, ...),
@@ -28,7 +28,7 @@ def describe(data: Labelled) -> dict[str, Any]:
     """
     mos = data.mos
     low, high = (data.scale.low, data.scale.high) if data.scale else (float(mos.min()), float(mos.max()))
-    # Scores a rounding beyond the scale belong into the outer bins.
+    # Scores that rounding puts just outside the scale belong in the outer bins.
     counts, edges = np.histogram(np.clip(mos, low, high), bins=_BINS, range=(low, high))
     parts = data.parts if isinstance(data, DataSet) else None
     names = Counter(data.paths)

@@ -1,4 +1,4 @@
-"""Labelled pictures: a csv of images and opinion scores, its splits, and the decoded pixels."""
+"""Labelled pictures: a csv of images and opinion scores, how it is split, and the decoded pixels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,13 +39,13 @@ class Labelled:
     mos: npt.NDArray[np.float64]  # (n,), on the labels' own scale
     references: tuple[str, ...] | None = None  # the pristine picture each was made from, where known
     distortions: tuple[str, ...] | None = None  # the type of distortion, where known
-    scale: MosScale | None = None  # the labels' scale where it is declared rather than observed
+    scale: MosScale | None = None  # the labels' declared scale; None: take the observed range
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def scale_of(self, indices: Sequence[int]) -> MosScale:
-        """The declared scale, or the least and greatest label among ``indices``.
+        """The declared scale, or the lowest and highest label among ``indices``.
 
         Raises:
             DataError: the labels are all equal.
@@ -64,7 +65,7 @@ class Labelled:
     ) -> npt.NDArray[np.uint8]:
         """The chosen pictures, decoded and squashed: uint8 (n, side, side, 3) RGB.
 
-        Sets whose pixels are not in files, or are kept in memory, replace it.
+        Overridden by sets whose pixels are not in files or are cached in memory.
         """
         return load_squashed([self.paths[i] for i in indices], side, on_image)
 
@@ -82,21 +83,12 @@ def read_csv(
         path: the csv, UTF-8, with a header.
         images: the folder that names are relative to; by default the csv's own folder, or ``images``
             in it.
-        mos_range: the scale of the labels; by default what is observed.
+        mos_range: the scale of the labels; by default the observed range.
 
     Raises:
-        DataError: the file, a column, an image or a score is missing or bad; the message has the line.
+        DataError: the file, a column, an image or a score is missing or invalid; the message names the line.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            rows = [(reader.line_num, row) for row in reader]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file", "give a csv with the columns image,mos") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as csv ({error})", "save it as UTF-8 text") from None
+    header, rows = csv_rows(path, "give a csv with the columns image,mos", "save it as UTF-8 text")
     columns = {field: _column(header, names) for field, names in _COLUMNS.items()}
     for needed in ("image", "mos"):
         if columns[needed] is None:
@@ -110,14 +102,14 @@ def read_csv(
     paths, mos = [], []
     for line, row in rows:
         name = (row[columns["image"] or ""] or "").strip()
-        found = next((folder / name for folder in folders if name and (folder / name).is_file()), None)
-        if found is None:
+        file = next((folder / name for folder in folders if name and (folder / name).is_file()), None)
+        if file is None:
             raise DataError(
                 f"{path}:{line}: picture {name!r} is not in {' or '.join(map(str, folders))}",
                 "correct the name, or give the folder with --images",
             )
-        paths.append(found)
-        mos.append(_score(path, line, row[columns["mos"] or ""], mos_range))
+        paths.append(file)
+        mos.append(_score(f"{path}:{line}", row[columns["mos"] or ""], mos_range))
     return Labelled(
         name=str(path),
         paths=tuple(paths),
@@ -126,6 +118,32 @@ def read_csv(
         distortions=_texts(rows, columns["distortion"]),
         scale=MosScale(*mos_range) if mos_range else None,
     )
+
+
+def csv_rows(
+    path: Path, missing: str, damaged: str, columns: Sequence[str] | None = None
+) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+    """Read a csv: its column names, and its rows as (line number, cells by column).
+
+    Args:
+        path: UTF-8 text, with or without a byte order mark.
+        missing: the remedy where there is no such file.
+        damaged: the remedy where it cannot be read.
+        columns: the names of the columns where the file has no header.
+
+    Raises:
+        DataError: the file is missing or is not a csv.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, fieldnames=columns, skipinitialspace=True)
+            header = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            return header, [(reader.line_num, row) for row in reader]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file", missing) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as csv ({error})", damaged) from None
 
 
 def _column(header: Sequence[str], names: Sequence[str]) -> str | None:
@@ -137,16 +155,28 @@ def _texts(rows: Sequence[tuple[int, dict[str, str]]], column: str | None) -> tu
     return tuple((row[column] or "").strip() for _, row in rows) if column else None
 
 
-def _score(path: Path, line: int, text: str | None, mos_range: tuple[float, float] | None) -> float:
+def number(
+    value: Any, where: str, what: str = "score", remedy: str = "check that it is the original file"
+) -> float:
+    """A finite number from a cell.
+
+    Raises:
+        DataError: the cell holds anything else.
+    """
     try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{path}:{line}: the score {text!r} is not a number", "correct or remove the line")
+        result = float(value)
+    except (TypeError, ValueError):
+        result = math.nan
+    if not math.isfinite(result):
+        raise DataError(f"{where}: the {what} {value!r} is not a number", remedy)
+    return result
+
+
+def _score(where: str, text: str | None, mos_range: tuple[float, float] | None) -> float:
+    value = number(text, where, remedy="correct or remove the line")
     if mos_range and not mos_range[0] <= value <= mos_range[1]:
         raise DataError(
-            f"{path}:{line}: the score {value:g} is outside {mos_range[0]:g}..{mos_range[1]:g}",
+            f"{where}: the score {value:g} is outside {mos_range[0]:g}..{mos_range[1]:g}",
             "correct the line or --mos-range",
         )
     return value
@@ -156,9 +186,9 @@ def _score(path: Path, line: int, text: str | None, mos_range: tuple[float, floa
 class SplitConfig:
     """How labelled pictures are divided."""
 
-    labels: int | None = None  # few-shot budget N; None takes all that are not for testing
+    labels: int | None = None  # few-shot budget N; None: all that are not held out for testing
     test_fraction: float = 0.2  # the field's 80/20 protocol
-    # Part of the N labels that chooses the epoch and drives the learning rate, so that the test part
+    # The part of the N labels that chooses the epoch and drives the learning rate, so that the test part
     # never does. A fifth of 50 is ten pictures: a noisy judge, but an honest one.
     validation_fraction: float = BackboneSettings.validation_fraction
     seed: int = 0
@@ -174,10 +204,10 @@ class Split:
 
 
 def split_indices(data: Labelled, config: SplitConfig) -> Split:
-    """Divide a labelled set at random but reproducibly.
+    """Divide a labelled set at random, reproducibly by seed.
 
     Raises:
-        DataError: too few pictures for the asked number of labels.
+        DataError: too few pictures for the requested number of labels.
     """
     rng = np.random.default_rng([config.seed, 0x5B117])
     groups: dict[str, list[int]] = {}
@@ -187,18 +217,18 @@ def split_indices(data: Labelled, config: SplitConfig) -> Split:
     order = [list(groups)[i] for i in rng.permutation(len(groups))]
     # Whole groups go to the test part until it is full.
     test: list[int] = []
-    wanted = round(config.test_fraction * len(data))
+    size = round(config.test_fraction * len(data))
     for key in order:
-        if len(test) >= wanted:
+        if len(test) >= size:
             break
         test.extend(groups[key])
     held = set(test)
-    # Picture by picture, so that few labels come from many references.
+    # Labels are drawn picture by picture, so that even a few come from many references.
     rest = [index for index in rng.permutation(len(data)).tolist() if index not in held]
     count = len(rest) if config.labels is None else config.labels
     if count > len(rest) or count < 4:
         raise DataError(
-            f"{data.name}: {count} labels wanted, {len(rest)} are left beside the {len(test)} for testing",
+            f"{data.name}: {count} labels requested, {len(rest)} are left beside the {len(test)} for testing",
             "lower --labels or --test-fraction, or label more pictures (at least 4)",
         )
     drawn = set(rest[:count])
@@ -208,11 +238,11 @@ def split_indices(data: Labelled, config: SplitConfig) -> Split:
     return Split(tuple(train), tuple(sorted(validation)), tuple(sorted(held)))
 
 
-def _validation(groups: Sequence[Sequence[int]], wanted: int) -> set[int]:
-    """Whole groups, at most ``wanted`` pictures together; none if that makes fewer than two to rank."""
+def _validation(groups: Sequence[Sequence[int]], limit: int) -> set[int]:
+    """Whole groups, at most ``limit`` pictures in all; empty if fewer than two are left to rank."""
     taken: set[int] = set()
     for group in groups:
-        if len(taken) + len(group) <= wanted:
+        if len(taken) + len(group) <= limit:
             taken.update(group)
     return taken if len(taken) > 1 else set()
 
@@ -223,7 +253,7 @@ def load_squashed(
     """Decode pictures and squash each to (side, side): uint8 (n, side, side, 3) RGB.
 
     Raises:
-        DataError: pictures cannot be read; the first is named and the others counted.
+        DataError: pictures cannot be read; the message names the first and counts the others.
     """
     pixels = np.empty((len(paths), side, side, 3), np.uint8)
 
@@ -235,12 +265,12 @@ def load_squashed(
         return None
 
     errors = []
-    # OpenCV lets go of the interpreter's lock while it decodes.
+    # OpenCV releases the GIL while it decodes.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for error in pool.map(load, range(len(paths))):
             if error:
                 errors.append(error)
-            if on_image:  # here, not in the threads: who listens need not be thread-safe
+            if on_image:  # called here, not in the threads: it need not be thread-safe
                 on_image()
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
@@ -249,7 +279,7 @@ def load_squashed(
 
 
 def data_digest(pixels: npt.NDArray[np.uint8], mos: npt.NDArray[np.float64]) -> str:
-    """SHA-256 over the decoded pixels and labels: tells whether a resumed run sees the same data."""
+    """SHA-256 over the decoded pixels and labels: a resumed run must see the same data."""
     digest = hashlib.sha256(np.ascontiguousarray(pixels).data)
     digest.update(np.ascontiguousarray(mos, dtype=np.float64).data)
     return digest.hexdigest()

@@ -1,6 +1,6 @@
-"""A small labelled set, sample pictures and a clip, all computer-made: to try everything offline.
+"""A small labelled set, sample pictures and a clip, all computer-made, to try everything offline.
 
-The labels are invented from the strength of the distortion; they stand in for what people would say.
+The labels are computed from the strength of the distortion, in place of people's opinions.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ UInt8Array = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """What to make."""
+    """What to generate."""
 
-    pictures: int = 60  # fifty labels and some to test on
-    size: int = 320  # larger than the network reads, as a camera's frames are
-    # What cameras suffer from: focus, motion, night noise, compression, darkness.
+    pictures: int = 60  # fifty labels and a few to test on
+    size: int = 320  # larger than the network's input, as a camera's frames are
+    # The usual faults of cameras: focus, motion, night noise, compression, darkness.
     distortions: tuple[str, ...] = ("gaussian_blur", "motion_blur", "white_noise", "jpeg", "darken")
     clip_frames: int = 48
     clip_fps: float = 12.0
@@ -40,9 +40,9 @@ class SampleConfig:
 def write_samples(output: Path, config: SampleConfig, on_step: Callable[[], None] | None = None) -> None:
     """Write ``labels.csv`` and ``images/`` to learn from, ``samples/`` and ``clip.mp4`` to score.
 
-    Each labelled picture has a content of its own and one distortion at a level of 0 (pristine) to 5; its
-    label is 5 - 0.8 * level plus a little noise, on a scale of 1 to 5. ``samples`` holds pictures whose
-    contents are not among the labelled ones, pristine and distorted. The clip loses focus as it goes.
+    Each labelled picture shows different content and has one distortion at level 0 (pristine) to 5; its
+    label is 5 - 0.8 * level plus a little noise, on a scale of 1 to 5. ``samples`` has pristine and distorted
+    pictures of other contents. The clip gradually loses focus.
 
     Raises:
         DataError: the output exists and is not empty, or the clip cannot be written.
@@ -78,7 +78,7 @@ def write_samples(output: Path, config: SampleConfig, on_step: Callable[[], None
 
 
 def _write_clip(path: Path, config: SampleConfig) -> None:
-    """A slow pan over one scene; from the middle on the lens drifts out of focus."""
+    """A slow pan over one scene that drifts out of focus from halfway on."""
     size = 2 * (config.size // 2)
     scene = procedural_image(np.random.default_rng([config.seed, 3]), size + config.clip_frames)
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), config.clip_fps, (size, size))

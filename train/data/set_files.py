@@ -1,9 +1,11 @@
-"""What the readers of public data sets share: entries, checks of count and scale, tables in three formats."""
+"""Shared by the readers of public data sets: entries, checks of count and scale, and tables in four formats.
+
+MATLAB files of version 5 are read through scipy, those of version 7.3 (HDF5) through h5py; nothing is
+unpickled.
+"""
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy.typing as npt
 from grmp_edge.errors import DataError, MissingDependencyError
 from grmp_edge.preprocess import squash
 from grmp_edge.score import MosScale
-from grmp_edge.train.data.labelled import Labelled
+from grmp_edge.train.data.labelled import Labelled, csv_rows
 
 __all__ = [
     "DataSet",
@@ -24,7 +26,8 @@ __all__ = [
     "SetInfo",
     "build",
     "first_folder",
-    "number",
+    "load_mat",
+    "read_reference_mat",
     "read_table",
     "read_xlsx",
 ]
@@ -35,25 +38,24 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class SetInfo:
-    """What the documentation of a data set says of it; in all of these a higher score is better."""
+    """A data set as its documentation describes it; in all of these a higher score is better."""
 
     name: str  # as in SPEC
     title: str
     count: int  # pictures with a score
     scale: MosScale
-    # A score may lie so far outside: the published extremes are rounded.
+    # How far a score may lie outside the scale, where the published extremes are rounded.
     slack: float = 0.0
 
 
 @dataclass(frozen=True)
 class DataSet(Labelled):
-    """A labelled set as a reader found it."""
+    """A labelled set read from its published files."""
 
     parts: tuple[str, ...] | None = None  # the set's own division, by picture (training, validation, test)
-    notes: tuple[str, ...] = ()  # what is unusual, for people: a partial copy, a choice between two files
-    pixels: UInt8Array | None = (
-        None  # (n, H, W, 3) RGB where the set is stored decoded; ``paths`` are names then
-    )
+    notes: tuple[str, ...] = ()  # remarks for the user: a partial copy, a choice between two files
+    # (n, H, W, 3) RGB where the set is stored decoded; ``paths`` are then only names.
+    pixels: UInt8Array | None = None
 
     def squashed(
         self, indices: Sequence[int], side: int, on_image: Callable[[], None] | None = None
@@ -61,12 +63,12 @@ class DataSet(Labelled):
         """The chosen pictures squashed to (n, side, side, 3) RGB."""
         if self.pixels is None:
             return super().squashed(indices, side, on_image)
-        found = np.empty((len(indices), side, side, 3), np.uint8)
+        squashed = np.empty((len(indices), side, side, 3), np.uint8)
         for place, index in enumerate(indices):
-            found[place] = squash(self.pixels[index], side)
+            squashed[place] = squash(self.pixels[index], side)
             if on_image:
                 on_image()
-        return found
+        return squashed
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Entry:
 
 @dataclass
 class ImageIndex:
-    """The files of some folders by name without regard to case: sets are unpacked on all kinds of disks."""
+    """The files of some folders by name, ignoring case: file systems differ in how they treat it."""
 
     folders: Sequence[Path]
     files: dict[str, Path] = field(init=False)
@@ -95,7 +97,7 @@ class ImageIndex:
                 self.files.setdefault(path.name.lower(), path)
 
     def find(self, name: str) -> Path:
-        """The file of that name; where there is none, the path it should have had."""
+        """The file of that name, or the path where it was expected."""
         return self.files.get(name.lower(), self.folders[0] / name)
 
 
@@ -107,11 +109,11 @@ def build(
     notes: Iterable[str] = (),
     expected: int | None = None,
 ) -> DataSet:
-    """Check the entries and make the set of them.
+    """Check the entries and make a data set of them.
 
-    A number of entries that differs from the published one becomes a note: a part of a set is still good to
-    learn from. A missing picture or a score outside the scale is an error, as the copy is damaged or the
-    labels are another file's.
+    A count that differs from the published one becomes a note: a part of a set is still good to learn from.
+    A missing picture or a score outside the scale is an error: the copy is damaged, or the labels belong to
+    another file.
 
     Args:
         info: the set's own description.
@@ -122,7 +124,7 @@ def build(
         expected: overrides the published count.
 
     Raises:
-        DataError: no entry, a missing picture, or a score outside the scale; the first is named.
+        DataError: no entry, a missing picture, or a score outside the scale; the message names the first.
     """
     scale = MosScale(*mos_range) if mos_range else info.scale
     if not entries:
@@ -142,11 +144,11 @@ def build(
                 f"the scale of {info.title}",
                 "check that it is the original file, or state the scale with --mos-range",
             )
-    wanted = info.count if expected is None else expected
-    said = list(notes)
-    if len(entries) != wanted:
-        said.append(
-            f"{source}: {len(entries)} pictures, {info.title} has {wanted}: a part, or another release"
+    published = info.count if expected is None else expected
+    remarks = list(notes)
+    if len(entries) != published:
+        remarks.append(
+            f"{source}: {len(entries)} pictures, {info.title} has {published}: a part, or another release"
         )
     return DataSet(
         name=f"{info.name}:{source}",
@@ -156,7 +158,7 @@ def build(
         distortions=_all(entry.distortion for entry in entries),
         scale=scale,
         parts=_all(entry.part for entry in entries),
-        notes=tuple(said),
+        notes=tuple(remarks),
     )
 
 
@@ -166,28 +168,11 @@ def _all(values: Iterable[str | None]) -> tuple[str, ...] | None:
     return known if len(known) == len(listed) else None
 
 
-def number(value: Any, where: str, what: str = "score") -> float:
-    """A finite number from a cell.
-
-    Raises:
-        DataError: it is none.
-    """
-    try:
-        found = float(value)
-    except (TypeError, ValueError):
-        found = math.nan
-    if not math.isfinite(found):
-        raise DataError(
-            f"{where}: the {what} {value!r} is not a number", "check that it is the original file"
-        )
-    return found
-
-
 def first_folder(root: Path, names: Sequence[str], title: str) -> Path:
-    """The first of some folders (or files) that is below ``root``.
+    """The first of several folders (or files) that exists below ``root``.
 
     Raises:
-        DataError: none is there.
+        DataError: none exists.
     """
     for name in names:
         if (root / name).exists():
@@ -211,20 +196,18 @@ def read_table(
     Raises:
         DataError: the file or a column is missing, or a line is too short.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, fieldnames=None if header else columns, skipinitialspace=True)
-            if header:
-                reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            rows = [(reader.line_num, row) for row in reader]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file", "give the folder of the data set as downloaded") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as csv ({error})", "download it again") from None
+    names, rows = csv_rows(
+        path,
+        "give the folder of the data set as downloaded",
+        "download it again",
+        None if header else columns,
+    )
     for name in columns:
-        if name not in (reader.fieldnames or ()):
-            found = ", ".join(reader.fieldnames or ()) or "no header"
-            raise DataError(f"{path}: has no column {name!r} (it has {found})", "download it again")
+        if name not in names:
+            raise DataError(
+                f"{path}: has no column {name!r} (it has {', '.join(names) or 'no header'})",
+                "download it again",
+            )
     for line, row in rows:
         if any(row.get(name) is None for name in columns):
             raise DataError(f"{path}:{line}: the line has too few cells", "download the file again")
@@ -259,7 +242,7 @@ def read_xlsx(path: Path, sheet: str | None = None) -> list[tuple[int, tuple[Any
 
 
 def xlsx_columns(path: Path, rows: Sequence[tuple[int, tuple[Any, ...]]], names: Sequence[str]) -> list[int]:
-    """Places of columns by the text of the first row, without regard to case and blanks.
+    """Indices of columns by the text of the first row, ignoring case and blanks.
 
     Raises:
         DataError: one is missing.
@@ -267,8 +250,117 @@ def xlsx_columns(path: Path, rows: Sequence[tuple[int, tuple[Any, ...]]], names:
     header = ["".join(str(cell or "").lower().split()) for cell in rows[0][1]] if rows else []
     places = []
     for name in names:
-        wanted = "".join(name.lower().split())
-        if wanted not in header:
+        plain = "".join(name.lower().split())
+        if plain not in header:
             raise DataError(f"{path}: has no column {name!r}", "download it again")
-        places.append(header.index(wanted))
+        places.append(header.index(plain))
     return places
+
+
+def load_mat(path: Path, *names: str) -> Any:
+    """Read variables of a .mat file of either version: an array, or a tuple of them for several names.
+
+    Version 7.3 stores arrays column-major, so h5py shows their axes reversed; that is undone here.
+
+    Raises:
+        DataError: the file is missing or damaged, or lacks a variable.
+        MissingDependencyError: scipy or h5py is not installed.
+    """
+    try:
+        head = path.open("rb").read(520)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})", "check the path") from None
+    try:
+        # A 7.3 file is HDF5, whose signature comes first or after MATLAB's header of 512 bytes.
+        arrays = (_read_hdf5 if b"\x89HDF\r\n" in head else _read_v5)(path, names)
+    except (DataError, MissingDependencyError):
+        raise
+    except Exception as error:  # scipy and h5py raise many kinds for a damaged file
+        raise DataError(f"{path}: cannot be read as a .mat file ({error})", "copy it again") from None
+    return arrays[0] if len(names) == 1 else arrays
+
+
+def _read_v5(path: Path, names: tuple[str, ...]) -> tuple[Any, ...]:
+    try:
+        import scipy.io
+    except ImportError:
+        raise MissingDependencyError("scipy", "data", f"reading {path.name}") from None
+    content = scipy.io.loadmat(str(path), variable_names=list(names))
+    content |= {name: None for name, _, _ in scipy.io.whosmat(str(path)) if name not in content}
+    return tuple(_variable(path, content, name) for name in names)
+
+
+def _read_hdf5(path: Path, names: tuple[str, ...]) -> tuple[Any, ...]:
+    try:
+        import h5py
+    except ImportError:
+        raise MissingDependencyError("h5py", "data", f"reading {path.name}") from None
+    with h5py.File(path, "r") as file:
+        arrays = []
+        for name in names:
+            stored = _variable(path, file, name)
+            if not isinstance(stored, h5py.Dataset) or stored.dtype.hasobject:
+                raise DataError(f"{path}: {name!r} is not a numeric array", "save it as numbers")
+            arrays.append(np.asarray(stored).T)
+    return tuple(arrays)
+
+
+def _variable(path: Path, content: Any, name: str) -> Any:
+    if name not in content:
+        known = ", ".join(sorted(key for key in content if not key.startswith(("__", "#")))) or "nothing"
+        raise DataError(f"{path}: has no variable {name!r} (it has {known})", "give the right file")
+    return content[name]
+
+
+def read_reference_mat(path: Path, images: Path | None = None, mos_range: Range | None = None) -> DataSet:
+    """Read a .mat of the GRMP-IQA reference: X, Y (training) and Xtest, Ytest, one split of a set.
+
+    X and Xtest are (n, 3, 244, 244) uint8 RGB; Y and Ytest have n scores. The pictures stay in memory
+    (178,608 bytes each); ``parts`` says which were X ("training") and which Xtest ("test").
+
+    Raises:
+        DataError: a variable is missing or has another shape or type, or a score is not finite.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", "give a .mat with X, Y, Xtest and Ytest")
+    x, y, x_test, y_test = load_mat(path, "X", "Y", "Xtest", "Ytest")
+    pixels, mos, parts = [], [], []
+    for name, stored, scores, part in (("X", x, y, "training"), ("Xtest", x_test, y_test, "test")):
+        pixels.append(_pictures(path, name, np.asarray(stored)))
+        values = np.asarray(scores, dtype=np.float64).ravel()
+        if len(values) != len(pixels[-1]):
+            raise DataError(
+                f"{path}: {len(values)} scores for the {len(pixels[-1])} pictures of {name}",
+                "make the file again",
+            )
+        if not np.isfinite(values).all():
+            raise DataError(f"{path}: a score of {name} is not a number", "make the file again")
+        mos.append(values)
+        parts += [part] * len(values)
+    both = np.concatenate(mos)
+    low, high = mos_range or (-np.inf, np.inf)
+    if both.min() < low or both.max() > high:
+        raise DataError(
+            f"{path}: scores of {both.min():g}..{both.max():g} are outside {low:g}..{high:g}",
+            "correct --mos-range",
+        )
+    return DataSet(
+        name=f"mat:{path}",
+        paths=tuple(path / f"{part}-{index}" for index, part in enumerate(parts)),
+        mos=both,
+        scale=MosScale(*mos_range) if mos_range else None,
+        parts=tuple(parts),
+        pixels=np.concatenate(pixels),
+    )
+
+
+def _pictures(path: Path, name: str, stored: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    # A 7.3 file written from Python is row-major, so load_mat has reversed axes that were right.
+    if stored.ndim == 4 and stored.shape[1] != 3 and stored.shape[2] == 3:
+        stored = stored.T
+    if stored.ndim != 4 or stored.dtype != np.uint8 or stored.shape[1] != 3:
+        raise DataError(
+            f"{path}: {name} is {stored.dtype} {stored.shape}, not uint8 (n, 3, height, width)",
+            "make the file again as the reference's readme says",
+        )
+    return np.ascontiguousarray(stored.transpose(0, 2, 3, 1))
