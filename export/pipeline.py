@@ -211,7 +211,9 @@ def _backbone(loaded: Checkpoint, folded: FoldedModel) -> BackboneReport:
 
 def _provenance(loaded: Checkpoint) -> dict[str, Any]:
     """The checkpoint's settings and metrics; of paths on the training machine only the last part."""
-    training = {key: value for key, value in loaded.config.items() if key not in ("format_version", "mos")}
+    training: dict[str, Any] = {
+        key: value for key, value in loaded.config.items() if key not in ("format_version", "mos")
+    }
     for part, name in (("data", "name"), ("backbone", "pretrained")):
         if isinstance(training.get(part), dict) and training[part].get(name):
             training[part] = {**training[part], name: Path(training[part][name]).name}

@@ -114,7 +114,7 @@ def test_resume_names_the_setting_that_differs(tmp_path):
 def test_a_run_is_not_overwritten(tmp_path):
     writer_of(tmp_path).refuse_overwrite()
     writer_of(tmp_path).save(state(1.0))
-    with pytest.raises(CheckpointError, match="holds a training run already; continue it with --resume"):
+    with pytest.raises(CheckpointError, match="already holds a training run; continue it with --resume"):
         writer_of(tmp_path).refuse_overwrite()
 
 
@@ -173,7 +173,7 @@ def test_other_backbone_weights_are_refused(tmp_path):
 def test_tensors_that_do_not_fit_or_are_missing(tmp_path):
     save(tmp_path)
     edit(tmp_path, lambda c: c["prompts"].update(visual_tokens=4))
-    with pytest.raises(CheckpointError, match=r"'(deep_)?prompt_embeddings' \(\d+, 3, 256\) does not fit"):
+    with pytest.raises(CheckpointError, match=r"'(deep_)?prompt_embeddings' \(\d+, 3, 256\) does not match"):
         load_checkpoint(tmp_path)
     edit(tmp_path, lambda c: c["prompts"].update(visual_tokens=3))
     path = tmp_path / "weights.safetensors"

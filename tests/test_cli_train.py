@@ -85,7 +85,7 @@ def test_both_stages_then_each_alone(tmp_path, labels):
 
     again = run("train", "finetune", *common, "-o", second)
     assert again.returncode == 1
-    assert again.stderr.strip().splitlines()[-1].startswith(f"error: {second}: holds a training run already")
+    assert again.stderr.strip().splitlines()[-1].startswith(f"error: {second}: already holds a training run")
     other = run("train", "finetune", *common, "--from", start, "-o", second, "--seed", "1", "--resume")
     assert other.returncode == 1
     assert "cannot resume, " in other.stderr.splitlines()[-1]

@@ -188,10 +188,16 @@ def run_finetune(
         if not allow_unfinished:
             refuse_unfinished(start)
         network = loaded.model.to(pick_device(model.device))
-        settings = {key: loaded.config[key] for key in ("backbone", "prompts", "seed")}
+        settings: dict[str, Any] = {
+            "backbone": loaded.config["backbone"],
+            "prompts": loaded.config["prompts"],
+            "seed": loaded.config["seed"],
+        }
         settings["versions"] = _versions()
         settings["pretrained_by"] = {
-            key: loaded.config.get(key) for key in ("meta", "data", "meta_select_on")
+            "meta": loaded.config.get("meta"),
+            "data": loaded.config.get("data"),
+            "meta_select_on": loaded.config.get("meta_select_on"),
         }
     else:
         network, settings = build_network(model)

@@ -6,7 +6,6 @@ was interrupted continues from its checkpoint.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -38,7 +37,13 @@ from grmp_edge.train.network.backbone import settings_for
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.presets import leaks
 from grmp_edge.train.runs import ModelConfig, build_network, pick_device, run_finetune
-from grmp_edge.train.session.checkpoint import CONFIG, WEIGHTS, load_checkpoint, refuse_unfinished
+from grmp_edge.train.session.checkpoint import (
+    WEIGHTS,
+    CheckpointConfig,
+    load_checkpoint,
+    read_config,
+    refuse_unfinished,
+)
 from grmp_edge.train.session.progress import Reporter, Silent
 
 __all__ = ["InMemory", "TrainingConfig", "Variant", "ablation", "evaluate_models", "run_variants"]
@@ -157,11 +162,11 @@ def evaluate_models(
     )
 
 
-def _config_of(start: Path | None) -> dict[str, Any]:
-    """A pre-training checkpoint's config.json as far as it can be read; loading it reports what is wrong."""
+def _config_of(start: Path | None) -> CheckpointConfig:
+    """A pre-training checkpoint's config.json; empty if unreadable, which loading the checkpoint reports."""
     try:
-        return dict(json.loads((start / CONFIG).read_bytes())) if start else {}
-    except (OSError, ValueError):
+        return read_config(start) if start else {}
+    except CheckpointError:
         return {}
 
 

@@ -1,1 +1,1 @@
-"""What any training run needs: checkpoint, resume, processes, precision, progress, curves."""
+"""Shared by all training runs: checkpoint, resume, ranks, precision, progress, curves."""

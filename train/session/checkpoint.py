@@ -1,8 +1,8 @@
 """The checkpoint: a folder with ``weights.safetensors`` (only what was trained) and ``config.json``.
 
-Everything that changes during training, the state to resume from included, lives in the one weights file,
-which is replaced by a rename: a kill at any moment leaves the previous state whole. ``config.json`` holds
-every setting for people and for export.
+Everything that changes during training, including the state to resume from, is in the one weights file, which
+is replaced by a rename: a kill at any moment leaves the previous state intact. ``config.json`` has every
+setting, for people and for export.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,7 +26,10 @@ from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.session.resume_rules import difference, version_notes
 
-__all__ = ["Checkpoint", "CheckpointWriter", "State", "load_checkpoint", "read_state", "refuse_unfinished"]
+__all__ = [
+    "Checkpoint", "CheckpointConfig", "CheckpointWriter", "State", "load_checkpoint", "read_config",
+    "read_state", "refuse_unfinished",
+]  # fmt: skip
 
 FORMAT_VERSION = 1
 WEIGHTS = "weights.safetensors"
@@ -34,13 +37,37 @@ CONFIG = "config.json"
 _RESUME = "resume."
 
 
+class CheckpointConfig(TypedDict, total=False):
+    """The content of config.json; keys that only one stage writes may be missing."""
+
+    format_version: int
+    stage: str  # "pretrain" or "finetune"
+    backbone: dict[str, Any]  # see :func:`backbone_settings`
+    prompts: dict[str, Any]  # of PromptConfig
+    seed: int
+    versions: dict[str, str]  # of the packages that trained it
+    preset: str | None
+    leaks: list[str]  # what makes its figures dishonest, one sentence each
+    mos: dict[str, float] | None  # the labels' scale, of MosScale
+    data: dict[str, Any]  # where tasks or labels came from; of labels also ``images`` and ``digest``
+    progress: dict[str, Any]  # a readable copy of State.progress
+    # Of meta-pre-training.
+    meta: dict[str, Any]  # of MetaConfig
+    meta_select_on: str
+    target: dict[str, Any]
+    # Of fine-tuning.
+    finetune: dict[str, Any]  # of FinetuneConfig
+    split: dict[str, Any]  # of SplitConfig
+    pretrained_by: dict[str, Any] | None
+
+
 @dataclass(frozen=True)
 class State:
-    """What a weights file holds."""
+    """The content of a weights file."""
 
     weights: dict[str, Tensor]  # the selected parameters, by their name in the model
-    resume: dict[str, Tensor]  # what the next epoch starts from; empty where there can be none
-    progress: dict[str, Any]  # epoch, learning rate, history, ...; ``complete`` is always there
+    resume: dict[str, Tensor]  # what the next epoch starts from; empty if the run cannot be continued
+    progress: dict[str, Any]  # epoch, learning rate, history, ...; always has ``complete``
 
 
 @dataclass(frozen=True)
@@ -48,16 +75,16 @@ class Checkpoint:
     """A loaded checkpoint, ready to score or export."""
 
     path: Path
-    model: GrmpIqa  # in evaluation mode, with the trained weights in it
-    mos: MosScale | None  # the scale of the labels, where it was fine-tuned on any
-    config: dict[str, Any]  # the content of config.json
-    images: list[Path]  # the labelled pictures it was trained with, which may be gone by now
+    model: GrmpIqa  # in evaluation mode, with the trained weights
+    mos: MosScale | None  # the scale of the labels; None if it was not fine-tuned
+    config: CheckpointConfig
+    images: list[Path]  # the labelled pictures it was trained with, which may no longer exist
 
 
 class CheckpointWriter:
-    """Writes a training run's folder: the settings once, the state again and again.
+    """Writes a training run's folder: the settings once, the state after every evaluation.
 
-    ``on_save`` is given the progress after every save; ``notes`` has what :meth:`resume` found worth telling.
+    ``on_save`` is called with the progress after every save; ``notes`` has :meth:`resume`'s remarks.
     """
 
     def __init__(
@@ -68,7 +95,7 @@ class CheckpointWriter:
     ) -> None:
         self.folder, self.on_save = folder, on_save
         self.notes: list[str] = []
-        # Through JSON once, so that it compares equal with what a later run reads back.
+        # Through JSON, so that it compares equal to what a later run reads back.
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
 
     def save(self, state: State) -> None:
@@ -77,7 +104,7 @@ class CheckpointWriter:
         tensors.update({_RESUME + name: _plain(tensor) for name, tensor in state.resume.items()})
         metadata = {"format": "grmp-edge checkpoint", "progress": json.dumps(state.progress)}
         if not (self.folder / CONFIG).exists():
-            self._write_config(state.progress)  # weights alone could not be resumed
+            self._write_config(state.progress)  # first: weights alone could not be resumed
         with replace_file(self.folder / WEIGHTS) as temporary:
             save_file(tensors, temporary, metadata=metadata)
         self._write_config(state.progress)
@@ -90,9 +117,9 @@ class CheckpointWriter:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def resume(self) -> State | None:
-        """The state to continue from, or None where nothing has been written yet.
+        """The state to continue from, or None if nothing has been written yet.
 
-        Epochs may have been raised since, the same data may lie elsewhere, and packages may be others (see
+        The number of epochs, the location of the data and package versions may have changed since (see
         :mod:`grmp_edge.train.session.resume_rules`).
 
         Raises:
@@ -100,21 +127,21 @@ class CheckpointWriter:
         """
         if not (self.folder / WEIGHTS).is_file():
             return None
-        found = _read_config(self.folder)
-        said = difference(found, self.settings)
-        if said:
+        recorded = read_config(self.folder)
+        reason = difference(recorded, self.settings)
+        if reason:
             raise CheckpointError(
-                f"{self.folder}: cannot resume, {said}",
+                f"{self.folder}: cannot resume, {reason}",
                 "use the same settings and data, or another output folder",
             )
-        self.notes = version_notes(found, self.settings)
+        self.notes = version_notes(recorded, self.settings)
         return read_state(self.folder)
 
     def refuse_overwrite(self) -> None:
         """Raise CheckpointError if the folder holds a run, which only ``--resume`` may touch."""
         if (self.folder / WEIGHTS).exists() or (self.folder / CONFIG).exists():
             raise CheckpointError(
-                f"{self.folder}: holds a training run already",
+                f"{self.folder}: already holds a training run",
                 "continue it with --resume, or choose another -o",
             )
 
@@ -145,15 +172,15 @@ def read_state(folder: Path) -> State:
 
 def refuse_unfinished(folder: Path) -> None:
     """Raise CheckpointError if the run in ``folder`` was stopped before its last epoch."""
-    config = _read_config(folder)
+    config = read_config(folder)
     progress = config.get("progress") or {}
     if progress.get("complete", True):
         return
-    stage = str(config.get("stage"))
-    total = (config.get({"pretrain": "meta"}.get(stage, stage)) or {}).get("epochs", "?")
+    settings = config.get("meta") if config.get("stage") == "pretrain" else config.get("finetune")
+    total = (settings or {}).get("epochs", "?")
     raise CheckpointError(
         f"{folder}: holds an unfinished run (epoch {progress.get('epoch', '?')} of {total})",
-        f"finish it with the command it was made by and --resume -o {folder}, or use it as it is with "
+        f"finish it with the command that made it and --resume -o {folder}, or use it as it is with "
         "--allow-unfinished",
     )
 
@@ -163,20 +190,21 @@ def load_checkpoint(path: Path, weights: str | None = None) -> Checkpoint:
 
     Args:
         path: the folder.
-        weights: where to find the backbone's weights (tag or file), if not where training found them.
+        weights: the backbone's weights (tag or file), if they are no longer where training read them.
 
     Raises:
-        CheckpointError: the folder is no checkpoint, is damaged, or the backbone's weights are not those
+        CheckpointError: the folder is not a checkpoint or is damaged, or the backbone's weights are not those
             it was trained on.
         ModelError: the backbone cannot be loaded.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such checkpoint", "train one with: grmp-edge train")
-    config = _read_config(path)
+    config = read_config(path)
     state = read_state(path)
     try:
         model = GrmpIqa(_same_backbone(path, config["backbone"], weights), PromptConfig(**config["prompts"]))
-        mos = MosScale(**config["mos"]) if config.get("mos") else None
+        scale = config.get("mos")
+        mos = MosScale(**scale) if scale else None
         images = [Path(name) for name in config.get("data", {}).get("images", [])]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -190,7 +218,7 @@ def load_checkpoint(path: Path, weights: str | None = None) -> Checkpoint:
 
 
 def backbone_settings(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
-    """What config.json says of the backbone."""
+    """The backbone as config.json records it."""
     return {
         **asdict(config),
         "pretrained": backbone.pretrained,
@@ -212,19 +240,23 @@ def _same_backbone(path: Path, recorded: Mapping[str, Any], weights: str | None)
     if backbone.digest != digest:
         raise CheckpointError(
             f"{path}: was trained on other weights of {config.name} "
-            f"(digest {digest[:12]}, found {backbone.digest[:12]})",
-            "give the weights it was trained on with --weights",
+            f"(digest {digest[:12]}, these have {backbone.digest[:12]})",
+            "give the original weights with --weights",
         )
     return backbone
 
 
 def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Copy tensors into the parameters of the same names; a name or shape that does not fit is an error."""
+    """Copy tensors into the parameters of the same names.
+
+    Raises:
+        CheckpointError: a name or shape does not match the model.
+    """
     own = dict(model.named_parameters())
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             raise CheckpointError(
-                f"{source / WEIGHTS}: the tensor {name!r} {tuple(tensor.shape)} does not fit the model",
+                f"{source / WEIGHTS}: the tensor {name!r} {tuple(tensor.shape)} does not match the model",
                 "train again with this version",
             )
         with torch.no_grad():
@@ -236,10 +268,15 @@ def copy_parameters(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str,
     return {name: parameter.detach().clone() for name, parameter in parameters}
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> CheckpointConfig:
+    """Read a checkpoint's config.json.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of a newer version.
+    """
     path = folder / CONFIG
     try:
-        content = json.loads(path.read_bytes())
+        content: CheckpointConfig = json.loads(path.read_bytes())
         version = int(content["format_version"])
     except FileNotFoundError:
         raise CheckpointError(
@@ -254,7 +291,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{path}: version {version} is newer than this grmp-edge reads ({FORMAT_VERSION})",
             "update grmp-edge",
         )
-    return dict(content)
+    return content
 
 
 def _plain(tensor: Tensor) -> Tensor:

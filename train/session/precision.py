@@ -1,8 +1,8 @@
-"""Mixed precision of training: which products may be half, and what always stays float32.
+"""Mixed precision in training: which products may be half, and what always stays float32.
 
-Weights, optimiser, softmax, losses and the projection of gradients are float32 whatever is chosen; the
-towers' matrix products follow autocast. Heads and logits leave autocast by themselves (see towers, model):
-at CLIP's logit scale of 100 a cosine rounded to bfloat16 would be off by most of the score's range.
+Weights, optimiser, softmax, losses and the projection of gradients are always float32; the towers' matrix
+products follow autocast. Heads and logits turn autocast off themselves (see towers, model): at CLIP's logit
+scale of 100, rounding a cosine to bfloat16 would cost most of the score's range.
 """
 
 from __future__ import annotations
@@ -25,57 +25,57 @@ PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def resolve_precision(wish: Precision, device: torch.device) -> Precision:
-    """What ``auto`` means on a device: bf16 on a GPU that has it, else fp32; anything else stays as it is.
+def resolve_precision(requested: Precision, device: torch.device) -> Precision:
+    """Resolve ``auto`` for a device: bf16 on a GPU that has it, else fp32; any other value is unchanged.
 
-    A CPU stays with fp32 although those with AVX512-BF16 or AMX gain from bf16: results should not depend
-    on which CPU a run happened to get.
+    CPUs use fp32, although those with AVX512-BF16 or AMX gain from bf16: results should not depend on which
+    CPU a run happens to get.
 
     Raises:
-        UsageError: no such precision, or this GPU has no bf16.
+        UsageError: the precision is unknown, or this GPU has no bf16.
     """
-    if wish not in PRECISIONS:
-        raise UsageError(f"--precision {wish!r} is unknown", f"use {', '.join(PRECISIONS)}")
+    if requested not in PRECISIONS:
+        raise UsageError(f"--precision {requested!r} is unknown", f"use {', '.join(PRECISIONS)}")
     native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if wish == "auto":
+    if requested == "auto":
         return "bf16" if native else "fp32"
-    if wish == "bf16" and device.type == "cuda" and not native:
+    if requested == "bf16" and device.type == "cuda" and not native:
         raise UsageError("--precision bf16: this GPU has no bfloat16", "use fp16 or fp32")
-    return wish
+    return requested
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """How one training run computes its towers."""
+    """The precision of the towers in one training run."""
 
     precision: Precision  # resolved: fp32, bf16 or fp16
     device: str  # the type: cpu or cuda
 
     @classmethod
-    def of(cls, wish: Precision, device: torch.device) -> Numerics:
-        """For a wish such as ``auto`` on a device."""
-        return cls(resolve_precision(wish, device), device.type)
+    def of(cls, requested: Precision, device: torch.device) -> Numerics:
+        """Resolve a request such as ``auto`` for a device."""
+        return cls(resolve_precision(requested, device), device.type)
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """Where the towers run."""
+        """The context in which the towers run."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
-        # torch's own context manager is untyped in what it yields.
+        # torch does not declare what its context manager yields.
         context: contextlib.AbstractContextManager[None] = torch.autocast(
             self.device, dtype=_HALF[self.precision]
         )
         return context
 
     def attempts(self) -> Sequence[Numerics]:
-        """This, and float32 for what float16 could not hold (its largest number is 65,504)."""
+        """This precision, then float32 in case float16 overflows (its largest number is 65,504)."""
         return (self, replace(self, precision="fp32")) if self.precision == "fp16" else (self,)
 
 
 class LossScaler:
-    """Keeps float16's gradients above its smallest number: the loss is multiplied, the gradients divided.
+    """Loss scaling, which keeps float16 gradients from underflowing.
 
-    Nothing but a factor of 1 unless ``active``. As torch's GradScaler, but for gradients in lists: QGR needs
-    those of two losses, scaled alike.
+    A factor of 1 unless ``active``. Like torch's GradScaler, but for gradients in lists: QGR needs those of
+    two losses, scaled alike.
     """
 
     def __init__(self, active: bool, scale: float = 2.0**12, growth_after: int = 2000) -> None:
@@ -83,7 +83,7 @@ class LossScaler:
         self.good = 0  # steps since the scale last changed
 
     def unscale(self, gradients: Sequence[Tensor]) -> bool:
-        """Divide gradients in place; False if one is not finite, and then the step is to be left out."""
+        """Divide gradients in place; False if one is not finite, and the step must be skipped."""
         if not self.active:
             return True
         finite = torch.stack([torch.isfinite(g).all() for g in gradients]).all()
@@ -98,10 +98,10 @@ class LossScaler:
         return True
 
     def state(self) -> dict[str, float]:
-        """What an interrupted run needs to go on alike; empty unless active."""
+        """The state an interrupted run needs to continue identically; empty unless active."""
         return {"loss_scale": self.scale, "loss_scale_good": self.good} if self.active else {}
 
     def restore(self, state: dict[str, float]) -> None:
-        """Continue from :meth:`state`, if there is any in it."""
+        """Continue from :meth:`state`; an empty one changes nothing."""
         if self.active and "loss_scale" in state:
             self.scale, self.good = float(state["loss_scale"]), int(state["loss_scale_good"])

@@ -1,4 +1,4 @@
-"""How long work reports itself, without printing."""
+"""How long-running work reports its progress, without printing."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ __all__ = ["Reporter", "Silent"]
 
 
 class Reporter(Protocol):
-    """What the command line implements to show live progress."""
+    """Receives progress; the command line implements it to show it live."""
 
     def start(self, stage: str, total: int, done: int = 0) -> None:
-        """A stage of ``total`` steps begins, ``done`` of them done by an earlier run."""
+        """A stage of ``total`` steps begins; an earlier run did ``done`` of them."""
 
     def step(self, count: int = 1, **metrics: float) -> None:
-        """``count`` steps are done; the latest metrics by name, for instance loss and srcc."""
+        """``count`` more steps are done; the latest metrics by name, for instance loss and srcc."""
 
     def note(self, text: str) -> None:
-        """One line worth keeping."""
+        """One line that stays on the screen."""
 
 
 class Silent:
-    """Reports to nobody."""
+    """Ignores all progress."""
 
     def start(self, stage: str, total: int, done: int = 0) -> None:
         """Ignore."""

@@ -1,8 +1,8 @@
 """Several processes that train one model: started by torchrun, or by hand with its environment variables.
 
-Each process is a rank of a team. Everything random is a function of what is visited (seed, epoch, task),
-never of the rank, so any number of ranks computes what one does, to the rounding of sums. Rank 0 alone
-writes files and prints. What is sent is tensors, and JSON as bytes; nothing is unpickled.
+Each process is a rank of a team. Everything random depends on what is visited (seed, epoch, task), never on
+the rank, so any number of ranks computes the same as one, up to the rounding of sums. Only rank 0 writes
+files and prints. Ranks exchange tensors, and JSON as bytes; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from grmp_edge.errors import GrmpError, UsageError, first_line
 
 __all__ = ["ALONE", "PeerFailedError", "Team", "current_team", "joined", "local_device"]
 
-# Longer than the slowest stretch between two exchanges, such as reading all pictures of a task: a rank that
-# dies is noticed by its closed connection, not by this.
+# Longer than the longest time between two exchanges, such as reading all pictures of a task: a rank that dies
+# is detected by its closed connection, not by this timeout.
 _TIMEOUT = timedelta(hours=2)
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class PeerFailedError(Exception):
-    """Another rank failed first and has said why; this one ends without a word, with ``status``."""
+    """Another rank failed first and has reported why; this one exits silently with ``status``."""
 
     def __init__(self, status: int) -> None:
         super().__init__("another process of this training failed")
@@ -43,20 +43,20 @@ class PeerFailedError(Exception):
 
 @dataclass(frozen=True)
 class Team:
-    """The ranks of one training; alone, every exchange is nothing."""
+    """The ranks of one training run; in a team of one, exchanges do nothing."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # on this machine: which of its GPUs is this rank's
+    local_rank: int = 0  # on this machine: the index of this rank's GPU
     local_size: int = 1  # ranks on this machine, which share its memory
 
     @property
     def leads(self) -> bool:
-        """Whether this is the rank that writes and prints."""
+        """Whether this rank writes and prints."""
         return self.rank == 0
 
     def mine(self, number: int) -> bool:
-        """Whether the piece of work ``number`` is this rank's; the same piece is always the same rank's."""
+        """Whether piece of work ``number`` belongs to this rank; the assignment never changes."""
         return number % self.size == self.rank
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
@@ -76,15 +76,15 @@ class Team:
         _put(flat, tensors)
 
     def lead(self, action: Callable[[], T]) -> T:
-        """What ``action`` gives on rank 0, where alone it runs: plain JSON."""
+        """The result of ``action``, plain JSON, which runs on rank 0 only."""
         if self.size == 1:
             return action()
         sent = json.dumps(action()).encode() if self.leads else b""
-        found: T = json.loads(self._share_bytes(sent))
-        return found
+        result: T = json.loads(self._share_bytes(sent))
+        return result
 
     def lead_tensors(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """Rank 0's tensors by name, on the CPU; the others give None."""
+        """Rank 0's tensors by name, on the CPU; the other ranks pass None."""
         if self.size == 1:
             return dict(tensors or {})
         sent = save({name: t.contiguous() for name, t in (tensors or {}).items()}) if self.leads else b""
@@ -105,7 +105,7 @@ _team = ALONE
 
 
 def current_team() -> Team:
-    """The team of the :func:`joined` block that this runs in, or a team of one."""
+    """The team of the surrounding :func:`joined` block, or a team of one."""
     return _team
 
 
@@ -117,8 +117,8 @@ def joined(device: str = "auto") -> Iterator[Team]:
         device: ``auto``, ``cpu`` or ``cuda``: gloo carries tensors on the CPU, nccl those on GPUs.
 
     Raises:
-        UsageError: the environment is incomplete, or the team does not come together.
-        PeerFailedError: in the block, where another rank has failed before; that one tells why.
+        UsageError: the environment is incomplete, or the ranks cannot connect.
+        PeerFailedError: the block failed after another rank had; that rank reports why.
     """
     global _team
     size = _number("WORLD_SIZE", 1)
@@ -133,10 +133,10 @@ def joined(device: str = "auto") -> Iterator[Team]:
     rank = _number("RANK", 0)
     backend = "cpu:gloo,cuda:nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
     try:
-        # The store outlives what fails, so that ranks can settle who says so.
+        # The store outlives a failure, so that the ranks can agree on who reports it.
         store, rank, size = next(rendezvous("env://", rank, size, timeout=timedelta(minutes=5)))
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
-    except (RuntimeError, ValueError) as error:  # torch's own errors of connecting are RuntimeErrors
+    except (RuntimeError, ValueError) as error:  # torch raises RuntimeError if it cannot connect
         raise UsageError(
             f"rank {rank} of {size} cannot join {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
             f"({first_line(error)})",
@@ -156,10 +156,10 @@ def joined(device: str = "auto") -> Iterator[Team]:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The device of this rank: the GPU of its number on its machine.
+    """The device of this rank: the GPU with its index on its machine.
 
     Raises:
-        UsageError: the machine has too few GPUs, or one is named for all.
+        UsageError: the machine has too few GPUs, or ``device`` names one for several ranks.
     """
     team = _team
     if team.size == 1 or device.type != "cuda":
@@ -169,12 +169,12 @@ def local_device(device: torch.device) -> torch.device:
         raise UsageError(f"--device {device} is one GPU for {team.local_size} processes", "use --device cuda")
     if team.local_rank >= count:
         raise UsageError(
-            f"process {team.local_rank} of this machine has no GPU of its own ({count} found)",
+            f"process {team.local_rank} of this machine has no GPU of its own ({count} available)",
             f"start at most {count} with --nproc-per-node",
         )
-    found = torch.device("cuda", team.local_rank if device.index is None else device.index)
-    torch.cuda.set_device(found)
-    return found
+    own = torch.device("cuda", team.local_rank if device.index is None else device.index)
+    torch.cuda.set_device(own)
+    return own
 
 
 def _put(flat: Tensor, tensors: Sequence[Tensor]) -> None:
@@ -187,10 +187,10 @@ def _put(flat: Tensor, tensors: Sequence[Tensor]) -> None:
 def _exchange(action: Callable[[], Any]) -> None:
     try:
         action()
-    except RuntimeError as error:  # of gloo and nccl alike, whatever went wrong
+    except RuntimeError as error:  # raised by gloo and nccl for any failure
         raise GrmpError(
             f"lost the other processes of this training ({first_line(error, 160)})",
-            "see their messages; the same command with --resume goes on from the last save",
+            "see their messages; the same command with --resume continues from the last save",
         ) from None
 
 
@@ -198,7 +198,7 @@ def _fails_first(store: Any, rank: int) -> bool:
     try:
         return int(store.add("grmp-edge failed", 1)) == 1
     except RuntimeError:
-        # The store is gone with the rank that kept it, which was the first to go.
+        # The store is gone with rank 0, which hosted it: that rank failed first.
         return rank == 0
 
 

@@ -1,4 +1,4 @@
-"""Beginning or continuing a run: what an earlier process left in its folder."""
+"""Starting a run or continuing the one in its folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["begin_or_continue", "goes_on", "lead_state"]
 
 
 def begin_or_continue(writer: CheckpointWriter, resume: bool, reporter: Reporter) -> State | None:
-    """The state to continue from, or None where a run begins.
+    """The state to continue from, or None for a new run.
 
     Raises:
         CheckpointError: the folder holds a run and ``resume`` is False, or one of other settings.
@@ -30,7 +30,7 @@ def begin_or_continue(writer: CheckpointWriter, resume: bool, reporter: Reporter
 
 
 def lead_state(state: State | None) -> State | None:
-    """Rank 0's state on all ranks; only that rank reads and writes the folder."""
+    """Share rank 0's state with all ranks; only rank 0 reads and writes the folder."""
     team = current_team()
     if team.size == 1:
         return state
@@ -42,7 +42,11 @@ def lead_state(state: State | None) -> State | None:
 
 
 def goes_on(state: State, epochs: int, output: Path, min_lr: float = 0.0) -> bool:
-    """Whether a run that is there has epochs to go: it was interrupted, or finished and may now take more."""
+    """Whether a run has epochs left: it was interrupted, or has finished and more are allowed now.
+
+    Raises:
+        CheckpointError: it has finished and did not save the state to continue from.
+    """
     progress = state.progress
     if not progress["complete"]:
         return True
@@ -50,7 +54,7 @@ def goes_on(state: State, epochs: int, output: Path, min_lr: float = 0.0) -> boo
         return False
     if not state.resume:
         raise CheckpointError(
-            f"{output}: finished after {progress['epoch']} epochs, and kept nothing to go on from",
+            f"{output}: finished after {progress['epoch']} epochs without the state to continue from",
             "train into another -o for more epochs",
         )
     return True

@@ -1,4 +1,4 @@
-"""What may differ between a run and its continuation: more epochs, where the data lies, newer packages."""
+"""What may differ between a run and its continuation: more epochs, the data's location, newer packages."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 __all__ = ["difference", "version_notes"]
 
-# Told for people, or following from settings that are compared.
+# Only informative, or derived from settings that are compared.
 _NOT_COMPARED = frozenset(
-    # picture_bytes changes what is read again, not what is learned.
+    # picture_bytes changes how often pictures are read, not what is learned.
     {"progress", "format_version", "versions", "preset", "leaks", "meta.picture_bytes"}
 )
-# Where the labelled pictures lie; the digest beside it is of what they show.
+# Where the labelled pictures are; the digest beside it is of their content.
 _PLACES = frozenset({"data.name", "data.images"})
 _MAY_RISE = frozenset({"finetune.epochs", "meta.epochs"})
-# What runs did that were begun before the setting existed.
+# The behaviour of runs started before the setting existed.
 _BEFORE = {
     "meta_select_on": "held-out tasks",
     "pretrained_by.meta_select_on": "held-out tasks",
@@ -28,25 +28,27 @@ _BEFORE = {
 }
 
 
-def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The first setting that forbids continuing, with both values; "" where there is none.
+def difference(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """The first setting that forbids continuing, with both values; "" if there is none.
 
     Args:
-        found: the settings of the run that is there.
-        wanted: the settings that are asked for now.
+        recorded: the settings of the run in the folder.
+        current: the settings requested now.
     """
-    digest = bool((wanted.get("data") or {}).get("digest")) if isinstance(wanted.get("data"), dict) else False
-    for key in [*wanted, *found]:
+    digest = (
+        bool((current.get("data") or {}).get("digest")) if isinstance(current.get("data"), dict) else False
+    )
+    for key in [*current, *recorded]:
         if key not in _NOT_COMPARED:
-            said = _differ(found.get(key), wanted.get(key), key, digest)
-            if said:
-                return said
+            reason = _differ(recorded.get(key), current.get(key), key, digest)
+            if reason:
+                return reason
     return ""
 
 
-def version_notes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def version_notes(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """One line where packages differ in more than a patch release: rounding, and so results, may differ."""
-    before, now = found.get("versions") or {}, wanted.get("versions") or {}
+    before, now = recorded.get("versions") or {}, current.get("versions") or {}
     moved = [
         f"{name} {before[name]} -> {now[name]}"
         for name in now
@@ -61,25 +63,25 @@ def _minor(version: str) -> list[str]:
     return version.split("+")[0].split(".")[:2]
 
 
-def _differ(found: Any, wanted: Any, name: str, digest: bool) -> str:
+def _differ(recorded: Any, current: Any, name: str, digest: bool) -> str:
     if name in _NOT_COMPARED or (digest and name in _PLACES):
         return ""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in [*wanted, *found]:
-            inner = _differ(found.get(key), wanted.get(key), f"{name}.{key}", digest)
+    if isinstance(recorded, dict) and isinstance(current, dict):
+        for key in [*current, *recorded]:
+            inner = _differ(recorded.get(key), current.get(key), f"{name}.{key}", digest)
             if inner:
                 return inner
         return ""
-    if found is None and name in _BEFORE:
-        found = _BEFORE[name]
-    if found == wanted:
+    if recorded is None and name in _BEFORE:
+        recorded = _BEFORE[name]
+    if recorded == current:
         return ""
     rises = ""
-    if name in _MAY_RISE and isinstance(found, int) and isinstance(wanted, int):
-        if wanted > found:
+    if name in _MAY_RISE and isinstance(recorded, int) and isinstance(current, int):
+        if current > recorded:
             return ""
         rises = " (epochs may only be raised)"
-    return f"{name} was {_short(found)}, now {_short(wanted)}{rises}"
+    return f"{name} was {_short(recorded)}, now {_short(current)}{rises}"
 
 
 def _short(value: Any) -> str:
