@@ -11,6 +11,8 @@ from helpers_train import memory_task
 from typer.testing import CliRunner
 
 from grmp_edge.cli import app
+from grmp_edge.cli.options import Normalization
+from grmp_edge.cli.training_options import PresetName
 from grmp_edge.errors import UsageError
 from grmp_edge.train.data.labelled import SplitConfig
 from grmp_edge.train.finetune.config import FinetuneConfig
@@ -78,57 +80,51 @@ def test_the_command_lists_every_difference_with_its_reason() -> None:
 
 
 def test_options_override_the_preset() -> None:
-    from grmp_edge.cli import options as opt
-    from grmp_edge.cli.training_options import MetaChoice, ModelChoice, TuningChoice, preset_of
+    from grmp_edge.cli.training_options import MetaOptions, ModelOptions, SplitOptions, TuningOptions
 
-    def tuning(fraction: float | None, on_test: bool | None, preset: opt.PresetChoice) -> TuningChoice:
-        return TuningChoice(
-            "x.csv", None, None, 50, 0.2, fraction, 10, None, 192, None, None, False, 5.0,
-            opt.ProjectionChoice.per_tensor, on_test, 0, preset,
-        )  # fmt: skip
-
-    default, reference = opt.PresetChoice.default, opt.PresetChoice.reference
-    for fraction, on_test, preset, wanted in (
-        (None, None, default, (0.2, "validation")),
-        (None, None, reference, (0.0, "test")),
-        (0.3, None, reference, (0.3, "test")),
-        (None, False, reference, (0.0, "validation")),
-        (0.0, True, default, (0.0, "test")),
-    ):
-        choice = tuning(fraction, on_test, preset)
-        assert (
-            choice.split("ViT-B-16").validation_fraction,
-            choice.config("ViT-B-16").select_on,
-        ) == wanted
-    for given, preset, resets in (
-        (None, default, True), (None, reference, False), (True, reference, True), (False, default, False)
+    tuned: list[tuple[float | None, bool | None, PresetName, tuple[float | None, str]]] = [
+        (None, None, "default", (0.2, "validation")),
+        (None, None, "reference", (0.0, "test")),
+        (0.3, None, "reference", (0.3, "test")),
+        (None, False, "reference", (0.0, "validation")),
+        (0.0, True, "default", (0.0, "test")),
+    ]
+    for fraction, on_test, preset, expected in tuned:
+        split = SplitOptions(validation_fraction=fraction, preset=preset).config("ViT-B-16", 50)
+        tuning = TuningOptions(select_on_test=on_test, preset=preset).config("ViT-B-16", "auto")
+        assert (split.validation_fraction, tuning.select_on) == expected
+    for given, name, resets in (
+        (None, "default", True), (None, "reference", False), (True, "reference", True),
+        (False, "default", False),
     ):  # fmt: skip
-        meta = MetaChoice(None, None, None, 75, 50, given, 0)
-        assert meta.config("ViT-B-16", preset_of(preset)).reset_per_task is resets
-    clip = opt.Normalization.clip
-    for normalization, backbone, preset, value in (
-        (None, None, default, "clip"), (None, None, reference, "imagenet"), (clip, None, reference, "clip"),
-        (None, "ViT-B-16", default, "imagenet"),
-    ):  # fmt: skip
-        model = ModelChoice(backbone, "", None, normalization, 0, "cpu", preset)
+        meta = MetaOptions(reset_per_task=given).config("ViT-B-16", preset_named(name), "auto")
+        assert meta.reset_per_task is resets
+    models: list[tuple[Normalization | None, str | None, PresetName, str]] = [
+        (None, None, "default", "clip"),
+        (None, None, "reference", "imagenet"),
+        ("clip", None, "reference", "clip"),
+        (None, "ViT-B-16", "default", "imagenet"),
+    ]
+    for normalization, backbone, preset, value in models:
+        model = ModelOptions(backbone, normalization=normalization, preset=preset, device="cpu")
         assert model.config().prompts.normalization == value
 
 
 @pytest.mark.parametrize("backbone", ["embedded-s16", "ViT-B-16"])
 def test_calibration_and_the_text_sides_rate_can_be_asked_for(backbone: str) -> None:
-    from grmp_edge.cli import options as opt
-    from grmp_edge.cli.training_options import TuningChoice
+    from grmp_edge.cli.training_options import TuningOptions
 
-    def tuning(given: tuple[bool | None, float | None], preset: opt.PresetChoice) -> tuple[int, float]:
-        choice = TuningChoice(
-            "x.csv", None, None, 50, 0.2, None, None, None, None, *given, False, None,
-            opt.ProjectionChoice.per_tensor, None, 0, preset,
-        )  # fmt: skip
-        config = choice.config(backbone)
+    def tuning(given: tuple[bool | None, float | None], preset: PresetName) -> tuple[int, float]:
+        options = TuningOptions(calibrate=given[0], text_rate=given[1], preset=preset)
+        config = options.config(backbone, "auto")
         return config.calibration_steps, config.text_rate
 
     usual = (400, 0.0) if backbone == "embedded-s16" else (0, 1.0)
-    for preset, unasked in ((opt.PresetChoice.default, usual), (opt.PresetChoice.reference, (0, 1.0))):
+    presets: dict[PresetName, tuple[int, float]] = {
+        "default": usual,
+        "reference": (0, 1.0),
+    }
+    for preset, unasked in presets.items():
         assert tuning((None, None), preset) == unasked
         assert tuning((True, 0.25), preset) == (400, 0.25)
         assert tuning((False, None), preset) == (0, unasked[1])

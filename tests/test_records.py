@@ -274,7 +274,7 @@ def test_options_that_do_not_fit(tiny_bundle: Bundle, photos: Path, tmp_path: Pa
         (["--raw", "4x4:rgb24"], "add - to the sources"),
         (["--output", tmp_path / "x.txt"], ".jsonl or a .csv"),
         (["-", "--resume", "--output", tmp_path / "x.csv"], "exclude each other"),
-        (["--follow", photos / "1.png"], "is none"),
+        (["--follow", photos / "1.png"], "is not one"),
         (["-", "-"], "once"),
     ):
         result = run(tiny_bundle.path, photos, *wrong)

@@ -296,7 +296,7 @@ FULL = """
 import json, resource, signal, sys
 from grmp_edge.runtime.sinks.make import make_sink
 from grmp_edge.runtime.sinks.queue import QueuedSink
-from grmp_edge.cli.watch_view import LineWriter
+from grmp_edge.runtime.sinks.lines import LineWriter
 from test_sinks import put, score_event
 from helpers_live import until
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

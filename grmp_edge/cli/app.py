@@ -1,7 +1,7 @@
 """The command line's frame: one app, and one way for every command to fail.
 
-Nothing heavy is imported here or at the top of the cli_* modules: ``grmp-edge --help`` must be instant,
-and scoring must work without torch. Each command imports its room when it runs.
+Nothing heavy is imported at the top of this folder's modules: ``grmp-edge --help`` must be instant, and
+scoring must work without torch. Each command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from grmp_edge import __version__
 from grmp_edge.cli import bench as cli_bench
 from grmp_edge.cli import build as cli_build
 from grmp_edge.cli import data as cli_data
+from grmp_edge.cli import doctor as cli_doctor
 from grmp_edge.cli import evaluate as cli_evaluate
 from grmp_edge.cli import export as cli_export
 from grmp_edge.cli import reference as cli_reference
@@ -24,13 +24,33 @@ from grmp_edge.cli import score as cli_score
 from grmp_edge.cli import serve as cli_serve
 from grmp_edge.cli import train as cli_train
 from grmp_edge.cli import watch as cli_watch
+from grmp_edge.cli.groups import Group, option
 from grmp_edge.errors import GrmpError
 
 __all__ = ["app", "main"]
 
 
-class _Frame(TyperGroup):
+# In the order of use, which is the order of --help.
+_COMMANDS = {
+    "data": cli_data,
+    "train": cli_train,
+    "evaluate": cli_evaluate,
+    "export": cli_export,
+    "score": cli_score,
+    "watch": cli_watch,
+    "serve": cli_serve,
+    "bench": cli_bench,
+    "build": cli_build,
+    "doctor": cli_doctor,
+    "import-reference": cli_reference,
+}
+
+
+class _Frame(Group):
     """Turns whatever a command raises into one line on stderr and an exit status."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_COMMANDS)
 
     def invoke(self, ctx: Any) -> Any:
         if ctx.params.get("debug"):
@@ -49,7 +69,7 @@ class _Frame(TyperGroup):
             line, status = str(error), 1
         except Exception as error:
             if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "format_message"):
-                raise  # typer's own: a wrong option, a wanted exit
+                raise  # typer's own: a wrong option, an orderly exit
             line = f"unexpected {type(error).__name__}: {error}; for the traceback: grmp-edge --debug COMMAND"
             status = 1
         typer.echo(f"error: {' '.join(line.split())}", err=True)
@@ -61,42 +81,33 @@ app = typer.Typer(
     name="grmp-edge",
     help="Image quality without a reference: train on a few labelled pictures, export, score.",
     no_args_is_help=True,
-    add_completion=False,
     # Plain help: drawing it with rich doubles the time of --help.
     rich_markup_mode=None,
+    # As wide as the terminal, instead of 80 columns at most.
+    context_settings={"max_content_width": 10_000},
+    epilog="grmp-edge data sample\ngrmp-edge score sample-data/samples",
     pretty_exceptions_enable=False,
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(asked: bool) -> None:
+    if asked:
         typer.echo(f"grmp-edge {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback when something fails.")] = False,
+    debug: Annotated[bool, option("--debug", "Show the traceback when something fails.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool, option("--version -V", "Show the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     pass
 
 
-for _room in (
-    cli_bench,
-    cli_build,
-    cli_data,
-    cli_train,
-    cli_evaluate,
-    cli_export,
-    cli_reference,
-    cli_score,
-    cli_watch,
-    cli_serve,
-):
-    _room.register(app)
+for _module in _COMMANDS.values():
+    _module.register(app)
 
 
 def main() -> None:

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from grmp_edge.cli.export import need_export, stages, table
-from grmp_edge.cli.options import AllowCpu, Precision, Provider, ProviderOption, open_scorer
+from grmp_edge.cli.groups import PERFORMANCE, add_command, option
+from grmp_edge.cli.options import AsJson, BackendOptions
+from grmp_edge.cli.progress import stages
+from grmp_edge.cli.requirements import need_export
+from grmp_edge.cli.tables import print_table
 from grmp_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,61 +22,60 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+_BACKBONE = "With --backbone"
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
-    app.command()(bench)
+    add_command(app, bench, "grmp-edge bench default")
 
 
 def bench(
+    *,
     bundle: Annotated[
         Path | None, typer.Argument(metavar="[BUNDLE]", help="Folder made by grmp-edge export.")
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(
-            "--backbone", metavar="NAME", help="Instead of a bundle: folded against unfolded and plain CLIP."
+        option(
+            "--backbone",
+            "Instead of a bundle: the folded network against the unfolded and CLIP.",
+            metavar="NAME",
         ),
     ] = None,
     random: Annotated[
-        bool, typer.Option("--random", help="With --backbone: random weights; speed does not depend on them.")
+        bool, option("--random", "Random weights; speed does not depend on them.", _BACKBONE)
     ] = False,
     weights: Annotated[
-        str | None,
-        typer.Option("--weights", metavar="FILE", help="With --backbone: a file or an open_clip tag."),
+        str | None, option("--weights", "A file or an open_clip tag.", _BACKBONE, metavar="FILE")
     ] = None,
     images: Annotated[
-        Path | None,
-        typer.Option("--images", metavar="SOURCE", help="With --backbone: pictures to compare scores on."),
+        Path | None, option("--images", "Pictures to compare scores on.", _BACKBONE, metavar="SOURCE")
     ] = None,
-    eager: Annotated[bool, typer.Option("--eager", help="With --backbone: time PyTorch too.")] = False,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="With --backbone: time eight-bit products too.")
-    ] = False,
+    eager: Annotated[bool, option("--eager", "Time PyTorch too.", _BACKBONE)] = False,
+    int8: Annotated[bool, option("--int8", "Time eight-bit products too.", _BACKBONE)] = False,
     video: Annotated[
         Path | None,
-        typer.Option(
-            "--video", metavar="FILE", help="With a bundle: this video end to end, against a plain loop."
-        ),
+        option("--video", "With a bundle: this video end to end, against a plain loop.", metavar="FILE"),
     ] = None,
-    every: Annotated[int, typer.Option("--every", min=1, help="With --video: score each N-th frame.")] = 1,
-    provider: ProviderOption = Provider.auto,
-    allow_cpu: AllowCpu = False,
-    batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="Batch sizes.")] = "1,8",
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads; default: the backend's choice.")
-    ] = None,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Timed runs of each.")] = 11,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    every: Annotated[int, option("--every", "With --video: score each N-th frame.", min=1)] = 1,
+    backend: BackendOptions,
+    batch: Annotated[str, option("--batch", "Batch sizes.", PERFORMANCE, metavar="N,N")] = "1,8",
+    runs: Annotated[int, option("--runs", "Timed runs of each.", min=1)] = 11,
+    as_json: AsJson = False,
 ) -> None:
-    """Time a bundle's graphs and all stages before them, or a video; or what folding saves on a backbone."""
+    """Time a bundle, a video, or what folding saves.
+
+    For a bundle: its graphs and all stages before them. With --video: a video end to end. With --backbone:
+    the folded network against the unfolded one and plain CLIP.
+    """
     if (bundle is None) == (backbone is None):
         raise UsageError("bench needs one thing to time", "give a BUNDLE, or --backbone NAME")
     if backbone is None and (random or weights or images or eager or int8):
         raise UsageError("--random, --weights, --images, --eager and --int8 belong to --backbone")
-    if backbone is not None and (video is not None or provider is not Provider.auto):
+    if backbone is not None and (video is not None or backend.provider != "auto"):
         raise UsageError("--video and --provider belong to a BUNDLE")
-    if video is not None and provider not in (Provider.auto, Provider.cpu):
+    if video is not None and backend.provider not in ("auto", "cpu"):
         raise UsageError("--video compares with a plain loop on the CPU", "leave out --provider")
     if random and weights:
         raise UsageError("--random and --weights exclude each other")
@@ -85,7 +87,7 @@ def bench(
         raise UsageError(
             f"--batch {batch!r} is not a list of numbers", "write for instance --batch 1,8"
         ) from None
-    config = BenchConfig(batches, runs, threads)
+    config = BenchConfig(batches, runs, backend.threads)
     if backbone is not None:
         _bench_backbone(
             backbone, "random" if random else weights or "", images, (eager, int8), config, as_json
@@ -93,30 +95,30 @@ def bench(
     elif bundle is not None and video is not None:
         _bench_video(bundle, video, every, config, as_json)
     elif bundle is not None:
-        _bench_bundle(bundle, config, provider, allow_cpu, as_json)
+        _bench_bundle(bundle, config, backend, as_json)
 
 
-def _bench_bundle(
-    path: Path, config: BenchConfig, provider: Provider, allow_cpu: bool, as_json: bool
-) -> None:
+def _bench_bundle(path: Path, config: BenchConfig, backend: BackendOptions, as_json: bool) -> None:
     from grmp_edge.bundle import Bundle
     from grmp_edge.runtime.measure.bench import bench_bundle
     from grmp_edge.runtime.measure.stages import bench_frames
 
     bundle = Bundle.load(path)
     first = next(iter(bundle.graphs))
-    scorer = open_scorer(path, Precision(first), provider, config.threads, allow_cpu)
-    with scorer, stages() as stage:
+    with backend.open(path, first) as scorer, stages() as stage:
         used = scorer.backend.provider
         timings = bench_bundle(bundle, config, progress=stage, provider=used)
         frames = bench_frames(scorer, config.runs, stage)
     if as_json:
-        found = {"timings": [asdict(timing) for timing in timings], "frames": [asdict(row) for row in frames]}
-        print(json.dumps({"bundle": str(path), "id": bundle.id, "provider": used, **found}))
+        measured = {
+            "timings": [asdict(timing) for timing in timings],
+            "frames": [asdict(row) for row in frames],
+        }
+        print(json.dumps({"bundle": str(path), "id": bundle.id, "provider": used, **measured}))
         return
     _timings(timings, first)
     print(f"\nOne picture, in ms, {first} on {used} (colour: the turning of BGR, as for video frames):")
-    table(
+    print_table(
         ("size", "decode JPEG", "squash", "colour", "colour if first", "network, 1", "network, of 8"),
         [
             (
@@ -144,13 +146,13 @@ def _bench_video(path: Path, video: Path, every: int, config: BenchConfig, as_js
 
     bundle = Bundle.load(path)
     with stages() as stage:
-        wanted = VideoBenchConfig(config.runs, every, max(config.batches), config.threads)
-        timings = bench_video(bundle, video, wanted, stage)
+        video_config = VideoBenchConfig(config.runs, every, max(config.batches), config.threads)
+        timings = bench_video(bundle, video, video_config, stage)
     if as_json:
-        found = [asdict(timing) for timing in timings]
-        print(json.dumps({"bundle": str(path), "id": bundle.id, "video": str(video), "timings": found}))
+        rows = [asdict(timing) for timing in timings]
+        print(json.dumps({"bundle": str(path), "id": bundle.id, "video": str(video), "timings": rows}))
         return
-    table(
+    print_table(
         ("way", "frames", "seconds", "frames/s", "speedup", "outside network", "max diff"),
         [
             (
@@ -180,21 +182,21 @@ def _bench_backbone(
     from grmp_edge.train.network.backbone import BackboneConfig
 
     with stages() as stage:
-        found = bench_fold(BackboneConfig(name, pretrained), config, also[0], images, stage, also[1])
+        comparison = bench_fold(BackboneConfig(name, pretrained), config, also[0], images, stage, also[1])
     if as_json:
-        print(json.dumps(found.to_json()))
+        print(json.dumps(comparison.to_json()))
         return
-    print(f"{found.backbone}, compared with unfolded PyTorch; {found.images}")
+    print(f"{comparison.backbone}, compared with unfolded PyTorch; {comparison.images}")
     rows = []
-    for graph, count in found.multiply_adds.items():
-        difference = found.max_difference.get(graph)
+    for graph, count in comparison.multiply_adds.items():
+        difference = comparison.max_difference.get(graph)
         rows.append((graph, f"{count / 1e9:.2f} G", "-" if difference is None else f"{difference:.1e}"))
-    table(("graph", "multiply-adds", "max diff"), rows)
-    _timings(found.timings, "unfolded")
+    print_table(("graph", "multiply-adds", "max diff"), rows)
+    _timings(comparison.timings, "unfolded")
 
 
 def _timings(timings: Sequence[Timing], first: str) -> None:
-    table(
+    print_table(
         ("graph", "batch", "median ms", "fastest ms", "images/s", f"time / {first}"),
         [
             (

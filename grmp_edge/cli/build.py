@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from grmp_edge.cli.groups import add_command, option
+from grmp_edge.cli.options import AsJson
 from grmp_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,44 +25,35 @@ __all__ = ["parse_profile", "register", "say_triton", "write_plan"]
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
-    app.command()(build)
+    add_command(app, build, "grmp-edge build default --precision fp16")
 
 
 def build(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by grmp-edge export.")],
     precision: Annotated[
         str | None,
-        typer.Option(
-            "--precision", metavar="NAME", help="fp32, fp16 or int8; default: fp16 where it is there."
-        ),
+        option("--precision", "fp32, fp16 or int8; default: fp16 where it is there.", metavar="NAME"),
     ] = None,
     batch: Annotated[
-        str,
-        typer.Option("--batch", metavar="MIN,OPT,MAX", help="Batch sizes the engine takes; tuned for OPT."),
+        str, option("--batch", "Batch sizes the engine takes; tuned for OPT.", metavar="MIN,OPT,MAX")
     ] = "1,8,8",
     workspace: Annotated[
-        int, typer.Option("--workspace", metavar="MIB", help="Most scratch memory a layer may take.")
+        int, option("--workspace", "Most scratch memory a layer may take.", metavar="MIB")
     ] = 1024,
-    rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Build even if the cache has the engine.")
-    ] = False,
+    rebuild: Annotated[bool, option("--rebuild", "Build even if the cache has the engine.")] = False,
     print_trtexec: Annotated[
-        bool,
-        typer.Option(
-            "--print-trtexec", help="Build nothing; show NVIDIA's trtexec command for the same engine."
-        ),
+        bool, option("--print-trtexec", "Build nothing; show NVIDIA's trtexec command for the same engine.")
     ] = False,
     triton: Annotated[
         Path | None,
-        typer.Option(
-            "--triton", metavar="DIR", help="Also put the engine into this Triton model repository."
-        ),
+        option("--triton", "Also put the engine into this Triton model repository.", metavar="DIR"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Build a TensorRT engine for this GPU, compare its scores, and keep it in a cache outside the bundle.
+    """Build a TensorRT engine for this GPU.
 
-    Exits with 3, and keeps no engine, if it does not score as the bundle's graph does.
+    Compares its scores with those of the bundle's graph and keeps the engine in a cache outside the bundle.
+    If the scores differ, exits with 3 and keeps no engine.
     """
     from grmp_edge.bundle import PRECISIONS, Bundle
     from grmp_edge.runtime.tensorrt.build import BuildConfig, trtexec_line
@@ -115,7 +108,7 @@ def write_plan(bundle: Bundle, built: Built, repository: Path) -> Path:
 
 
 def say_triton(model: Path, repository: Path) -> None:
-    """Tell where the model lies and how it is served, on stderr."""
+    """Print on stderr where the model is and how to serve it."""
     print(
         f"Triton model: {model}; serve it with: tritonserver --model-repository={repository.resolve()}",
         file=sys.stderr,
@@ -123,10 +116,10 @@ def say_triton(model: Path, repository: Path) -> None:
 
 
 def parse_profile(batch: str) -> Profile:
-    """``MIN,OPT,MAX`` as a profile.
+    """Read ``MIN,OPT,MAX`` as a profile.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: the text has another form.
     """
     from grmp_edge.runtime.tensorrt.engine_cache import Profile
 
@@ -140,7 +133,7 @@ def parse_profile(batch: str) -> Profile:
 
 
 def checked(check: EngineCheck | None) -> str:
-    """How an engine scored beside its graph, in words."""
+    """How far an engine's scores are from its graph's, as text."""
     if check is None:
         return "not compared with the graph: the bundle records no scores; export again to have them"
     return (

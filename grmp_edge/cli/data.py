@@ -1,4 +1,4 @@
-"""The command group ``data``."""
+"""The commands ``data sample``, ``data check`` and ``data preview``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from grmp_edge.cli import options as opt
+from grmp_edge.cli.groups import add_command, new_group, option
+from grmp_edge.cli.progress import TrainProgress
+from grmp_edge.cli.training_options import SetOptions
 from grmp_edge.errors import UsageError
 
 __all__ = ["register"]
@@ -17,25 +20,23 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add ``data`` to the app."""
-    group = typer.Typer(help="Make and look at data sets.", rich_markup_mode=None, add_completion=False)
-    group.callback()(_group)
-    group.command()(sample)
-    group.command()(check)
-    group.command()(preview)
-    app.add_typer(group, name="data")
-
-
-def _group() -> None:
-    """Make and look at data sets."""
+    group = new_group("data", "Make and inspect data sets.")
+    add_command(group, sample, "grmp-edge data sample")
+    add_command(group, check, "grmp-edge data sample\ngrmp-edge data check sample-data/labels.csv")
+    add_command(group, preview, "grmp-edge data preview -o sheet.png")
+    app.add_typer(group)
 
 
 def sample(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("sample-data"),
-    pictures: Annotated[int, typer.Option("--pictures", min=12, help="Labelled pictures to make.")] = 60,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 0,
+    *,
+    output: Annotated[Path, option("--output -o", "Folder to write.")] = Path("sample-data"),
+    pictures: Annotated[int, option("--pictures", "Labelled pictures to make.", min=12)] = 60,
+    seed: opt.SampleSeed = 0,
 ) -> None:
-    """Write a small labelled set, sample pictures and a clip, all computer-made, to try things on."""
-    from grmp_edge.cli.progress import TrainProgress
+    """Write a small computer-made data set to try things on.
+
+    A labelled set, sample pictures and a video clip.
+    """
     from grmp_edge.train.data.sample import SampleConfig, write_samples
 
     with TrainProgress() as progress:
@@ -49,6 +50,7 @@ def sample(
 
 
 def check(
+    *,
     spec: Annotated[
         str,
         typer.Argument(
@@ -57,75 +59,73 @@ def check(
             "agiqa3k, mat, csv), or the path of a csv.",
         ),
     ],
-    images: opt.Images = None,
-    mos_range: opt.MosRange = None,
-    read: Annotated[
-        bool, typer.Option("--read/--no-read", help="Decode every picture, to find damaged ones.")
-    ] = True,
+    sets: SetOptions,
+    read: Annotated[bool, option("--read/--no-read", "Decode every picture, to detect damaged ones.")] = True,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Read a labelled data set as training would, and print what was found."""
-    from grmp_edge.cli.progress import TrainProgress
-    from grmp_edge.cli.training_options import scale_of_labels
+    """Read a labelled set as training would, and describe it."""
     from grmp_edge.train.data.describe import describe
-    from grmp_edge.train.data.named_sets import read_spec
 
-    data = read_spec(spec, images, scale_of_labels(mos_range))
+    data = sets.read(spec)
     if read:
         with TrainProgress() as progress:
             progress.start("reading pictures", len(data))
             for start in range(0, len(data), 64):  # held 64 at a time
                 data.squashed(range(start, min(start + 64, len(data))), 32, progress.step)
-    found = describe(data) | {"read": read}
-    print(json.dumps(found)) if as_json else _print_found(found)
-    for note in found["notes"]:
+    description = describe(data) | {"read": read}
+    print(json.dumps(description)) if as_json else _print_description(description)
+    for note in description["notes"]:
         print(f"note: {note}", file=sys.stderr)
     tasks = (
-        f"train pretrain --meta-data {spec}" if found["distortions"] else f"train --data {spec} --labels 50"
+        f"train pretrain --meta-data {spec}"
+        if description["distortions"]
+        else f"train --data {spec} --labels 50"
     )
     print(f"next: grmp-edge {tasks}", file=sys.stderr)
 
 
-def _print_found(found: dict[str, Any]) -> None:
+def _print_description(description: dict[str, Any]) -> None:
     from grmp_edge.train.data.describe import histogram_lines
 
-    mos, scale = found["mos"], found["scale"]
-    said = f"{scale[0]:g} to {scale[1]:g}" if scale else "not declared, as observed"
-    print(f"{found['name']}: {found['images']} pictures{', all readable' if found['read'] else ''}")
-    print(f"scale        {said}; higher is better")
+    mos, scale = description["mos"], description["scale"]
+    limits = f"{scale[0]:g} to {scale[1]:g}" if scale else "not declared, as observed"
+    readable = ", all readable" if description["read"] else ""
+    print(f"{description['name']}: {description['images']} pictures{readable}")
+    print(f"scale        {limits}; higher is better")
     print(
         f"scores       {mos['min']:.2f} to {mos['max']:.2f}, mean {mos['mean']:.2f}, "
         f"median {mos['median']:.2f}, std {mos['std']:.2f}"
     )
-    print("\n".join(histogram_lines(found)))
-    if found["parts"]:
-        print(f"parts        {', '.join(f'{name} {count}' for name, count in found['parts'].items())}")
-    print(f"references   {found['references'] or 'not known'}")
-    if found["duplicates"]:
-        print(f"duplicates   {found['duplicates']} pictures are named more than once")
-    if found["distortions"]:
-        print(f"distortions  {len(found['distortions'])} types")
-        for name, count in found["distortions"].items():
+    print("\n".join(histogram_lines(description)))
+    if description["parts"]:
+        print(f"parts        {', '.join(f'{name} {count}' for name, count in description['parts'].items())}")
+    print(f"references   {description['references'] or 'not known'}")
+    if description["duplicates"]:
+        print(f"duplicates   {description['duplicates']} pictures are named more than once")
+    if description["distortions"]:
+        print(f"distortions  {len(description['distortions'])} types")
+        for name, count in description["distortions"].items():
             print(f"  {name or '(none)':36} {count:>6}")
     else:
         print("distortions  not known")
 
 
 def preview(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write.")] = Path("sheet.png"),
-    picture: Annotated[Path | None, typer.Option("--picture", help="Distort this picture.")] = None,
+    *,
+    output: Annotated[Path, option("--output -o", "Picture to write.")] = Path("sheet.png"),
+    picture: Annotated[Path | None, option("--picture", "Distort this picture.")] = None,
     photos: Annotated[
         Path | None,
-        typer.Option(
-            "--photos", help="Distort the pictures of this folder, in turn; default: computer-made."
-        ),
+        option("--photos", "Distort the pictures of this folder, in turn; default: computer-made."),
     ] = None,
     distortions: opt.Distortions = None,
-    cell: Annotated[int, typer.Option("--cell", min=32, max=384, help="Side of a picture, pixels.")] = 192,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 0,
+    cell: Annotated[int, option("--cell", "Side of a picture, pixels.", min=32, max=384)] = 192,
+    seed: opt.SampleSeed = 0,
 ) -> None:
-    """Draw a contact sheet of the distortion types: the pristine picture and five levels of each."""
-    from grmp_edge.cli.progress import TrainProgress
+    """Draw a contact sheet of the distortion types.
+
+    One row per type: the pristine picture, then five levels of the distortion.
+    """
     from grmp_edge.preprocess import read_image
     from grmp_edge.train.pictures.contact_sheet import SheetConfig, contact_sheet, write_sheet
     from grmp_edge.train.tasks import load_photographs, procedural_photographs

@@ -9,24 +9,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from grmp_edge.cli.groups import add_command, option
+from grmp_edge.cli.options import AsJson
+from grmp_edge.errors import UsageError
+
 if TYPE_CHECKING:
     from grmp_edge.runtime.measure.footprint import Footprint
 
-__all__ = ["doctor"]
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    add_command(app, doctor, "grmp-edge doctor")
 
 
 def doctor(
     footprint: Annotated[
-        bool, typer.Option("--footprint", help="Instead: the disk and memory that scoring takes here.")
+        bool, option("--footprint", "Print the disk space and memory that scoring takes here, instead.")
     ] = False,
     bundle: Annotated[
-        Path | None, typer.Option("--bundle", help="With --footprint: measure a process that scores with it.")
+        Path | None,
+        option("--bundle", "With --footprint: also measure a process that scores with this bundle."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what works here, and what to install for the rest."""
-    from grmp_edge.errors import UsageError
-
     if footprint:
         _footprint(bundle, as_json)
         return
@@ -50,30 +58,30 @@ def doctor(
 def _footprint(bundle: Path | None, as_json: bool) -> None:
     from grmp_edge.runtime.measure.footprint import measure
 
-    found = measure(bundle)
+    footprint = measure(bundle)
     if as_json:
-        typer.echo(json.dumps({"installed": found.installed, **asdict(found)}, indent=2))
+        typer.echo(json.dumps({"installed": footprint.installed, **asdict(footprint)}, indent=2))
     else:
-        _print_footprint(found)
+        _print_footprint(footprint)
 
 
-def _print_footprint(found: Footprint) -> None:
+def _print_footprint(footprint: Footprint) -> None:
     small = 0
-    for name, size in found.packages.items():
+    for name, size in footprint.packages.items():
         if size >= 1e6:
             typer.echo(f"{size / 1e6:8.1f} MB  {name}")
         else:
             small += size
     typer.echo(f"{small / 1e6:8.1f} MB  the rest, each under 1 MB")
-    typer.echo(f"{found.installed / 1e6:8.1f} MB  installed, without Python itself")
-    if found.memory is None:
+    typer.echo(f"{footprint.installed / 1e6:8.1f} MB  installed, without Python itself")
+    if footprint.memory is None:
         typer.echo("memory: add --bundle BUNDLE to measure a process that scores")
         return
     rows = (
-        ("resident with the scoring code loaded", found.memory.imported),
-        ("resident with the bundle open", found.memory.opened),
-        ("resident while scoring 1080p frames one by one", found.memory.scoring),
-        ("resident at most", found.memory.peak),
+        ("resident with the scoring code loaded", footprint.memory.imported),
+        ("resident with the bundle open", footprint.memory.opened),
+        ("resident while scoring 1080p frames one by one", footprint.memory.scoring),
+        ("resident at most", footprint.memory.peak),
     )
     for what, size in rows:
         typer.echo(f"{size / 1e6:8.1f} MB  {what}")

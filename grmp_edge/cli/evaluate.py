@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
-from enum import Enum
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from grmp_edge.cli import options as opt
+from grmp_edge.cli.evaluate_bundle import BundleOptions, evaluate_bundle
+from grmp_edge.cli.groups import PERFORMANCE, add_command, option
+from grmp_edge.cli.progress import working
+from grmp_edge.cli.requirements import need_torch
+from grmp_edge.cli.train import pretrain_into
+from grmp_edge.cli.training_options import (
+    AllowUnfinished,
+    MetaEpochs,
+    MetaOptions,
+    ModelOptions,
+    NoMpp,
+    RunOptions,
+    SetOptions,
+    SplitOptions,
+    TaskOptions,
+    TrainPrecision,
+    TuningOptions,
+)
 from grmp_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,179 +37,165 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 
-class PrecisionChoice(str, Enum):
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
-    all = "all"
-
-
 def register(app: typer.Typer) -> None:
     """Add ``evaluate`` to the app."""
-    app.command()(evaluate)
+    example = (
+        "grmp-edge data sample\ngrmp-edge evaluate --data sample-data/labels.csv --splits 2 --labels 0,24"
+    )
+    add_command(app, evaluate, example)
+
+
+@dataclass(frozen=True)
+class BaselineOptions:
+    """Hand-crafted metrics to compare with."""
+
+    baselines: Annotated[
+        str | None,
+        option(
+            "--baselines",
+            "Hand-crafted metrics on the same splits: brisque,niqe,laplacian. With 0 labels "
+            "their own score, else an SVR on their features of the same N labels.",
+        ),
+    ] = None
+    only_baselines: Annotated[
+        bool, option("--only-baselines", "Train nothing: the metrics of --baselines alone.")
+    ] = False
+    niqe_photos: Annotated[
+        Path | None,
+        option("--niqe-photos", "Fit NIQE's model to these good photographs; default: its authors' model."),
+    ] = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The metrics asked for."""
+        return tuple(name for name in (self.baselines or "").replace(" ", "").split(",") if name)
+
+
+@dataclass(frozen=True)
+class ProtocolOptions:
+    """What the protocol runs, and from which prompts."""
+
+    splits: Annotated[int, option("--splits", "Random 80/20 splits.", min=1)] = 10
+    labels: Annotated[
+        str,
+        option(
+            "--labels -n",
+            "Numbers of labels, comma-separated; 0: without fine-tuning; 'all': the whole 80 %.",
+        ),
+    ] = "50,100,200"
+    cross: Annotated[
+        list[str] | None, option("--cross", "Test every trained model on this set too; repeatable.")
+    ] = None
+    ablate: Annotated[
+        bool, option("--ablate", "Also without MPP, without QGR and without either: four rows.")
+    ] = False
+    start: Annotated[
+        Path | None,
+        option(
+            "--from", "Pre-training checkpoint (MPP), shared by all splits; default: made in OUTPUT/pretrain."
+        ),
+    ] = None
+    allow_unfinished: AllowUnfinished = False
+    keep_checkpoints: Annotated[
+        bool, option("--keep-checkpoints", "Keep every split's checkpoint in its folder runs/.")
+    ] = False
+    no_mpp: NoMpp = False
+    meta_epochs: MetaEpochs = None
+    train_precision: Annotated[
+        TrainPrecision,
+        option("--train-precision", "Matrix products in training: --precision of train.", PERFORMANCE),
+    ] = "auto"
+
+    def counts(self) -> tuple[int | None, ...]:
+        """The numbers of labels, None for all.
+
+        Raises:
+            UsageError: a part of --labels is not a number of labels.
+        """
+        counts: list[int | None] = []
+        for part in self.labels.replace(" ", "").split(","):
+            if part == "all":
+                counts.append(None)
+            elif part.isdecimal() and (int(part) >= 4 or int(part) == 0):
+                counts.append(int(part))
+            else:
+                raise UsageError(
+                    f"--labels {self.labels!r}: {part!r} is no number of labels", "for instance 0,50,100,all"
+                )
+        return tuple(dict.fromkeys(counts))
 
 
 def evaluate(
-    data: Annotated[
-        str, typer.Option("--data", help="Labelled set: NAME:PATH (see grmp-edge data check) or a csv.")
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for tables, plot and finished splits.")
-    ] = Path("runs/evaluation"),
-    bundle: Annotated[
-        Path | None, typer.Option("--bundle", help="Evaluate this exported bundle as it is; trains nothing.")
-    ] = None,
-    precision: Annotated[
-        PrecisionChoice, typer.Option("--precision", help="Of the bundle: which graph, or all it has.")
-    ] = PrecisionChoice.fp32,
-    provider: Annotated[
-        str, typer.Option("--provider", help="Of the bundle: auto, cpu, cuda or tensorrt.")
-    ] = "auto",
-    test_part: Annotated[
-        int | None,
-        typer.Option(
-            "--test-part", help="Of the bundle: only the 20 % that training with this seed kept for testing."
-        ),
-    ] = None,
-    splits: Annotated[int, typer.Option("--splits", min=1, help="Random 80/20 splits.")] = 10,
-    labels: Annotated[
-        str,
-        typer.Option(
-            "--labels",
-            "-n",
-            help="Numbers of labels, comma-separated; 0: without fine-tuning; 'all': the whole 80 %.",
-        ),
-    ] = "50,100,200",
-    cross: Annotated[
-        list[str] | None,
-        typer.Option("--cross", help="Test every trained model on this set too; repeatable."),
-    ] = None,
-    ablate: Annotated[
-        bool,
-        typer.Option("--ablate", help="Also without MPP, without QGR and without either: four rows."),
-    ] = False,
-    baselines: Annotated[
-        str | None,
-        typer.Option(
-            "--baselines",
-            help="Hand-crafted metrics on the same splits: brisque,niqe,laplacian. With 0 labels their own "
-            "score, else an SVR on their features of the same N labels.",
-        ),
-    ] = None,
-    only_baselines: Annotated[
-        bool, typer.Option("--only-baselines", help="Train nothing: the metrics of --baselines alone.")
-    ] = False,
-    niqe_photos: Annotated[
-        Path | None,
-        typer.Option(
-            "--niqe-photos", help="Fit NIQE's model to these good photographs; default: its authors' model."
-        ),
-    ] = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(
-            "--from",
-            help="Pre-training checkpoint (MPP), shared by all splits; default: made in OUTPUT/pretrain.",
-        ),
-    ] = None,
-    allow_unfinished: opt.AllowUnfinished = False,
-    photos: opt.Photos = None,
-    meta_data: opt.MetaData = None,
-    distortions: opt.Distortions = None,
-    max_photos: opt.MaxPhotos = None,
-    meta_epochs: opt.MetaEpochs = None,
-    no_mpp: Annotated[bool, typer.Option("--no-mpp", help="Fine-tune from fresh prompts.")] = False,
-    no_qgr: opt.NoQgr = False,
-    preset: opt.Preset = opt.PresetChoice.default,
-    images: opt.Images = None,
-    mos_range: opt.MosRange = None,
-    test_fraction: opt.TestFraction = 0.2,
-    validation_fraction: opt.ValFraction = None,
-    backbone: opt.BackboneName = None,
-    weights: opt.Weights = "",
-    quick_gelu: opt.QuickGelu = None,
-    normalization: opt.Norm = None,
-    epochs: opt.Epochs = None,
-    lr: opt.Lr = None,
-    batch: opt.BatchSize = None,
-    calibrate: opt.Calibrate = None,
-    text_rate: opt.TextRate = None,
-    strength: opt.Lambda = None,
-    projection: opt.ProjectionOption = opt.ProjectionChoice.per_tensor,
-    select_on_test: opt.SelectOnTest = None,
-    train_precision: Annotated[
-        opt.TrainPrecisionChoice,
-        typer.Option("--train-precision", help="Matrix products in training: --precision of train."),
-    ] = opt.TrainPrecisionChoice.auto,
-    keep_checkpoints: Annotated[
-        bool, typer.Option("--keep-checkpoints", help="Keep every split's checkpoint in its folder runs/.")
-    ] = False,
-    seed: opt.Seed = 0,
-    device: opt.Device = "auto",
+    *,
+    data: Annotated[str, option("--data", "Labelled set: NAME:PATH (see grmp-edge data check) or a csv.")],
+    sets: SetOptions,
+    output: Annotated[Path, option("--output -o", "Folder for tables, plot and finished splits.")] = Path(
+        "runs/evaluation"
+    ),
+    exported: BundleOptions,
+    protocol: ProtocolOptions,
+    baselines: BaselineOptions,
+    split: SplitOptions,
+    tasks: TaskOptions,
+    model: ModelOptions,
+    tuning: TuningOptions,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Run the few-shot protocol on a labelled set, or test an exported bundle on it.
+    """Measure agreement with human scores on a labelled set.
 
-    The protocol: random 80/20 splits, N labels of the 80 %, agreement on the 20 %; finished splits are kept,
-    so that the same command continues what was interrupted.
+    Runs the few-shot protocol: random 80/20 splits, N labels of the 80 %, agreement on the 20 %. Finished
+    splits are kept, so the same command continues an interrupted run. With --bundle, tests an exported
+    bundle instead.
     """
-    from grmp_edge.cli.training_options import scale_of_labels
     from grmp_edge.train.data.named_sets import notes_of, read_spec
 
-    names = tuple(name for name in (baselines or "").replace(" ", "").split(",") if name)
-    if bundle is None:
-        _check(start, no_mpp, no_qgr, ablate, names, only_baselines, test_fraction)
-    labelled = read_spec(data, images, scale_of_labels(mos_range))
-    others = [read_spec(spec) for spec in cross or ()]
+    if exported.bundle is None:
+        _check(protocol, baselines, split, tuning)
+    labelled = sets.read(data)
+    others = [read_spec(spec) for spec in protocol.cross or ()]
     for one in (labelled, *others):
         for note in notes_of(one):
             print(f"note: {note}", file=sys.stderr)
-    if bundle is not None:
-        from grmp_edge.cli.evaluate_bundle import evaluate_bundle
-
-        evaluate_bundle(
-            bundle, labelled, precision.value, provider, test_part, test_fraction, output, as_json
-        )
+    if exported.bundle is not None:
+        evaluate_bundle(exported.bundle, labelled, exported, split.test_fraction, output, as_json)
         return
-    from grmp_edge.cli.train_result import need_torch, working
-    from grmp_edge.cli.training_options import MetaChoice, ModelChoice, TargetChoice, TaskChoice, TuningChoice
+    from grmp_edge.train.evaluate.baselines import BaselineConfig, evaluate_baselines
     from grmp_edge.train.evaluate.protocol import ProtocolConfig
     from grmp_edge.train.evaluate.tables import Tables
 
-    tuning = TuningChoice(
-        data, images, mos_range, None, test_fraction, validation_fraction, epochs, lr, batch, calibrate,
-        text_rate, no_qgr, strength, projection, select_on_test, seed, preset, train_precision,
-    )  # fmt: skip
-    protocol = ProtocolConfig(splits, _labels(labels), test_fraction, seed=seed)
-    tables = Tables(output, labelled.name, preset.value, seed, test_fraction)
-    if not only_baselines:
+    config = ProtocolConfig(protocol.splits, protocol.counts(), split.test_fraction, seed=split.seed)
+    tables = Tables(output, labelled.name, model.preset, split.seed, split.test_fraction)
+    if not baselines.only_baselines:
         need_torch()
-    with working("the same command goes on from the last finished split") as progress:
-        if names:
-            from grmp_edge.train.evaluate.baselines import BaselineConfig, evaluate_baselines
-
-            evaluate_baselines(BaselineConfig(names, niqe_photos), labelled, protocol, tables, progress)
-        if not only_baselines:
-            from grmp_edge.cli.run_stages import do_pretrain
+    with working("the same command continues from the last finished split") as progress:
+        if baselines.names:
+            metrics = BaselineConfig(baselines.names, baselines.niqe_photos)
+            evaluate_baselines(metrics, labelled, config, tables, progress)
+        if not baselines.only_baselines:
             from grmp_edge.train.evaluate.splits import TrainingConfig, evaluate_models
 
-            model = ModelChoice(backbone, weights, quick_gelu, normalization, seed, device, preset)
+            start = protocol.start
             if start is not None:
                 model.check_start(start)
-            elif not no_mpp:
+            elif not protocol.no_mpp:
                 start = output / "pretrain"
-                tasks = TaskChoice(photos, meta_data, distortions, max_photos, seed)
-                meta = MetaChoice(meta_epochs, None, None, 75, 50, None, seed, train_precision)
-                target = TargetChoice(data, images, mos_range)
-                do_pretrain(start, model, tasks, meta, target, True, progress, "png")
+                meta = MetaOptions(protocol.meta_epochs, seed=split.seed)
+                run = RunOptions(resume=True, precision=protocol.train_precision)
+                pretrain_into(start, model, tasks, meta, labelled, run, progress)
             name = model.name_after(start)
-            protocol = replace(
-                protocol,
-                validation_fraction=tuning.split(name).validation_fraction,
-                keep_checkpoints=keep_checkpoints,
+            config = replace(
+                config,
+                validation_fraction=split.config(name).validation_fraction,
+                keep_checkpoints=protocol.keep_checkpoints,
             )
-            training = TrainingConfig(model.config(), tuning.config(name), start, ablate, allow_unfinished)
-            evaluate_models(training, labelled, protocol, tables, others, progress)
+            training = TrainingConfig(
+                model.config(),
+                tuning.config(name, protocol.train_precision),
+                start,
+                protocol.ablate,
+                protocol.allow_unfinished,
+            )
+            evaluate_models(training, labelled, config, tables, others, progress)
     tables.write()
     _show(tables, as_json)
 
@@ -217,34 +220,13 @@ def _show(tables: Tables, as_json: bool) -> None:
 
 
 def _check(
-    start: Path | None,
-    no_mpp: bool,
-    no_qgr: bool,
-    ablate: bool,
-    baselines: tuple[str, ...],
-    only_baselines: bool,
-    test_fraction: float,
+    protocol: ProtocolOptions, baselines: BaselineOptions, split: SplitOptions, tuning: TuningOptions
 ) -> None:
-    if start is not None and no_mpp:
+    if protocol.start is not None and protocol.no_mpp:
         raise UsageError("--from and --no-mpp contradict each other", "give one of them")
-    if ablate and (no_mpp or no_qgr):
+    if protocol.ablate and (protocol.no_mpp or tuning.no_qgr):
         raise UsageError("--ablate runs with and without MPP and QGR", "leave --no-mpp and --no-qgr out")
-    if only_baselines and not baselines:
+    if baselines.only_baselines and not baselines.names:
         raise UsageError("--only-baselines without --baselines", "for instance --baselines brisque,laplacian")
-    if test_fraction == 0:
+    if split.test_fraction == 0:
         raise UsageError("--test-fraction 0 leaves nothing to test on", "for instance --test-fraction 0.2")
-
-
-def _labels(text: str) -> tuple[int | None, ...]:
-    found: list[int | None] = []
-    for part in text.replace(" ", "").split(","):
-        if part == "all":
-            found.append(None)
-        elif part.isdecimal() and (int(part) >= 4 or int(part) == 0):
-            found.append(int(part))
-        else:
-            raise UsageError(
-                f"--labels {text!r}: {part!r} is no number of labels",
-                "for instance 0,50,100,all",
-            )
-    return tuple(dict.fromkeys(found))

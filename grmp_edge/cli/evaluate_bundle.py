@@ -4,39 +4,55 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from grmp_edge.cli.groups import option
 from grmp_edge.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from grmp_edge.runtime import Scorer
     from grmp_edge.train.data.labelled import Labelled
 
-__all__ = ["evaluate_bundle"]
+__all__ = ["BundleOptions", "evaluate_bundle"]
 
+_BUNDLE = "With --bundle"
 _BATCH = 8  # where CPUs stop gaining
+
+
+@dataclass(frozen=True)
+class BundleOptions:
+    """An exported bundle, tested as it is."""
+
+    bundle: Annotated[
+        Path | None, option("--bundle", "Evaluate this exported bundle as it is; trains nothing.")
+    ] = None
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8", "all"], option("--precision", "Which graph, or all it has.", _BUNDLE)
+    ] = "fp32"
+    provider: Annotated[str, option("--provider", "auto, cpu, cuda or tensorrt.", _BUNDLE)] = "auto"
+    test_part: Annotated[
+        int | None,
+        option("--test-part", "Only the 20 % that training with this seed set aside for testing.", _BUNDLE),
+    ] = None
 
 
 def evaluate_bundle(
     path: Path,
     data: Labelled,
-    precision: str,
-    provider: str,
-    test_part: int | None,
+    options: BundleOptions,
     test_fraction: float,
     output: Path,
     as_json: bool,
 ) -> None:
-    """Score a set with one or all graphs of a bundle, print and write the agreement of each.
+    """Score a set with one or all graphs of a bundle; print and write their agreement with the labels.
 
     Args:
         path: the bundle.
         data: the labelled set.
-        precision: one, or ``all`` that the bundle has.
-        provider: as for ``grmp-edge score``.
-        test_part: only the test part of the split of this seed; None for the whole set.
-        test_fraction: its share.
+        options: which graphs, where they run, and the part of the set.
+        test_fraction: share of the test part.
         output: folder for ``bundle.json`` and ``bundle.csv`` (picture, mos and score by precision).
         as_json: print JSON on stdout instead of a table.
 
@@ -49,8 +65,9 @@ def evaluate_bundle(
     from grmp_edge.train.data.labelled import SplitConfig, split_indices
     from grmp_edge.train.evaluate.protocol import measure
 
+    precision, test_part = options.precision, options.test_part
     bundle = Bundle.load(path)
-    wanted = [name for name in PRECISIONS if name in bundle.graphs] if precision == "all" else [precision]
+    precisions = [name for name in PRECISIONS if name in bundle.graphs] if precision == "all" else [precision]
     if precision not in ("all", *bundle.graphs):
         raise UsageError(f"{path}: has no {precision} graph", f"it has {', '.join(bundle.graphs)}")
     indices = list(range(len(data)))
@@ -61,16 +78,16 @@ def evaluate_bundle(
     scale = data.scale or bundle.mos or data.scale_of(range(len(data)))
     mos = data.mos[indices]
     scores = {}
-    for name in wanted:
-        with Scorer.open(bundle, name, provider) as scorer:
+    for name in precisions:
+        with Scorer.open(bundle, name, options.provider) as scorer:
             scores[name] = _scores(scorer, data, indices, name)
     results: dict[str, Any] = {}
     for name, values in scores.items():
         results[name] = measure(values, mos, scale)
-        if name != wanted[0]:
-            gaps = [abs(a - b) for a, b in zip(values, scores[wanted[0]], strict=True)]
-            results[name] |= {f"max_difference_to_{wanted[0]}": max(gaps)}
-    found = {
+        if name != precisions[0]:
+            gaps = [abs(a - b) for a, b in zip(values, scores[precisions[0]], strict=True)]
+            results[name] |= {f"max_difference_to_{precisions[0]}": max(gaps)}
+    result = {
         "bundle": str(path),
         "model": bundle.id,
         "data": data.name,
@@ -84,11 +101,11 @@ def evaluate_bundle(
             "an honest test",
             file=sys.stderr,
         )
-    _write(output, found, data, indices, scores)
+    _write(output, result, data, indices, scores)
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(result))
     else:
-        _print(found)
+        _print(result)
     print(
         f"written: {output}/bundle.json, bundle.csv\nnext: grmp-edge score {path} SOURCE...", file=sys.stderr
     )
@@ -115,14 +132,14 @@ def _scores(scorer: Scorer, data: Labelled, indices: list[int], name: str) -> li
 
 
 def _write(
-    output: Path, found: dict[str, Any], data: Labelled, indices: list[int], scores: dict[str, list[float]]
+    output: Path, result: dict[str, Any], data: Labelled, indices: list[int], scores: dict[str, list[float]]
 ) -> None:
     import csv
 
     from grmp_edge.files import replace_file
 
     with replace_file(output / "bundle.json") as temporary:
-        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     with (
         replace_file(output / "bundle.csv") as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream,
@@ -134,14 +151,16 @@ def _write(
             writer.writerow([data.paths[index], f"{data.mos[index]:.6g}", *values])
 
 
-def _print(found: dict[str, Any]) -> None:
-    part = "" if found["test_part"] is None else f" (test part of seed {found['test_part']})"
-    print(f"{found['data']}: {found['pictures']} pictures{part}")
+def _print(result: dict[str, Any]) -> None:
+    part = "" if result["test_part"] is None else f" (test part of seed {result['test_part']})"
+    print(f"{result['data']}: {result['pictures']} pictures{part}")
     print(f"{'precision':>9}  {'SRCC':>7}  {'PLCC':>7}  {'KRCC':>7}  {'RMSE':>7}  largest difference")
-    for name, result in found["results"].items():
+    for name, metrics in result["results"].items():
         numbers = "  ".join(
-            f"{'-' if result[key] is None else format(result[key], '.4f'):>7}"
+            f"{'-' if metrics[key] is None else format(metrics[key], '.4f'):>7}"
             for key in ("srcc", "plcc", "krcc", "rmse")
         )
-        gap = next((f"{value:.2e}" for key, value in result.items() if key.startswith("max_difference")), "-")
+        gap = next(
+            (f"{value:.2e}" for key, value in metrics.items() if key.startswith("max_difference")), "-"
+        )
         print(f"{name:>9}  {numbers}  {gap}")

@@ -2,95 +2,90 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grmp_edge.errors import GrmpError, MissingDependencyError, UsageError
+from grmp_edge.cli.groups import add_command, option
+from grmp_edge.cli.progress import stages
+from grmp_edge.cli.requirements import need_export
+from grmp_edge.cli.tables import print_table
+from grmp_edge.errors import GrmpError, UsageError
 
 if TYPE_CHECKING:
     from grmp_edge.bundle import Bundle
     from grmp_edge.runtime.tensorrt.build import Built
     from grmp_edge.runtime.tensorrt.engine_cache import Profile
 
-__all__ = ["need_export", "register", "stages", "table"]
+__all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
-    app.command()(export)
+    add_command(app, export, "grmp-edge export runs/grmp-edge --fp16")
 
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder made by grmp-edge train.")],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", metavar="BUNDLE", help="Folder to make; default: bundles/CHECKPOINT's name."
-        ),
+        option("--output -o", "Folder to make; default: bundles/CHECKPOINT's name.", metavar="BUNDLE"),
     ] = None,
-    fp16: Annotated[
-        bool, typer.Option("--fp16", help="Also write a half-precision graph, for GPUs.")
-    ] = False,
+    fp16: Annotated[bool, option("--fp16", "Also write a half-precision graph, for GPUs.")] = False,
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="Also write an eight-bit graph, for CPUs with VNNI or dot products."),
+        option("--int8", "Also write an eight-bit graph, for CPUs with VNNI or dot-product instructions."),
     ] = False,
     calibration: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--calibration",
+            "Pictures for the ranges of --int8: a folder or a csv; default: those of the gate.",
             metavar="SOURCE",
-            help="Pictures for the ranges of --int8: a folder or a csv; default: those of the gate.",
         ),
     ] = None,
     tensorrt: Annotated[
         bool,
-        typer.Option(
-            "--tensorrt", help="Then build a TensorRT engine for this machine's GPU and compare its scores."
-        ),
+        option("--tensorrt", "Then build a TensorRT engine for this machine's GPU and compare its scores."),
     ] = False,
     batch: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--batch",
+            "With --tensorrt: batch sizes, default 1,8,8; with --triton: MAX is the server's largest.",
             metavar="MIN,OPT,MAX",
-            help="With --tensorrt: batch sizes, default 1,8,8; with --triton: MAX is the server's largest.",
         ),
     ] = None,
     triton: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--triton",
+            "Also write the model, with --tensorrt the engine, into this Triton model repository.",
             metavar="DIR",
-            help="Also write the model, with --tensorrt the engine, into this Triton model repository.",
         ),
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--images",
+            "Pictures for the parity gate: a folder or a csv; default: those of training.",
             metavar="SOURCE",
-            help="Pictures for the parity gate: a folder or a csv; default: those of training.",
         ),
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(
-            "--weights", metavar="FILE", help="The backbone's weights, if they are not where they were."
-        ),
+        option("--weights", "The backbone's weights, if they were moved since training.", metavar="FILE"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The result as one JSON object on stdout.")] = False,
+    as_json: Annotated[bool, option("--json", "The result as one JSON object on stdout.")] = False,
 ) -> None:
-    """Fold a checkpoint into a bundle of ONNX graphs, and check that they score as PyTorch does.
+    """Fold a checkpoint into a bundle of ONNX graphs.
 
-    Exits with 3, and leaves an older bundle as it was, if they do not.
+    Checks that the graphs score as PyTorch does. If they do not, exits with 3 and leaves an older bundle as
+    it was.
     """
     need_export()
     from grmp_edge.export.pipeline import ExportConfig, export_bundle
@@ -112,7 +107,7 @@ def export(
         if triton is not None and engine is None:
             stage(f"writing a Triton model into {triton}")
             model = write_triton(bundle, triton, config=TritonConfig(profile.largest) if batch else None)
-        # The bundle is whole whatever comes of the engine, and its table is shown before the error is.
+        # The bundle is complete even if the engine fails, so its table is shown before the error.
         failed: GrmpError | None = None
         try:
             if engine is not None:
@@ -128,7 +123,7 @@ def export(
     else:
         reference = bundle.parity["reference"]
         print(f"{target} (id {bundle.id}), compared with unfolded PyTorch; {bundle.parity['images']}")
-        table(
+        print_table(
             ("file", "MB", "precision", "max diff", "mean diff", "SRCC", "CPU ms/image"),
             [
                 (
@@ -143,9 +138,9 @@ def export(
                 for row in rows
             ],
         )
-        kept = bundle.parity.get("fp32_blocks")
-        if kept:
-            print(f"half fails as it is; blocks kept in float32: {', '.join(str(block) for block in kept)}")
+        blocks = bundle.parity.get("fp32_blocks")
+        if blocks:
+            print(f"fp16 alone fails the gate; blocks left in float32: {', '.join(map(str, blocks))}")
         if "int8" in bundle.parity:
             _print_int8(bundle.parity["int8"])
         links = bundle.parity["links"]
@@ -166,7 +161,7 @@ def _small(value: float | None) -> str:
 def _engine(
     fp16: bool, profile: Profile
 ) -> Callable[[Bundle, Callable[[str], None]], tuple[dict[str, Any], Built]]:
-    """What builds the engine, and gives its row of the table and itself; all it needs is looked for now."""
+    """Check now what an engine needs; returns the function that builds it, with its row of the table."""
     from grmp_edge.runtime.tensorrt.bindings import load_tensorrt
     from grmp_edge.runtime.tensorrt.build import BuildConfig, build
     from grmp_edge.runtime.tensorrt.cuda import find_gpu
@@ -178,19 +173,19 @@ def _engine(
         error.remedy += "; or export without --tensorrt, and run grmp-edge build on the device"
         raise
 
-    def row(bundle: Bundle, stage: Callable[[str], None]) -> tuple[dict[str, Any], Built]:
+    def build_row(bundle: Bundle, stage: Callable[[str], None]) -> tuple[dict[str, Any], Built]:
         built = build(bundle, config, progress=stage, trt=trt, gpu=gpu)
         check: Mapping[str, object] = built.details.get("check") or {}
-        told = {
+        row = {
             "file": built.engine.name,
             "bytes": built.engine.stat().st_size,
             "precision": f"{config.precision}, TensorRT {trt.__version__}",
             **{key: check.get(key) for key in ("max_abs", "mean_abs", "srcc", "srcc_needed")},
             "cpu_ms": None,
         }
-        return told, built
+        return row, built
 
-    return row
+    return build_row
 
 
 def _rows(bundle: Bundle, stage: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -216,46 +211,11 @@ def _rows(bundle: Bundle, stage: Callable[[str], None]) -> list[dict[str, Any]]:
     return rows
 
 
-def _print_int8(tried: Mapping[str, Any]) -> None:
+def _print_int8(methods: Mapping[str, Any]) -> None:
     for method in ("static", "dynamic"):
-        found = tried[method]
-        ratios = ", ".join(f"{ratio:.2f} at batch {batch}" for batch, ratio in found["time_ratio"].items())
-        layers = ", ".join(found["float32_layers"]) or "none"
-        name = f"int8 {method}{' (kept)' if method == tried['method'] else ''}"
-        print(f"{name}: mean diff {found['mean_abs']:.1e}, time / fp32 {ratios}")
-        print(f"  smoothing {found['smoothing']}, layers in float32: {layers}")
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns of text on stdout, the first to the left and the others to the right."""
-    widths = [max(len(row[index]) for row in (header, *rows)) for index in range(len(header))]
-    for row in (header, *rows):
-        cells = [
-            row[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-        ]
-        print("  ".join(cells).rstrip())
-
-
-@contextlib.contextmanager
-def stages() -> Iterator[Callable[[str], None]]:
-    """Show the stage at work on stderr: a line that changes on a terminal, a line each elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda text: None if ": round " in text else print(text, file=sys.stderr, flush=True)
-        return
-    from rich.console import Console
-    from rich.markup import escape
-
-    with Console(stderr=True).status("starting") as status:
-        yield lambda text: status.update(escape(text))
-
-
-def need_export() -> None:
-    """Raise MissingDependencyError where a package of the extra ``export``, or a runtime, is missing."""
-    for package in ("torch", "open_clip", "safetensors", "onnx"):
-        if find_spec(package) is None:
-            raise MissingDependencyError(package, "export", "export")
-    if find_spec("onnxruntime") is None:
-        raise MissingDependencyError(
-            "onnxruntime", "cpu", "the parity gate (on an NVIDIA GPU's machine: [gpu])"
-        )
+        outcome = methods[method]
+        ratios = ", ".join(f"{ratio:.2f} at batch {batch}" for batch, ratio in outcome["time_ratio"].items())
+        layers = ", ".join(outcome["float32_layers"]) or "none"
+        name = f"int8 {method}{' (kept)' if method == methods['method'] else ''}"
+        print(f"{name}: mean diff {outcome['mean_abs']:.1e}, time / fp32 {ratios}")
+        print(f"  smoothing {outcome['smoothing']}, layers in float32: {layers}")

@@ -1,16 +1,19 @@
-"""Live progress of long work on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Live progress of long work on stderr: a bar on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
-__all__ = ["TrainProgress"]
+__all__ = ["RESUME_HINT", "TrainProgress", "stages", "working"]
 
+RESUME_HINT = "the same command with --resume continues from the last save"
 _LINE_EVERY_S = 10.0  # where stderr is a file or a pipe
 
 
@@ -18,6 +21,9 @@ class TrainProgress:
     """Shows stage, steps done, rate, time left and the latest metrics; a context manager."""
 
     def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self.console = Console(stderr=True)
         self.live = self.console.is_terminal
         self.progress = Progress(
@@ -38,16 +44,14 @@ class TrainProgress:
         self.progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
     def start(self, stage: str, total: int, done: int = 0) -> None:
-        """Begin a stage of ``total`` steps, ``done`` of them done earlier."""
+        """Begin a stage of ``total`` steps, ``done`` of which an earlier run did."""
         self._line(final=True)
         if self.task is not None:
-            # A stage may stop early: its bar ends where it stopped.
+            # A stage may stop early; its bar then ends there.
             self.progress.update(self.task, total=self.done)
         self.stage, self.total, self.done, self.first = stage, total, done, done
         self.started = self.printed = time.monotonic()
@@ -67,7 +71,7 @@ class TrainProgress:
             self._line()
 
     def note(self, text: str) -> None:
-        """Print one line that stays."""
+        """Print one line above the bar."""
         self.console.print(text, highlight=False, markup=False)
 
     def _rate(self) -> str:
@@ -83,7 +87,7 @@ class TrainProgress:
             return
         steps = self.done - self.first
         left = (self.total - self.done) * (time.monotonic() - self.started) / max(1, steps)
-        # Before the first step is done nothing is known of how long one takes.
+        # Before the first step ends, its duration is unknown.
         ending = f", about {left:.0f} s left" if steps and not final else ""
         print(
             f"{self.stage}: {self.done}/{self.total}, {self._rate()}{ending} {self._metrics()}",
@@ -91,3 +95,27 @@ class TrainProgress:
             flush=True,
         )
         self.printed = time.monotonic()
+
+
+@contextlib.contextmanager
+def working(hint: str = RESUME_HINT) -> Iterator[TrainProgress]:
+    """Show the progress of the block; Ctrl-C prints ``hint``, how to continue."""
+    try:
+        with TrainProgress() as reporter:
+            yield reporter
+    except KeyboardInterrupt:
+        print(f"stopped; {hint}", file=sys.stderr)
+        raise
+
+
+@contextlib.contextmanager
+def stages() -> Iterator[Callable[[str], None]]:
+    """Show the current stage on stderr: a line that changes on a terminal, one line per stage elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda text: None if ": round " in text else print(text, file=sys.stderr, flush=True)
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status("starting") as status:
+        yield lambda text: status.update(escape(text))

@@ -1,4 +1,4 @@
-"""Commands that several processes run together, started by torchrun or with its environment variables."""
+"""Training commands that run as several processes, started by torchrun or its environment variables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any, TypeVar, cast
 
 import typer
 
-from grmp_edge.cli.train_result import GO_ON, need_torch
+from grmp_edge.cli.progress import RESUME_HINT
+from grmp_edge.cli.requirements import need_torch
 
 __all__ = ["as_team"]
 
@@ -19,9 +20,9 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def as_team(command: Command) -> Command:
-    """Let a training command run as one rank of a team; rank 0 alone prints.
+    """Let a training command run as one rank of a team; only rank 0 prints.
 
-    An error is told once, by the rank that fails first. The command has the parameter ``device``.
+    The rank that fails first reports the error, once. The command has the option group ``model``.
     """
 
     @functools.wraps(command)
@@ -34,7 +35,7 @@ def as_team(command: Command) -> Command:
         from grmp_edge.train.session.ranks import PeerFailedError, joined
 
         try:
-            with joined(options["device"]) as team, ExitStack() as stack:
+            with joined(options["model"].device) as team, ExitStack() as stack:
                 if not team.leads:
                     nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
                     stack.enter_context(redirect_stdout(nowhere))
@@ -42,7 +43,7 @@ def as_team(command: Command) -> Command:
                 command(**options)
         except PeerFailedError as error:
             if error.status == 130 and os.environ.get("RANK") == "0":  # another rank was interrupted first
-                typer.echo(f"stopped; {GO_ON}", err=True)
+                typer.echo(f"stopped; {RESUME_HINT}", err=True)
             raise typer.Exit(error.status) from None
 
     return cast(Command, run)

@@ -10,14 +10,18 @@ from typing import Annotated
 import typer
 
 from grmp_edge.cli import options as opt
-from grmp_edge.errors import MissingDependencyError
+from grmp_edge.cli.groups import add_command, option
+from grmp_edge.cli.requirements import need_torch
+from grmp_edge.cli.training_options import scale_of_labels
 
 __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
     """Add ``import-reference`` to the app."""
-    app.command(name="import-reference")(import_reference)
+    add_command(
+        app, import_reference, "grmp-edge import-reference RELEASED.pt -o runs/released", "import-reference"
+    )
 
 
 def import_reference(
@@ -26,46 +30,39 @@ def import_reference(
     ],
     output: opt.Output = Path("runs/reference"),
     normalization: Annotated[
-        opt.Normalization, typer.Option("--normalization", help="What the model was trained with.")
-    ] = opt.Normalization.imagenet,
+        opt.Normalization, option("--normalization", "What the model was trained with.")
+    ] = "imagenet",
     backbone: Annotated[
-        str, typer.Option("--backbone", help="ViT of open_clip; default: told by the shapes.")
+        str, option("--backbone", "ViT of open_clip; default: inferred from the shapes.")
     ] = "",
     quick_gelu: Annotated[
-        bool, typer.Option("--quick-gelu/--no-quick-gelu", help="Activation; OpenAI's CLIP has QuickGELU.")
+        bool, option("--quick-gelu/--no-quick-gelu", "Activation; OpenAI's CLIP has QuickGELU.")
     ] = True,
     clip: Annotated[
-        Path | None,
-        typer.Option("--clip", help="CLIP's own weights, for a FILE without any token embeddings."),
+        Path | None, option("--clip", "CLIP's own weights, if FILE has no token embeddings.")
     ] = None,
     mos_range: Annotated[
-        str | None, typer.Option("--mos-range", help="Scale of the labels it was trained on, LOW,HIGH.")
+        str | None, option("--mos-range", "Scale of the labels it was trained on, LOW,HIGH.")
     ] = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Turn a state dict that the authors of GRMP-IQA released into a checkpoint that can be exported."""
-    from importlib.util import find_spec
-
-    from grmp_edge.cli.training_options import scale_of_labels
-
-    for package in ("torch", "open_clip", "safetensors"):
-        if find_spec(package) is None:
-            raise MissingDependencyError(package, "train", "importing a checkpoint")
+    """Turn released GRMP-IQA weights into a checkpoint."""
+    need_torch("importing a checkpoint")
     from grmp_edge.score import MosScale
     from grmp_edge.train.import_released import ImportConfig, import_reference
 
     limits = scale_of_labels(mos_range)
     mos = MosScale(*limits) if limits else None
-    config = ImportConfig(backbone, normalization.value, quick_gelu, mos, clip)
-    found = import_reference(file, output, config)
+    config = ImportConfig(backbone, normalization, quick_gelu, mos, clip)
+    result = import_reference(file, output, config)
     if as_json:
-        print(json.dumps({"checkpoint": str(output), **found}))
+        print(json.dumps({"checkpoint": str(output), **result}))
     else:
-        print(f"backbone         {found['backbone']}, normalization {normalization.value}")
-        print(f"prompts          {found['visual_tokens']} visual a block, {found['text_tokens']} text")
-        print(f"token embeddings {found['tokens']}")
-        if found["ignored"]:
-            print(f"not needed       {', '.join(found['ignored'])}")
+        print(f"backbone         {result['backbone']}, normalization {normalization}")
+        print(f"prompts          {result['visual_tokens']} visual a block, {result['text_tokens']} text")
+        print(f"token embeddings {result['tokens']}")
+        if result["ignored"]:
+            print(f"not needed       {', '.join(result['ignored'])}")
     print(
         f"checkpoint: {output}\nnext: grmp-edge export {output} --fp16 -o bundles/{output.name}",
         file=sys.stderr,

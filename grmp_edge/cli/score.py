@@ -1,97 +1,92 @@
-"""The command ``score``."""
+"""The command ``score``: pictures and videos, on this machine or on a Ray cluster."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
-from grmp_edge.cli.doctor import doctor
-from grmp_edge.cli.options import (
-    AllowCpu,
-    Precision,
-    PrecisionOption,
-    Provider,
-    ProviderOption,
-    Threads,
-    named_bundle,
-)
-from grmp_edge.cli.score_engine import ModelChoice, RayChoice, listing, open_engine
+from grmp_edge.cli.groups import PERFORMANCE, add_command, option
+from grmp_edge.cli.options import BackendOptions, PrecisionOption, named_bundle
 from grmp_edge.cli.score_output import Meter, ScoreRun
 from grmp_edge.default_bundle import DEFAULT_BUNDLE
 from grmp_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from grmp_edge.runtime import Failure, Sampling, Score, Scorer
+    from grmp_edge.runtime.bulk import BulkConfig
+    from grmp_edge.runtime.score_file import Done
+    from grmp_edge.runtime.sources.sources import Listed
+    from grmp_edge.runtime.sources.stdin import RawFormat
 
 __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to the app."""
-    app.command()(score)
-    app.command()(doctor)
+    """Add the command to the app."""
+    add_command(app, score, "grmp-edge data sample\ngrmp-edge score sample-data/samples sample-data/clip.mp4")
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """A Ray cluster to score on, and how much of it."""
+
+    address: Annotated[
+        str | None,
+        option("--ray", "Score on a Ray cluster; 'local' starts one here.", "Ray", metavar="ADDRESS"),
+    ] = None
+    ray_actors: Annotated[
+        int, option("--ray-actors", "How many scorers, spread over its nodes.", "Ray", min=1)
+    ] = 1
+    ray_cpus: Annotated[float, option("--ray-cpus", "CPU cores for each scorer.", "Ray", min=0.0)] = 1.0
+    ray_gpus: Annotated[float, option("--ray-gpus", "GPUs for each scorer.", "Ray", min=0.0)] = 0.0
 
 
 def score(
+    *,
     arguments: Annotated[
         list[str],
         typer.Argument(
             metavar="[BUNDLE] SOURCE...",
-            help="Folder made by grmp-edge export (without it, the model that ships); then pictures, videos, "
+            help="Folder made by grmp-edge export (default: the model that ships), then pictures, videos, "
             "folders, 'globs', http addresses; -: standard input.",
         ),
     ],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON line a picture or frame on stdout.")
-    ] = False,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Also write the scores to this file.")] = None,
+    as_json: Annotated[bool, option("--json", "Print one JSON line per picture or frame on stdout.")] = False,
+    csv: Annotated[Path | None, option("--csv", "Also write the scores to this file.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", help="Write to this .jsonl or .csv row by row, failures too; can be resumed."
-        ),
+        option("--output -o", "Write to this .jsonl or .csv row by row, with failures; can be resumed."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with --output: what is in it is not scored again.")
+        bool, option("--resume", "Continue --output: what is in it is not scored again.")
     ] = False,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Then watch the folders for new files, until Ctrl-C.")
-    ] = False,
+    follow: Annotated[bool, option("--follow", "Then score new files in the folders, until Ctrl-C.")] = False,
     raw: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--raw",
+            "Standard input is raw frames of this size: rgb24, bgr24, nv12 or gray.",
             metavar="WxH:PIXELS",
-            help="Standard input is frames of this size: rgb24, bgr24, nv12 or gray.",
         ),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures in one run of the network.")] = 8,
-    precision: PrecisionOption = Precision.fp32,
-    provider: ProviderOption = Provider.auto,
-    allow_cpu: AllowCpu = False,
-    threads: Threads = None,
+    batch: Annotated[int, option("--batch", "Pictures in one run of the network.", PERFORMANCE, min=1)] = 8,
+    precision: PrecisionOption = "fp32",
+    backend: BackendOptions,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Threads that decode; default: one a core.")
+        int | None, option("--workers", "Threads that decode; default: one per core.", PERFORMANCE, min=1)
     ] = None,
-    every: Annotated[int, typer.Option("--every", min=1, help="Of a video, each N-th frame.")] = 1,
-    fps: Annotated[
-        float | None, typer.Option("--fps", help="Of a video, at most so many frames a second.")
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option("--ray", metavar="ADDRESS", help="Score on a Ray cluster; 'local' starts one here."),
-    ] = None,
-    ray_actors: Annotated[
-        int, typer.Option("--ray-actors", min=1, help="With --ray: how many scorers, spread over its nodes.")
-    ] = 1,
-    ray_cpus: Annotated[
-        float, typer.Option("--ray-cpus", min=0.0, help="With --ray: CPU cores for each scorer.")
-    ] = 1.0,
-    ray_gpus: Annotated[
-        float, typer.Option("--ray-gpus", min=0.0, help="With --ray: GPUs for each scorer.")
-    ] = 0.0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no hint on stderr.")] = False,
+    every: Annotated[int, option("--every", "Of a video, every N-th frame.", min=1)] = 1,
+    fps: Annotated[float | None, option("--fps", "Of a video, this many frames per second at most.")] = None,
+    cluster: RayOptions,
+    quiet: Annotated[bool, option("--quiet -q", "No progress and no hint on stderr.")] = False,
 ) -> None:
     """Score pictures and videos: 0 is bad, 1 is good."""
     from grmp_edge.runtime import Sampling
@@ -103,28 +98,28 @@ def score(
     if not sources:
         raise UsageError("nothing to score", "name pictures, videos or folders after the bundle")
     frames = RawFormat.parse(raw) if raw is not None else None
-    _check(sources, output, resume, follow, frames is not None, fps, ray)
+    _check(sources, output, resume, follow, frames is not None, fps, cluster.address is not None)
     # JSON lines on a terminal would run through the progress line.
     live = not quiet and sys.stderr.isatty() and not (as_json and sys.stdout.isatty())
-    model = ModelChoice(bundle, precision, provider, threads, allow_cpu)
-    cluster = RayChoice(ray, ray_actors, ray_cpus, ray_gpus) if ray is not None else None
     with contextlib.ExitStack() as stack:
-        engine = stack.enter_context(open_engine(model, cluster, batch, workers, Sampling(every, fps)))
+        engine = stack.enter_context(
+            _open_engine(bundle, precision, backend, cluster, batch, workers, Sampling(every, fps))
+        )
         file = stack.enter_context(open_csv(csv)) if csv is not None else None
-        kept = stack.enter_context(ScoreFile(output, engine.model_id, resume)) if output is not None else None
-        if kept is not None and kept.done.rows and not quiet:
-            typer.echo(f"{output}: {kept.done.rows} rows are there already", err=True)
-        found = stack.enter_context(listing(sources, frames, follow, kept.done if kept else None))
+        rows = stack.enter_context(ScoreFile(output, engine.model_id, resume)) if output is not None else None
+        if rows is not None and rows.done.rows and not quiet:
+            typer.echo(f"{output}: {rows.done.rows} rows are there already", err=True)
+        listed = stack.enter_context(_listing(sources, frames, follow, rows.done if rows else None))
         meter = Meter(live, lines=output is not None and not quiet)
-        run = ScoreRun(meter, as_json, file, kept)
+        run = ScoreRun(meter, as_json, file, rows)
         try:
             with meter:
-                run.take(engine.results(found, kept.done.last_frame if kept is not None else None))
+                run.take(engine.results(listed, rows.done.last_frame if rows is not None else None))
         except BaseException:
             if file is not None and file.rows:
                 typer.echo(f"{file.rows} scores kept in {file.partial}", err=True)
-            if kept is not None:
-                total = kept.done.rows + kept.rows
+            if rows is not None:
+                total = rows.done.rows + rows.rows
                 typer.echo(f"{total} rows in {output}; to go on: the same command with --resume", err=True)
             raise
         finally:
@@ -138,7 +133,7 @@ def score(
             typer.echo(f"error: {run.failed} of {total} could not be scored", err=True)
         raise typer.Exit(1)
     if not quiet:
-        hint = "(--json: one line a picture; --output scores.jsonl: a file that can be resumed)"
+        hint = "(--json: one line per picture; --output scores.jsonl: a file that can be resumed)"
         if as_json or csv is not None or output is not None:
             hint = (
                 "--provider cuda, or --precision fp16 where the bundle has it (grmp-edge doctor: what works)"
@@ -154,23 +149,132 @@ def _check(
     follow: bool,
     raw: bool,
     fps: float | None,
-    ray: str | None,
+    ray: bool,
 ) -> None:
     if resume and output is None:
-        raise UsageError("--resume goes on with a file", "name it by --output scores.jsonl")
+        raise UsageError("--resume continues a file", "name it with --output scores.jsonl")
     if raw and "-" not in sources:
         raise UsageError("--raw is for frames from standard input", "add - to the sources")
     if raw and fps is not None:
         raise UsageError("raw frames carry no times, so --fps cannot choose among them", "use --every")
     if sources.count("-") > 1:
-        raise UsageError("standard input can be read once", "give - one time")
-    for what, given in (("--resume", resume), ("--follow", follow), ("--ray", ray is not None)):
+        raise UsageError("standard input can be read only once", "give - once")
+    for what, given in (("--resume", resume), ("--follow", follow), ("--ray", ray)):
         if given and "-" in sources:
             raise UsageError(f"{what} and standard input exclude each other", "give files or folders")
-    if follow and ray is not None:
+    if follow and ray:
         raise UsageError("--follow and --ray exclude each other", "use one of them")
     from grmp_edge.redact import safe_name
 
     if follow and not all(Path(source).is_dir() for source in sources):
         wrong = next(source for source in sources if not Path(source).is_dir())
-        raise UsageError(f"--follow watches folders, and {safe_name(wrong)} is none", "give folders")
+        raise UsageError(f"--follow watches folders, and {safe_name(wrong)} is not one", "give folders")
+
+
+class _Engine(Protocol):
+    """Turns listed sources into results, in order."""
+
+    model_id: str
+
+    def results(
+        self, listed: Iterable[Listed | Failure | None], last_frame: Callable[[str], int] | None
+    ) -> Iterator[Score | Failure]:
+        """Score everything; of a video, frames up to ``last_frame(name)`` are skipped."""
+
+
+@contextlib.contextmanager
+def _open_engine(
+    bundle: Path,
+    precision: str,
+    backend: BackendOptions,
+    cluster: RayOptions,
+    batch: int,
+    workers: int | None,
+    sampling: Sampling,
+) -> Iterator[_Engine]:
+    """Prepare to score here, or on a Ray cluster."""
+    if cluster.address is not None:
+        from grmp_edge.runtime.cluster import RayConfig, RayScorer
+
+        config = RayConfig(
+            cluster.address,
+            cluster.ray_actors,
+            cluster.ray_cpus,
+            cluster.ray_gpus,
+            batch=batch,
+            workers=workers,
+        )
+        with RayScorer(
+            bundle, precision, backend.provider, backend.threads, backend.allow_cpu, config, sampling
+        ) as remote:
+            yield remote
+        return
+    import cv2
+
+    from grmp_edge.runtime.bulk import BulkConfig, cores
+
+    # Pictures are decoded side by side; if OpenCV split each of them too, its threads would only compete.
+    cv2.setNumThreads(1)
+    # Several runs of one thread instead of one of several; at most 8, since each holds its own memory.
+    runs = min(8, cores()) if backend.threads is None else 1
+    threads = backend.threads or max(1, cores() // runs)
+    with replace(backend, threads=threads).open(bundle, precision) as scorer:
+        if scorer.backend.provider != "cpu":
+            runs = 1
+        yield _Local(scorer, BulkConfig(batch, workers, runs), sampling)
+
+
+class _Local:
+    def __init__(self, scorer: Scorer, config: BulkConfig, sampling: Sampling) -> None:
+        self.model_id = scorer.bundle.id
+        self._scorer, self._config, self._sampling = scorer, config, sampling
+
+    def results(
+        self, listed: Iterable[Listed | Failure | None], last_frame: Callable[[str], int] | None
+    ) -> Iterator[Score | Failure]:
+        from grmp_edge.runtime.bulk import score_bulk
+
+        return score_bulk(
+            self._scorer,
+            listed,
+            self._config,
+            self._sampling,
+            lambda item: -1 if last_frame is None else last_frame(str(item)),
+        )
+
+
+@contextlib.contextmanager
+def _listing(
+    sources: list[str], raw: RawFormat | None, follow: bool, done: Done | None
+) -> Iterator[Iterator[Listed | Failure | None]]:
+    """List what there is to score, without what is ``done``; with ``follow``, Ctrl-C and SIGTERM end it."""
+    if not follow:
+        from grmp_edge.runtime.sources.sources import list_sources
+
+        listed = list_sources(sources, raw)
+        yield (item for item in listed if done is None or not _is_done(item, done))
+        return
+    from grmp_edge.runtime.sources.follow import follow as follow_folders
+
+    stop = threading.Event()
+    skip = (lambda path: path in done) if done is not None else (lambda path: False)
+
+    def end(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield follow_folders([Path(source) for source in sources], stop, skip=skip)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_done(item: Listed | Failure, done: Done) -> bool:
+    from grmp_edge.runtime import Failure
+    from grmp_edge.runtime.sources.sources import Remote
+
+    if isinstance(item, Remote) and item.url != str(item):
+        return False  # two addresses may differ only in what their names hide
+    return (item.source if isinstance(item, Failure) else str(item)) in done

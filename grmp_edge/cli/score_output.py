@@ -1,4 +1,4 @@
-"""What the command ``score`` shows and keeps of its results as they come."""
+"""How the command ``score`` shows and saves its results as they arrive."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _LINE_EVERY_S = 30.0  # progress lines where stderr is a file or a pipe
 
 
 class ScoreRun:
-    """Takes the results of one ``score`` command as they come."""
+    """Shows and saves the results of one ``score`` command as they arrive."""
 
     def __init__(
         self, meter: Meter, as_json: bool, file: CsvFile | None = None, output: ScoreFile | None = None
     ) -> None:
-        """With an ``output``, rows are shown only as JSON and if that is asked for."""
+        """With an ``output``, rows are shown only with ``as_json``."""
         from grmp_edge.runtime.report import PlainTable, RichTable
 
         self.scored = self.failed = 0
@@ -35,12 +35,12 @@ class ScoreRun:
         if not as_json and output is None:
             terminal = sys.stdout.isatty()
             self._table = RichTable(sys.stdout, meter.paused) if terminal else PlainTable(sys.stdout)
-        # A finished video is one line of text: many long ones must not pile up.
+        # Of a finished video, only its one line: the frames of many videos would fill the memory.
         self._summaries: list[str] = []
         self._video: VideoSummary | None = None
 
     def take(self, results: Iterable[Score | Failure]) -> None:
-        """Show and keep each result; what is shown has been kept."""
+        """Save and show each result, in that order."""
         from grmp_edge.runtime import Failure
         from grmp_edge.runtime.report import printable
 
@@ -52,13 +52,13 @@ class ScoreRun:
                 self._meter.say(f"error: {printable(str(result.error))}")
             else:
                 self.scored += 1
-                self._keep(result)
+                self._save(result)
             self._meter.step(self.scored, self.failed, printable(result.source))
 
-    def _keep(self, score: Score) -> None:
+    def _save(self, score: Score) -> None:
         from grmp_edge.runtime.report import VideoSummary
 
-        if self._file is not None:  # first: what is shown is kept, whenever Ctrl-C comes
+        if self._file is not None:  # first: whatever was shown is saved, even after Ctrl-C
             self._file.write(score)
         if self._table is not None:
             self._table.add(score)
@@ -78,7 +78,7 @@ class ScoreRun:
             self._meter.say(str(video))
 
     def finish(self) -> None:
-        """Print what is still held back, and a line for each video (on stdout unless that is JSON)."""
+        """Print the rest of the table and a line per video, on stdout unless that has JSON."""
         if self._table is not None:
             self._table.close()
         if self._video is not None:
@@ -88,10 +88,10 @@ class ScoreRun:
 
 
 class Meter:
-    """A progress line on stderr, or nothing; messages pass above it."""
+    """A progress line on stderr, or nothing; messages appear above it."""
 
     def __init__(self, live: bool, lines: bool = False) -> None:
-        """``live``: a line that changes, for terminals; ``lines``: a new one now and then."""
+        """``live``: one changing line, for terminals; ``lines``: a new line every 30 s."""
         self._progress: Any = None
         self._lines = lines and not live
         self._began = self._printed = time.monotonic()
@@ -119,7 +119,7 @@ class Meter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Take the line away while something is printed on stdout."""
+        """Hide the line while something is printed on stdout."""
         running = self._progress is not None and self._progress.live.is_started
         if running:
             self._progress.stop()
@@ -130,7 +130,7 @@ class Meter:
                 self._progress.start()
 
     def step(self, scored: int, failed: int, source: str) -> None:
-        """Show how far it is and what was done last."""
+        """Show the counts and the latest source."""
         now = time.monotonic()
         if self._lines and now - self._printed >= _LINE_EVERY_S:
             self._printed = now

@@ -1,4 +1,4 @@
-"""The command serve: scores over HTTP, of pictures sent to it and of cameras; and the page beside a watch."""
+"""The command ``serve``: pictures and cameras scored over HTTP; and the live page beside ``watch``."""
 
 from __future__ import annotations
 
@@ -12,18 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grmp_edge.cli.options import (
-    AllowCpu,
-    Precision,
-    PrecisionOption,
-    Provider,
-    ProviderOption,
-    StreamsFile,
-    Threads,
-    named_bundle,
-    open_scorer,
-)
-from grmp_edge.cli.watch import close_sinks, plan_streams
+from grmp_edge.cli.groups import add_command, option
+from grmp_edge.cli.live_plan import StreamsFile, close_sinks, plan_streams
+from grmp_edge.cli.options import BackendOptions, PrecisionOption, named_bundle
 from grmp_edge.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
@@ -40,36 +31,39 @@ __all__ = ["register", "serve_beside"]
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
-    app.command()(serve)
+    add_command(app, serve, "grmp-edge serve --port 8080")
 
 
 def serve(
+    *,
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[BUNDLE] [SOURCE...]",
-            help="Folder made by grmp-edge export (without it, the model that ships); then cameras to score "
+            help="Folder made by grmp-edge export (default: the model that ships), then cameras to score "
             "as well, named as for grmp-edge watch.",
         ),
     ] = None,
     streams: StreamsFile = None,
     host: Annotated[
-        str, typer.Option("--host", help="Where to listen; wider than this machine needs GRMP_EDGE_TOKEN.")
+        str,
+        option(
+            "--host", "Address to listen on; if other machines can reach it, GRMP_EDGE_TOKEN must be set."
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="0: any free one, which is told on stderr.")] = 8080,
-    max_mb: Annotated[int, typer.Option("--max-mb", min=1, help="Largest request body, in MB.")] = 32,
-    max_megapixels: Annotated[
-        int, typer.Option("--max-megapixels", min=1, help="Largest picture, told by its header.")
-    ] = 50,
+    port: Annotated[int, option("--port", "Port to listen on; 0: any free one, printed on stderr.")] = 8080,
+    max_mb: Annotated[int, option("--max-mb", "Largest request body, in MB.", min=1)] = 32,
+    max_megapixels: Annotated[int, option("--max-megapixels", "Largest picture, in megapixels.", min=1)] = 50,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", min=1, help="Requests at once; more are answered 429.")
+        int, option("--concurrency", "Requests handled at once; more get status 429.", min=1)
     ] = 8,
-    precision: PrecisionOption = Precision.fp32,
-    provider: ProviderOption = Provider.auto,
-    allow_cpu: AllowCpu = False,
-    threads: Threads = None,
+    precision: PrecisionOption = "fp32",
+    backend: BackendOptions,
 ) -> None:
-    """Score pictures over HTTP until Ctrl-C: POST one to /score. With cameras, also a live page of them."""
+    """Score pictures and cameras over HTTP.
+
+    POST a picture to /score. With cameras, also serves a live page of them. Runs until Ctrl-C.
+    """
     with _needs_serve():
         from grmp_edge.runtime.service import limit_arenas, supervised
         from grmp_edge.runtime.web.score_app import ServeConfig, listen, make_app
@@ -85,9 +79,9 @@ def serve(
         max_pixels=max_megapixels * 1_000_000,
         concurrency=concurrency,
     )
-    plan = plan_streams(sources, streams, {}, {}, None) if sources or streams else None
+    plan = plan_streams(sources, streams) if sources or streams else None
     with contextlib.ExitStack() as stack:
-        scorer = stack.enter_context(open_scorer(bundle, precision, provider, threads, allow_cpu))
+        scorer = stack.enter_context(backend.open(bundle, precision))
         door = stack.enter_context(listen(config))
         at = address(host, door)
         if plan is None:
@@ -111,7 +105,7 @@ def serve(
 def _serve_cameras(
     stack: contextlib.ExitStack, scorer: Scorer, plan: Streams, config: ServeConfig, door: socket.socket
 ) -> tuple[Live, list[BaseException]]:
-    """Serve and watch until it is told to end; the sinks are closed with the stack."""
+    """Serve and watch until a signal ends it; the sinks close with the stack."""
     from grmp_edge.runtime.live.live import Live
     from grmp_edge.runtime.service import supervised
     from grmp_edge.runtime.sinks.make import make_sink
@@ -147,10 +141,10 @@ def _serve_cameras(
 
 @contextlib.contextmanager
 def serve_beside(live: Live, sinks: Sequence[QueuedSink], where: str) -> Iterator[QueuedSink]:
-    """Serve the page of a watch while the block runs; gives the sink that it learns from.
+    """Serve the live page of a watch while the block runs; yields the sink that feeds it.
 
     Raises:
-        UsageError: ``where`` is no address, is taken, or can be reached from elsewhere and there is no token.
+        UsageError: ``where`` is no address, or is in use, or other machines can reach it and no token is set.
         MissingDependencyError: the extra ``serve`` is not installed.
     """
     with _needs_serve():
@@ -170,12 +164,12 @@ def serve_beside(live: Live, sinks: Sequence[QueuedSink], where: str) -> Iterato
 
 
 def _token() -> str:
-    # Not an option: others see those in the process list.
+    # Not an option: the process list would show it to other users.
     return os.environ.get("GRMP_EDGE_TOKEN", "")
 
 
 def _where(text: str) -> tuple[str, int]:
-    """HOST:PORT, [IPV6]:PORT, or a PORT of this machine alone."""
+    """Split HOST:PORT or [IPV6]:PORT; a bare PORT is on 127.0.0.1."""
     host, _, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     if not port.isascii() or not port.isdigit() or (":" in bare and not host.startswith("[")):

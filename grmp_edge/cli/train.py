@@ -2,82 +2,91 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from grmp_edge.cli import options as opt
+from grmp_edge.cli.groups import add_command, grouped, new_group, option
+from grmp_edge.cli.progress import working
 from grmp_edge.cli.ranks import as_team
-from grmp_edge.cli.run_stages import do_finetune, do_pretrain, refuse_overwrite
-from grmp_edge.cli.train_result import finish, need_torch, presets, working
-from grmp_edge.cli.training_options import MetaChoice, ModelChoice, TargetChoice, TaskChoice, TuningChoice
+from grmp_edge.cli.requirements import need_torch
+from grmp_edge.cli.training_options import (
+    AllowUnfinished,
+    MetaOptions,
+    ModelOptions,
+    NoMpp,
+    RunOptions,
+    SetOptions,
+    SplitOptions,
+    TaskOptions,
+    TuningOptions,
+)
 from grmp_edge.errors import UsageError
 
-__all__ = ["register"]
+if TYPE_CHECKING:
+    from grmp_edge.train.data.labelled import Labelled, SplitConfig
+    from grmp_edge.train.finetune.config import FinetuneConfig
+    from grmp_edge.train.session.progress import Reporter
+
+__all__ = ["pretrain_into", "register"]
 
 _OUTPUT = Path("runs/grmp-edge")
+_NEXT_EXPORT = "grmp-edge export {output} --fp16 -o bundles/{name}"
+
+_Data = Annotated[
+    str | None,
+    option("--data", "Labelled pictures: a csv with the columns image,mos, or SET:PATH such as livec:DIR."),
+]
+_Labels = Annotated[
+    int | None,
+    option("--labels -n", "How many labels to learn from; default: all that are not for testing.", min=4),
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add ``train`` to the app."""
-    group = typer.Typer(
-        help="Train: meta-pre-training of the prompts, then few-shot fine-tuning (both stages by default).",
-        invoke_without_command=True,
-        rich_markup_mode=None,
-        add_completion=False,
+    group = new_group(
+        "train",
+        "Train on a few labelled pictures.\n\n"
+        "Learns the prompts on distortion tasks (MPP), then fine-tunes on the labels (QGR). Writes OUTPUT, "
+        "the checkpoint to export, and OUTPUT/pretrain.",
     )
-    group.callback()(as_team(train))
-    group.command()(as_team(pretrain))
-    group.command()(as_team(finetune))
-    group.command()(presets)
-    app.add_typer(group, name="train")
+    group.callback(
+        invoke_without_command=True,
+        epilog="grmp-edge data sample\ngrmp-edge train --data sample-data/labels.csv --labels 48",
+    )(grouped(train))
+    add_command(group, pretrain, "grmp-edge train pretrain --max-photos 6 -o runs/prompts")
+    add_command(
+        group,
+        finetune,
+        "grmp-edge data sample\n"
+        "grmp-edge train finetune --data sample-data/labels.csv --labels 48 -o runs/tuned",
+    )
+    add_command(group, presets, "grmp-edge train presets")
+    app.add_typer(group)
 
 
+@as_team
 def train(
     context: typer.Context,
-    data: opt.Data = None,
+    *,
+    data: _Data = None,
+    sets: SetOptions,
+    labels: _Labels = None,
     output: opt.Output = _OUTPUT,
-    images: opt.Images = None,
-    mos_range: opt.MosRange = None,
-    labels: opt.Labels = None,
-    test_fraction: opt.TestFraction = 0.2,
-    validation_fraction: opt.ValFraction = None,
-    photos: opt.Photos = None,
-    meta_data: opt.MetaData = None,
-    distortions: opt.Distortions = None,
-    max_photos: opt.MaxPhotos = None,
-    backbone: opt.BackboneName = None,
-    weights: opt.Weights = "",
-    quick_gelu: opt.QuickGelu = None,
-    normalization: opt.Norm = None,
-    meta_epochs: opt.MetaEpochs = None,
-    inner_lr: opt.InnerLr = None,
-    outer_lr: opt.OuterLr = None,
-    support_batch: opt.SupportBatch = 75,
-    query_batch: opt.QueryBatch = 50,
-    reset_per_task: opt.Reset = None,
-    epochs: opt.Epochs = None,
-    lr: opt.Lr = None,
-    batch: opt.BatchSize = None,
-    calibrate: opt.Calibrate = None,
-    text_rate: opt.TextRate = None,
-    no_mpp: opt.NoMpp = False,
-    preset: opt.Preset = opt.PresetChoice.default,
-    no_qgr: opt.NoQgr = False,
-    strength: opt.Lambda = None,
-    projection: opt.ProjectionOption = opt.ProjectionChoice.per_tensor,
-    select_on_test: opt.SelectOnTest = None,
-    precision: opt.TrainPrecision = opt.TrainPrecisionChoice.auto,
-    curves: opt.Curves = opt.CurvesChoice.png,
-    resume: opt.Resume = False,
-    seed: opt.Seed = 0,
-    device: opt.Device = "auto",
-    as_json: opt.AsJson = False,
+    split: SplitOptions,
+    tasks: TaskOptions,
+    model: ModelOptions,
+    no_mpp: NoMpp = False,
+    meta: MetaOptions,
+    tuning: TuningOptions,
+    run: RunOptions,
 ) -> None:
-    """Train both stages: learn the prompts on distortion tasks, then fine-tune on labelled pictures.
-
-    Writes OUTPUT (the checkpoint to export) and OUTPUT/pretrain.
-    """
+    """Train both stages."""
     if context.invoked_subcommand is not None:
         given = [name for name in context.params if _is_given(context, name)]
         if given:
@@ -86,157 +95,226 @@ def train(
                 f"write it after: grmp-edge train {context.invoked_subcommand} ...",
             )
         return
-    if data is None:
-        raise UsageError(
-            "training needs labelled pictures", "give a csv with the columns image,mos: --data FILE"
-        )
-    model = ModelChoice(backbone, weights, quick_gelu, normalization, seed, device, preset)
-    tuning = TuningChoice(
-        data,
-        images,
-        mos_range,
-        labels,
-        test_fraction,
-        validation_fraction,
-        epochs,
-        lr,
-        batch,
-        calibrate,
-        text_rate,
-        no_qgr,
-        strength,
-        projection,
-        select_on_test,
-        seed,
-        preset,
-        precision,
-    )
-    tasks = TaskChoice(photos, meta_data, distortions, max_photos, seed)
-    meta = MetaChoice(
-        meta_epochs, inner_lr, outer_lr, support_batch, query_batch, reset_per_task, seed, precision
-    )
+    spec = _required(data)
     need_torch()
-    tuning.check(model.name)
-    first = None if no_mpp else output / "pretrain"
-    if not resume:
-        refuse_overwrite(output)  # before the first stage, not after it
+    from grmp_edge.train.runs import run_finetune
+    from grmp_edge.train.session.checkpoint import CheckpointWriter
+
+    config = tuning.config(model.name, run.precision)
+    labelled, division = _read_and_divide(sets, spec, split.config(model.name, labels), config)
+    start = None if no_mpp else output / "pretrain"
+    if not run.resume:
+        CheckpointWriter(output, {}).refuse_overwrite()  # before the first stage, not after it
     with working() as reporter:
-        if first:
-            target = TargetChoice(data, images, mos_range)
-            do_pretrain(first, model, tasks, meta, target, resume, reporter, curves.value)
-        result = do_finetune(output, model, first, tuning, resume, reporter, curves.value)
-    finish(result, output, as_json, f"grmp-edge export {output} --fp16 -o bundles/{output.name}")
+        if start:
+            pretrain_into(start, model, tasks, meta, labelled, run, reporter)
+        result = run_finetune(
+            output,
+            model.config(),
+            start,
+            labelled,
+            division,
+            config,
+            run.resume,
+            reporter,
+            preset=model.preset,
+            curves=run.curves,
+        )
+    _finish(result, output, run.as_json, _NEXT_EXPORT)
 
 
+@as_team
 def pretrain(
+    *,
+    data: Annotated[
+        str | None, option("--data", "With --preset reference: the target set that chooses the epoch.")
+    ] = None,
+    sets: SetOptions,
     output: opt.Output = _OUTPUT / "pretrain",
-    preset: opt.Preset = opt.PresetChoice.default,
-    data: opt.TargetData = None,
-    images: opt.Images = None,
-    mos_range: opt.MosRange = None,
-    photos: opt.Photos = None,
-    meta_data: opt.MetaData = None,
-    distortions: opt.Distortions = None,
-    max_photos: opt.MaxPhotos = None,
-    backbone: opt.BackboneName = None,
-    weights: opt.Weights = "",
-    quick_gelu: opt.QuickGelu = None,
-    normalization: opt.Norm = None,
-    meta_epochs: opt.MetaEpochs = None,
-    inner_lr: opt.InnerLr = None,
-    outer_lr: opt.OuterLr = None,
-    support_batch: opt.SupportBatch = 75,
-    query_batch: opt.QueryBatch = 50,
-    reset_per_task: opt.Reset = None,
-    precision: opt.TrainPrecision = opt.TrainPrecisionChoice.auto,
-    curves: opt.Curves = opt.CurvesChoice.png,
-    resume: opt.Resume = False,
-    seed: opt.Seed = 0,
-    device: opt.Device = "auto",
-    as_json: opt.AsJson = False,
+    tasks: TaskOptions,
+    model: ModelOptions,
+    meta: MetaOptions,
+    run: RunOptions,
 ) -> None:
-    """Learn the prompts on tasks of one distortion each (MPP); needs no labels of yours."""
-    need_torch()
-    model = ModelChoice(backbone, weights, quick_gelu, normalization, seed, device, preset)
-    tasks = TaskChoice(photos, meta_data, distortions, max_photos, seed)
-    meta = MetaChoice(
-        meta_epochs, inner_lr, outer_lr, support_batch, query_batch, reset_per_task, seed, precision
-    )
-    with working() as reporter:
-        target = TargetChoice(data, images, mos_range)
-        result = do_pretrain(output, model, tasks, meta, target, resume, reporter, curves.value)
-    finish(result, output, as_json, f"grmp-edge train finetune --from {output} --data LABELS.csv")
+    """Learn the prompts on distortion tasks (MPP).
 
-
-def finetune(
-    data: opt.Data = None,
-    output: opt.Output = _OUTPUT,
-    start: opt.From = None,
-    allow_unfinished: opt.AllowUnfinished = False,
-    preset: opt.Preset = opt.PresetChoice.default,
-    images: opt.Images = None,
-    mos_range: opt.MosRange = None,
-    labels: opt.Labels = None,
-    test_fraction: opt.TestFraction = 0.2,
-    validation_fraction: opt.ValFraction = None,
-    backbone: opt.BackboneName = None,
-    weights: opt.Weights = "",
-    quick_gelu: opt.QuickGelu = None,
-    normalization: opt.Norm = None,
-    epochs: opt.Epochs = None,
-    lr: opt.Lr = None,
-    batch: opt.BatchSize = None,
-    calibrate: opt.Calibrate = None,
-    text_rate: opt.TextRate = None,
-    no_qgr: opt.NoQgr = False,
-    strength: opt.Lambda = None,
-    projection: opt.ProjectionOption = opt.ProjectionChoice.per_tensor,
-    select_on_test: opt.SelectOnTest = None,
-    precision: opt.TrainPrecision = opt.TrainPrecisionChoice.auto,
-    curves: opt.Curves = opt.CurvesChoice.png,
-    resume: opt.Resume = False,
-    seed: opt.Seed = 0,
-    device: opt.Device = "auto",
-    as_json: opt.AsJson = False,
-) -> None:
-    """Fine-tune on labelled pictures (QGR), from a pre-training checkpoint or shipped prompts.
-
-    With --from, that checkpoint's backbone and normalisation hold; other ones are refused.
+    Each task is one distortion type. Needs no labels of yours.
     """
-    if data is None:
-        raise UsageError(
-            "training needs labelled pictures", "give a csv with the columns image,mos: --data FILE"
-        )
     need_torch()
-    model = ModelChoice(
-        backbone, weights, quick_gelu, normalization, seed, device, preset, shipped_prompts=start is None
-    )
-    tuning = TuningChoice(
-        data,
-        images,
-        mos_range,
-        labels,
-        test_fraction,
-        validation_fraction,
-        epochs,
-        lr,
-        batch,
-        calibrate,
-        text_rate,
-        no_qgr,
-        strength,
-        projection,
-        select_on_test,
-        seed,
-        preset,
-        precision,
-    )
+    from grmp_edge.train.presets import preset_named
+
+    by_target = preset_named(model.preset).meta_select_on == "target set"
+    with working() as reporter:
+        target = sets.read(data) if by_target and data is not None else None
+        result = pretrain_into(output, model, tasks, meta, target, run, reporter)
+    _finish(result, output, run.as_json, "grmp-edge train finetune --from {output} --data LABELS.csv")
+
+
+@as_team
+def finetune(
+    *,
+    data: _Data = None,
+    sets: SetOptions,
+    labels: _Labels = None,
+    output: opt.Output = _OUTPUT,
+    start: Annotated[
+        Path | None,
+        option(
+            "--from",
+            "Pre-training checkpoint to start from; default: the prompts that ship with the "
+            "embedded backbone, fresh ones for another.",
+        ),
+    ] = None,
+    allow_unfinished: AllowUnfinished = False,
+    split: SplitOptions,
+    model: ModelOptions,
+    tuning: TuningOptions,
+    run: RunOptions,
+) -> None:
+    """Fine-tune on labelled pictures (QGR).
+
+    Starts from a pre-training checkpoint or from the prompts that ship with the embedded backbone. With
+    --from, that checkpoint's backbone and normalisation apply; others are refused.
+    """
+    spec = _required(data)
+    need_torch()
+    from grmp_edge.train.runs import run_finetune
+
     if start is not None:
         model.check_start(start)
-    tuning.check(model.name_after(start))
+    backbone = model.name_after(start)
+    config = tuning.config(backbone, run.precision)
+    labelled, division = _read_and_divide(sets, spec, split.config(backbone, labels), config)
+    network = model.config(shipped_prompts=start is None)
     with working() as reporter:
-        result = do_finetune(output, model, start, tuning, resume, reporter, curves.value, allow_unfinished)
-    finish(result, output, as_json, f"grmp-edge export {output} --fp16 -o bundles/{output.name}")
+        result = run_finetune(
+            output,
+            network,
+            start,
+            labelled,
+            division,
+            config,
+            run.resume,
+            reporter,
+            allow_unfinished,
+            model.preset,
+            run.curves,
+        )
+    _finish(result, output, run.as_json, _NEXT_EXPORT)
+
+
+def presets(*, as_json: opt.AsJson = False) -> None:
+    """Show how --preset reference differs, and why."""
+    from grmp_edge.train.presets import PRESETS, differences
+
+    rows = differences(PRESETS["default"], PRESETS["reference"])
+    if as_json:
+        print(json.dumps([vars(row) for row in rows]))
+        return
+    for row in rows:
+        print(f"{row.field}: default {_word(row.first)}, reference {_word(row.second)}")
+        print(f"    {row.reason}")
+    print("next: grmp-edge train --preset reference --data LABELS.csv", file=sys.stderr)
+
+
+def pretrain_into(
+    output: Path,
+    model: ModelOptions,
+    tasks: TaskOptions,
+    meta: MetaOptions,
+    target: Labelled | None,
+    run: RunOptions,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Run the first stage into ``output``.
+
+    Args:
+        output: the checkpoint folder.
+        model: backbone and preset.
+        tasks: where the tasks come from.
+        meta: the settings.
+        target: the set that chooses the epoch, if the preset has it so.
+        run: how the run proceeds.
+        reporter: receives the progress.
+
+    Raises:
+        UsageError: the preset needs ``target``, and it is None.
+    """
+    from grmp_edge.train.presets import preset_named
+    from grmp_edge.train.runs import run_pretrain
+
+    preset = preset_named(model.preset)
+    if preset.meta_select_on == "held-out tasks":
+        target = None
+    elif target is None:
+        raise UsageError(
+            f"--preset {preset.name} chooses the pre-training epoch on the target set",
+            "give it with --data, or use --preset default",
+        )
+    phases, description = tasks.build(reporter, preset)
+    config = meta.config(model.name, preset, run.precision)
+    return run_pretrain(
+        output,
+        model.config(),
+        phases,
+        description,
+        config,
+        run.resume,
+        reporter,
+        target,
+        preset.name,
+        run.curves,
+    )
+
+
+def _required(data: str | None) -> str:
+    if data is None:
+        raise UsageError(
+            "training needs labelled pictures", "give a csv with the columns image,mos: --data FILE"
+        )
+    return data
+
+
+def _read_and_divide(
+    sets: SetOptions, spec: str, division: SplitConfig, config: FinetuneConfig
+) -> tuple[Labelled, SplitConfig]:
+    """Read and divide the set before any long work, so that errors in it are reported at once."""
+    from grmp_edge.train.data.labelled import split_indices
+    from grmp_edge.train.data.named_sets import notes_of
+    from grmp_edge.train.runs import refuse_no_test_part
+
+    refuse_no_test_part(config.select_on, division.test_fraction)
+    data = sets.read(spec)
+    for note in notes_of(data):
+        print(f"note: {note}", file=sys.stderr)
+    parts = split_indices(data, division)
+    data.scale_of([*parts.train, *parts.validation])
+    return data, division
+
+
+def _finish(result: dict[str, Any], output: Path, as_json: bool, then: str) -> None:
+    """Print a run's result, and what to run next."""
+    if as_json:
+        shown = {key: value for key, value in result.items() if key not in ("history", "lr", "waited")}
+        print(json.dumps({"checkpoint": str(output), **shown}))
+    else:
+        for part, metrics in result.get("metrics", {}).items():
+            numbers = "  ".join(
+                f"{key.upper()} {'-' if value is None else format(value, '.3f')}"
+                for key, value in metrics.items()
+                if key != "count"
+            )
+            print(f"{part:20} {numbers}  ({metrics['count']} pictures)")
+        for leak in result.get("leaks", ()):
+            print(f"not an honest figure: {leak}")
+        if result.get("held_out_tasks"):
+            best = "-" if result["best_srcc"] is None else f"{result['best_srcc']:.3f}"
+            print(f"held-out tasks  SRCC {best}  ({', '.join(result['held_out_tasks'])})")
+    print(f"checkpoint: {output}\nnext: {then.format(output=output, name=output.name)}", file=sys.stderr)
+
+
+def _word(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value) or "the backbone's"
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

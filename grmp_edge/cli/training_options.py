@@ -1,14 +1,13 @@
-"""What the training options ask for, turned into the training room's own configs."""
-
-from __future__ import annotations
+"""The options of training in groups, and what each group becomes: the training room's own settings."""
 
 import json
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from grmp_edge.cli import options as opt
+from grmp_edge.cli.groups import PERFORMANCE, option
+from grmp_edge.cli.options import PAPER
 from grmp_edge.default_bundle import EMBEDDED
 from grmp_edge.errors import UsageError
 
@@ -22,28 +21,88 @@ if TYPE_CHECKING:
     from grmp_edge.train.tasks import Task
 
 __all__ = [
-    "MetaChoice",
-    "ModelChoice",
-    "TargetChoice",
-    "TaskChoice",
-    "TuningChoice",
-    "preset_of",
+    "AllowUnfinished",
+    "MetaEpochs",
+    "MetaOptions",
+    "ModelOptions",
+    "NoMpp",
+    "PresetName",
+    "RunOptions",
+    "SetOptions",
+    "SplitOptions",
+    "TaskOptions",
+    "TrainPrecision",
+    "TuningOptions",
     "scale_of_labels",
+]
+
+# As in grmp_edge.train.session.precision, which loads torch.
+TrainPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+
+PresetName = Literal["default", "reference"]  # of grmp_edge.train.presets
+
+PresetOption = Annotated[
+    PresetName,
+    option(
+        "--preset",
+        "reference: as the released code does, including its leaks of test data; results are "
+        "marked. For the differences: grmp-edge train presets. Options that are given "
+        "override it.",
+    ),
+]
+AllowUnfinished = Annotated[
+    bool, option("--allow-unfinished", "Also start from a pre-training run that is incomplete.")
+]
+NoMpp = Annotated[bool, option("--no-mpp", "Fine-tune from fresh prompts, without meta-pre-training.", PAPER)]
+MetaEpochs = Annotated[
+    int | None,
+    option(
+        "--meta-epochs",
+        "Epochs of meta-pre-training; default: 3 for the embedded backbone, else 50.",
+        PAPER,
+        min=1,
+    ),
 ]
 
 
 @dataclass(frozen=True)
-class ModelChoice:
+class ModelOptions:
     """Backbone, weights, normalisation, device."""
 
-    backbone: str | None
-    weights: str
-    quick_gelu: bool | None
-    normalization: opt.Normalization | None
-    seed: int
-    device: str
-    preset: opt.PresetChoice = opt.PresetChoice.default
-    shipped_prompts: bool = False  # instead of random ones, where there is no pre-training to begin from
+    backbone: Annotated[
+        str | None,
+        option(
+            "--backbone",
+            "embedded-s16, or any ViT of open_clip such as ViT-B-16; default: that of --from, "
+            "else embedded-s16.",
+        ),
+    ] = None
+    weights: Annotated[
+        str,
+        option(
+            "--weights",
+            "Weights of the backbone: an open_clip tag, a file, or 'random'; default: shipped, or 'openai'.",
+        ),
+    ] = ""
+    quick_gelu: Annotated[
+        bool | None,
+        option(
+            "--quick-gelu/--no-quick-gelu",
+            "Activation of the weights in a file; default: read from the file.",
+            PAPER,
+        ),
+    ] = None
+    normalization: Annotated[
+        opt.Normalization | None,
+        option(
+            "--normalization",
+            "Default: that of --from or --preset, else clip for the embedded backbone, imagenet for others.",
+            PAPER,
+        ),
+    ] = None
+    preset: PresetOption = "default"
+    seed: opt.Seed = 0
+    device: Annotated[str, option("--device", "auto, cpu or cuda.", PERFORMANCE)] = "auto"
 
     @property
     def name(self) -> str:
@@ -51,58 +110,85 @@ class ModelChoice:
         return self.backbone or EMBEDDED
 
     def name_after(self, start: Path | None) -> str:
-        """The backbone of a pre-training checkpoint, else that of the options."""
+        """The backbone of a pre-training checkpoint, or of the options if there is none."""
         if start is None:
             return self.name
         try:
             return str(json.loads((start / "config.json").read_bytes())["backbone"]["name"])
         except (OSError, ValueError, KeyError, TypeError):
-            return self.name  # no checkpoint, which is told when it is loaded
+            return self.name  # no valid checkpoint: loading it raises the error
 
-    def config(self) -> ModelConfig:
-        """For ``run_pretrain`` and ``run_finetune``."""
+    def config(self, shipped_prompts: bool = False) -> "ModelConfig":
+        """Settings for ``run_pretrain`` and ``run_finetune``.
+
+        Args:
+            shipped_prompts: without a pre-training checkpoint, start from the prompts that ship with the
+                embedded backbone instead of random ones.
+        """
         from grmp_edge.train.network.backbone import BackboneConfig
+        from grmp_edge.train.presets import preset_named
         from grmp_edge.train.runs import ModelConfig
 
         return ModelConfig.of(
             BackboneConfig(self.name, self.weights, self.quick_gelu),
-            self.normalization.value if self.normalization else preset_of(self.preset).normalization,
+            self.normalization or preset_named(self.preset).normalization,
             device=self.device,
             seed=self.seed,
-            shipped_prompts=self.shipped_prompts,
+            shipped_prompts=shipped_prompts,
         )
 
     def check_start(self, start: Path) -> None:
-        """Raise UsageError if a given option contradicts a pre-training checkpoint, whose settings hold."""
+        """Raise UsageError if an option contradicts a pre-training checkpoint, whose settings apply."""
         try:
-            found = json.loads((start / "config.json").read_bytes())
-            has = {"backbone": found["backbone"]["name"], "normalization": found["prompts"]["normalization"]}
+            config = json.loads((start / "config.json").read_bytes())
+            has = {
+                "backbone": config["backbone"]["name"],
+                "normalization": config["prompts"]["normalization"],
+            }
         except (OSError, ValueError, KeyError, TypeError):
-            return  # no checkpoint, which is told when it is loaded
-        given = {"backbone": self.backbone, "normalization": self.normalization and self.normalization.value}
-        for option, wanted in given.items():
-            if wanted and wanted != has[option]:
+            return  # no valid checkpoint: loading it raises the error
+        for name, value in (("backbone", self.backbone), ("normalization", self.normalization)):
+            if value and value != has[name]:
                 raise UsageError(
-                    f"--{option} {wanted} contradicts --from {start}, which has {has[option]}",
-                    f"leave --{option} out, or pre-train with it: grmp-edge train pretrain",
+                    f"--{name} {value} contradicts --from {start}, which has {has[name]}",
+                    f"leave --{name} out, or pre-train with it: grmp-edge train pretrain",
                 )
 
 
 @dataclass(frozen=True)
-class TaskChoice:
+class TaskOptions:
     """Where the meta-learning tasks come from."""
 
-    photos: Path | None
-    meta_data: list[str] | None
-    distortions: str | None
-    max_photos: int | None
-    seed: int
+    photos: Annotated[
+        Path | None,
+        option(
+            "--photos", "Pristine photographs to make distortion tasks from; default: computer-made pictures."
+        ),
+    ] = None
+    meta_data: Annotated[
+        list[str] | None,
+        option(
+            "--meta-data",
+            "Labelled set as tasks: tid2013:DIR, kadid10k:DIR, or a csv with a column "
+            "distortion; repeat for more phases.",
+        ),
+    ] = None
+    distortions: opt.Distortions = None
+    max_photos: Annotated[
+        int | None, option("--max-photos", "Use no more than this many photographs.", PAPER, min=2)
+    ] = None
+    seed: opt.Seed = 0
 
-    def build(self, reporter: Reporter, preset: Preset) -> tuple[list[list[Task]], dict[str, Any]]:
-        """The phases of tasks, and what config.json says of them."""
+    def build(self, reporter: "Reporter", preset: "Preset") -> "tuple[list[list[Task]], dict[str, Any]]":
+        """Make the phases of tasks, and their description for config.json.
+
+        Raises:
+            UsageError: both --photos and --meta-data are given.
+        """
         from grmp_edge.train import tasks as t
         from grmp_edge.train.data.named_sets import notes_of, read_spec
 
+        description: dict[str, Any]
         if self.meta_data:
             if self.photos:
                 raise UsageError("--photos and --meta-data are two sources of tasks", "give one of them")
@@ -111,23 +197,18 @@ class TaskChoice:
                 for note in notes_of(data):
                     reporter.note(f"note: {note}")
             phases = [t.labelled_tasks(data) for data in sets]
-            said = {
-                "meta_data": [data.name for data in sets],
-                "pictures": [len(d) for d in sets],
-            }
+            description = {"meta_data": [data.name for data in sets], "pictures": [len(d) for d in sets]}
         else:
             config = t.SyntheticConfig(seed=self.seed)
             if self.distortions:
-                config = t.SyntheticConfig(
-                    tuple(self.distortions.replace(" ", "").split(",")), seed=self.seed
-                )
+                config = replace(config, distortions=tuple(self.distortions.replace(" ", "").split(",")))
             if self.photos:
                 photographs = t.load_photographs(self.photos, config.max_side, self.max_photos)
             else:
                 photographs = t.procedural_photographs(self.max_photos or 24, seed=self.seed)
                 reporter.note("no --photos given: tasks are made from computer-made pictures")
             phases = [t.synthetic_tasks(photographs, config)]
-            said = {
+            description = {
                 "photos": str(self.photos.resolve()) if self.photos else "procedural",
                 "count": len(photographs),
                 "distortions": list(config.distortions),
@@ -136,149 +217,239 @@ class TaskChoice:
         reporter.note(
             f"{sum(map(len, phases))} tasks of {', '.join(str(len(p[0].quality)) for p in phases)} pictures"
         )
-        return phases, said
+        return phases, description
 
 
 @dataclass(frozen=True)
-class MetaChoice:
-    """Settings of meta-pre-training."""
+class MetaOptions:
+    """Settings of meta-pre-training; None: the default of the backbone."""
 
-    epochs: int | None  # None, as below: what goes with the backbone
-    inner_lr: float | None
-    outer_lr: float | None
-    support_batch: int
-    query_batch: int
-    reset_per_task: bool | None
-    seed: int
-    precision: opt.TrainPrecisionChoice = opt.TrainPrecisionChoice.auto
+    meta_epochs: MetaEpochs = None
+    inner_lr: Annotated[
+        float | None,
+        option(
+            "--inner-lr",
+            "Adam's learning rate within a task; default: 1e-3 for embedded, else 1e-4.",
+            PAPER,
+            min=0.0,
+        ),
+    ] = None
+    outer_lr: Annotated[
+        float | None,
+        option(
+            "--outer-lr",
+            "Beta, how far the prompts follow the tasks; default: 1 for embedded, else 1e-2.",
+            PAPER,
+            min=0.0,
+        ),
+    ] = None
+    support_batch: Annotated[int, option("--support-batch", "Pictures in a support batch.", PAPER, min=1)] = (
+        75
+    )
+    query_batch: Annotated[int, option("--query-batch", "Pictures in a query batch.", PAPER, min=1)] = 50
+    reset_per_task: Annotated[
+        bool | None,
+        option(
+            "--reset-per-task/--no-reset-per-task",
+            "Adapt each task from the shared prompts (the default), or carry the adapted prompts "
+            "on, as the released code does.",
+            PAPER,
+        ),
+    ] = None
+    seed: opt.Seed = 0
 
-    def config(self, backbone: str, preset: Preset) -> MetaConfig:
-        """For ``run_pretrain``."""
+    def config(self, backbone: str, preset: "Preset", precision: TrainPrecision) -> "MetaConfig":
+        """Settings for ``run_pretrain``."""
         return preset.meta(
             backbone,
-            epochs=self.epochs,
+            epochs=self.meta_epochs,
             inner_lr=self.inner_lr,
             outer_lr=self.outer_lr,
             support_batch=self.support_batch,
             query_batch=self.query_batch,
             reset_per_task=self.reset_per_task,
             seed=self.seed,
-            precision=self.precision.value,
+            precision=precision,
         )
 
 
 @dataclass(frozen=True)
-class TuningChoice:
-    """Labelled data and settings of fine-tuning."""
+class SetOptions:
+    """How a labelled set is read."""
 
-    data: str
-    images: Path | None
-    mos_range: str | None
-    labels: int | None
-    test_fraction: float
-    validation_fraction: float | None
-    epochs: int | None
-    lr: float | None
-    batch: int | None
-    calibrate: bool | None
-    text_rate: float | None
-    no_qgr: bool
-    strength: float | None
-    projection: opt.ProjectionChoice
-    select_on_test: bool | None
-    seed: int
-    preset: opt.PresetChoice = opt.PresetChoice.default
-    precision: opt.TrainPrecisionChoice = opt.TrainPrecisionChoice.auto
+    images: opt.Images = None
+    mos_range: opt.MosRange = None
 
-    def check(self, backbone: str) -> None:
-        """Read and divide the csv before any long work, so that what is wrong in it is told at once."""
-        from grmp_edge.train.data.labelled import split_indices
-        from grmp_edge.train.data.named_sets import notes_of
-        from grmp_edge.train.runs import refuse_no_test_part
+    def read(self, spec: str) -> "Labelled":
+        """Read and check a labelled set, ``SET:PATH`` or a csv."""
+        from grmp_edge.train.data.named_sets import read_spec
 
-        refuse_no_test_part(self.config(backbone).select_on, self.test_fraction)
-        data = self.labelled()
-        for note in notes_of(data):
-            print(f"note: {note}", file=sys.stderr)
-        split = split_indices(data, self.split(backbone))
-        data.scale_of([*split.train, *split.validation])
+        return read_spec(spec, self.images, scale_of_labels(self.mos_range))
 
-    def split(self, backbone: str) -> SplitConfig:
-        """How the csv is divided."""
-        return preset_of(self.preset).split(
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """How a labelled set is divided."""
+
+    test_fraction: Annotated[
+        float, option("--test-fraction", "Share of the set for testing.", min=0.0, max=0.9)
+    ] = 0.2
+    validation_fraction: Annotated[
+        float | None,
+        option(
+            "--validation-fraction",
+            "Share of the labels that chooses the epoch; 0: a fixed schedule; default: 0 for the "
+            "embedded backbone and with --preset reference, else 0.2.",
+            PAPER,
+            min=0.0,
+            max=0.9,
+        ),
+    ] = None
+    seed: opt.Seed = 0
+    preset: PresetOption = "default"
+
+    def config(self, backbone: str, labels: int | None = None) -> "SplitConfig":
+        """Settings of the split; ``labels``: how many to learn from, None for all outside the test part."""
+        from grmp_edge.train.presets import preset_named
+
+        return preset_named(self.preset).split(
             backbone,
-            labels=self.labels,
+            labels=labels,
             test_fraction=self.test_fraction,
             validation_fraction=self.validation_fraction,
             seed=self.seed,
         )
 
-    def labelled(self) -> Labelled:
-        """The csv, read and checked."""
-        from grmp_edge.train.data.named_sets import read_spec
 
-        return read_spec(self.data, self.images, scale_of_labels(self.mos_range))
+@dataclass(frozen=True)
+class TuningOptions:
+    """Settings of fine-tuning; None: the default of the backbone and the preset."""
 
-    def config(self, backbone: str) -> FinetuneConfig:
-        """For ``run_finetune``."""
+    epochs: Annotated[
+        int | None,
+        option(
+            "--epochs",
+            "Most epochs of fine-tuning; default: 12 for the embedded backbone, else 2000.",
+            PAPER,
+            min=1,
+        ),
+    ] = None
+    lr: Annotated[
+        float | None,
+        option(
+            "--lr", "SGD's learning rate; default: 0.5 for the embedded backbone, else 1e-3.", PAPER, min=0.0
+        ),
+    ] = None
+    batch: Annotated[
+        int | None,
+        option(
+            "--batch",
+            "Pictures in a fine-tuning step; default: 16 for the embedded backbone, else 192.",
+            PAPER,
+            min=1,
+        ),
+    ] = None
+    calibrate: Annotated[
+        bool | None,
+        option(
+            "--calibrate/--no-calibrate",
+            "Fit the scores to the labels' scale before learning their order; default: yes for "
+            "the embedded backbone, else no.",
+            PAPER,
+        ),
+    ] = None
+    text_rate: Annotated[
+        float | None,
+        option(
+            "--text-rate",
+            "Learning rate of the text side as a fraction of --lr; default: 0 for the embedded "
+            "backbone, else 1.",
+            PAPER,
+            min=0.0,
+        ),
+    ] = None
+    no_qgr: Annotated[bool, option("--no-qgr", "Fine-tune without gradient regularisation.", PAPER)] = False
+    strength: Annotated[
+        float | None,
+        option(
+            "--lambda",
+            "Strength of the regularisation, 1 being the orthogonal projection; default: 1 for "
+            "the embedded backbone, else 5.",
+            PAPER,
+            min=0.0,
+        ),
+    ] = None
+    projection: Annotated[
+        Literal["per_tensor", "global"],
+        option("--projection", "Project each tensor's gradient, or all as one.", PAPER),
+    ] = "per_tensor"
+    select_on_test: Annotated[
+        bool | None,
+        option(
+            "--select-on-test/--no-select-on-test",
+            "Choose the epoch on the test part, as the released code does; the result is marked.",
+            PAPER,
+        ),
+    ] = None
+    seed: opt.Seed = 0
+    preset: PresetOption = "default"
+
+    def config(self, backbone: str, precision: TrainPrecision) -> "FinetuneConfig":
+        """Settings for ``run_finetune``."""
         from grmp_edge.train.network.settings import CALIBRATION_STEPS
+        from grmp_edge.train.presets import preset_named
 
-        steps = {None: None, False: 0, True: CALIBRATION_STEPS}[self.calibrate]
-        selects = {None: None, False: "validation", True: "test"}[self.select_on_test]
-        return preset_of(self.preset).finetune(
+        return preset_named(self.preset).finetune(
             backbone,
             epochs=self.epochs,
             lr=self.lr,
             batch=self.batch,
             qgr=not self.no_qgr,
             qgr_strength=self.strength,
-            projection=self.projection.value,
+            projection=self.projection,
             seed=self.seed,
-            precision=self.precision.value,
-            calibration_steps=steps,
+            precision=precision,
+            calibration_steps={None: None, False: 0, True: CALIBRATION_STEPS}[self.calibrate],
             text_rate=self.text_rate,
-            select_on=selects,
+            select_on={None: None, False: "validation", True: "test"}[self.select_on_test],
         )
 
 
 @dataclass(frozen=True)
-class TargetChoice:
-    """The labelled set that chooses the pre-training epoch, where the preset has it so."""
+class RunOptions:
+    """How a run proceeds, whatever it trains."""
 
-    data: str | None
-    images: Path | None
-    mos_range: str | None
-
-    def labelled(self, preset: Preset) -> Labelled | None:
-        """The set, or None where held-out tasks choose.
-
-        Raises:
-            UsageError: it is needed and not given.
-        """
-        from grmp_edge.train.data.named_sets import read_spec
-
-        if preset.meta_select_on == "held-out tasks":
-            return None
-        if self.data is None:
-            raise UsageError(
-                f"--preset {preset.name} chooses the pre-training epoch on the target set",
-                "give it with --data, or use --preset default",
-            )
-        return read_spec(self.data, self.images, scale_of_labels(self.mos_range))
-
-
-def preset_of(choice: opt.PresetChoice) -> Preset:
-    """The preset of an option."""
-    from grmp_edge.train.presets import preset_named
-
-    return preset_named(choice.value)
+    curves: Annotated[
+        Literal["png", "tensorboard", "none"],
+        option(
+            "--curves",
+            "Training curves beside the checkpoint: curves.png, event files in tensorboard/, or none.",
+        ),
+    ] = "png"
+    resume: Annotated[
+        bool,
+        option(
+            "--resume",
+            "Continue the run in the output folder: same data, seed and settings, but more "
+            "epochs are allowed.",
+        ),
+    ] = False
+    as_json: opt.AsJson = False
+    precision: Annotated[
+        TrainPrecision,
+        option(
+            "--precision",
+            "Matrix products in training; auto: bf16 if the GPU has it, else fp32. Weights stay fp32.",
+            PERFORMANCE,
+        ),
+    ] = "auto"
 
 
 def scale_of_labels(text: str | None) -> tuple[float, float] | None:
-    """The two ends in ``LOW,HIGH``; None where nothing is given.
+    """The two ends in ``LOW,HIGH``; None for None.
 
     Raises:
-        UsageError: it is not two numbers in order.
+        UsageError: not two numbers in ascending order.
     """
     if text is None:
         return None

@@ -2,65 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from grmp_edge.runtime.live.events import CameraState
-from grmp_edge.runtime.live.live import CameraStatus
-from grmp_edge.runtime.report import printable
-from grmp_edge.runtime.sinks.queue import Message, Record, ScoreRecord, Throttle, Writer
+if TYPE_CHECKING:
+    from rich.table import Table
 
-__all__ = ["LineWriter", "Trends", "plain_line", "status_table"]
+    from grmp_edge.runtime.live.live import CameraStatus
+    from grmp_edge.runtime.sinks.queue import Record, ScoreRecord
+
+__all__ = ["Trends", "plain_line", "status_table"]
 
 _BARS = "▁▂▃▄▅▆▇█"
 
 
-class LineWriter(Writer):
-    """Writes a line an event to a file descriptor, on its sink's thread.
-
-    Straight to the descriptor: a reader that stopped reading must not hold Python's own lock on stdout, at
-    which the whole program would wait when it ends.
-    """
-
-    def __init__(
-        self,
-        line: Callable[[Record], str | None],
-        gone: Callable[[], None],
-        descriptor: int = 1,
-        interval_s: float = 0.0,
-    ) -> None:
-        """``gone`` is called when the reader has closed its end; ``interval_s`` thins a camera's scores."""
-        self._line, self._gone, self._descriptor = line, gone, descriptor
-        self._throttle = Throttle(interval_s)
-        self._cut = False  # only a part of the last line could be written
-
-    def wants(self, record: Record) -> bool:
-        """Changes and alerts all, scores as often as asked."""
-        return self._throttle.passes(record)
-
-    def write(self, message: Message) -> None:
-        """Write one line, whole."""
-        text = self._line(message.record)
-        if text is None:
-            return
-        data = (text + "\n").encode("utf-8", "backslashreplace")
-        if self._cut:  # by a full disk: only that line is lost, and not this one
-            data = b"\n" + data
-        try:
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-                self._cut = bool(data)
-        except BrokenPipeError:
-            self._gone()
-            raise
-
-
 def plain_line(record: Record) -> str:
     """An event as a line to read."""
+    from grmp_edge.runtime.report import printable
+
     at = time.strftime("%H:%M:%S", time.localtime(record["at"]))
     name = printable(record["camera"])
     if record["event"] == "score":
@@ -83,7 +45,7 @@ class Trends:
         self._means: dict[str, deque[tuple[int, list[float]]]] = {}
 
     def add(self, record: ScoreRecord) -> None:
-        """Take in a score's record."""
+        """Add the record of a score."""
         means = self._means.setdefault(record["camera"], deque(maxlen=self._seconds))
         second = int(record["at"])
         if not means or means[-1][0] != second:
@@ -96,16 +58,15 @@ class Trends:
         return "".join(_BARS[min(7, int(value * 8))] for value in means)
 
 
-_COLOURS = {
-    CameraState.RUNNING: "green", CameraState.RESTARTING: "yellow", CameraState.NOT_STARTED: "dim",
-    CameraState.ERROR: "red", CameraState.STOPPED: "dim",
-}  # fmt: skip
+_COLOURS = {"running": "green", "restarting": "yellow", "error": "red"}  # by state; others are dim
 
 
-def status_table(statuses: Sequence[CameraStatus], trends: Trends, lost: int) -> Any:
-    """A rich table of all cameras; ``lost`` is what the sinks could not take."""
+def status_table(statuses: Sequence[CameraStatus], trends: Trends, lost: int) -> Table:
+    """A table of all cameras; ``lost``: how many events the sinks could not take."""
     from rich.table import Table
     from rich.text import Text
+
+    from grmp_edge.runtime.report import printable
 
     now = time.monotonic()
     caption = f"{lost} events lost by sinks; Ctrl-C ends" if lost else "Ctrl-C ends"
@@ -118,9 +79,9 @@ def status_table(statuses: Sequence[CameraStatus], trends: Trends, lost: int) ->
         state = stats.state.value + ("" if stats.picture == "ok" else f", {stats.picture}")
         if status.alerts:
             state += f", ALERT {'+'.join(status.alerts)}"
-        # From capture to now, not to the result: what one sees here grows when nothing comes.
+        # From capture to now, not to the result: the age grows while nothing arrives.
         age = "-" if last is None or last.captured_s is None else _seconds(now - last.captured_s)
-        colour = "red" if status.alerts or stats.picture != "ok" else _COLOURS[stats.state]
+        colour = "red" if status.alerts or stats.picture != "ok" else _COLOURS.get(stats.state.value, "dim")
         detail = f"\n{printable(stats.detail)}" if stats.detail else ""
         table.add_row(
             "-" if last is None else f"{last.value:.4f}",

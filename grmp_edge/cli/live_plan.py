@@ -1,0 +1,107 @@
+"""What ``watch`` and ``serve`` share: which cameras to read and how, and the end of the sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from grmp_edge.cli.groups import PERFORMANCE, option
+from grmp_edge.errors import SourceError, UsageError
+
+if TYPE_CHECKING:
+    from grmp_edge.runtime.live.config import CameraConfig, Streams
+    from grmp_edge.runtime.sinks.queue import QueuedSink
+
+__all__ = ["ALERTS", "CameraOptions", "StreamsFile", "close_sinks", "plan_streams"]
+
+ALERTS = "Alerts"
+
+StreamsFile = Annotated[
+    Path | None, option("--streams", "A streams.toml with cameras, their settings and sinks.")
+]
+
+
+@dataclass(frozen=True)
+class CameraOptions:
+    """Settings of every camera; None: what streams.toml says, or the usual."""
+
+    policy: Annotated[
+        str | None, option("--policy", "latest: newest frame only (default); every: all, in order.")
+    ] = None
+    max_fps: Annotated[float | None, option("--max-fps", "Most frames scored per second and camera.")] = None
+    max_age: Annotated[float | None, option("--max-age", "Drop frames older than this, in seconds.")] = None
+    loop: Annotated[bool, option("--loop/--no-loop", "Play a file again when it ends.")] = True
+    below: Annotated[float | None, option("--below", "Alert below this score (0..1).", ALERTS)] = None
+    drop: Annotated[
+        float | None, option("--drop", "Alert this far below the camera's own usual score.", ALERTS)
+    ] = None
+    alert_for: Annotated[
+        float | None,
+        option(
+            "--for", "Seconds that the condition must last to raise or clear an alert; default 5.", ALERTS
+        ),
+    ] = None
+    batch: Annotated[
+        int | None, option("--batch", "Frames in one run of the network; default 8.", PERFORMANCE, min=1)
+    ] = None
+
+    def apply(self, camera: CameraConfig) -> CameraConfig:
+        """The camera with the settings that were given."""
+        rule = {"below": self.below, "drop": self.drop, "for_s": self.alert_for}
+        alert = replace(camera.alert, **{key: value for key, value in rule.items() if value is not None})
+        return replace(
+            camera,
+            alert=alert,
+            policy=camera.policy if self.policy is None else self.policy,
+            max_fps=camera.max_fps if self.max_fps is None else self.max_fps,
+            max_age_s=camera.max_age_s if self.max_age is None else self.max_age,
+            loop=camera.loop and self.loop,
+        )
+
+
+def plan_streams(
+    sources: Sequence[str], streams: Path | None, options: CameraOptions | None = None
+) -> Streams:
+    """The cameras of the file, then those of the command line, whose options apply to both.
+
+    Raises:
+        SourceError: a source is neither a camera nor a file.
+        UsageError: no camera at all, or a setting out of range.
+    """
+    from grmp_edge.redact import safe_name
+    from grmp_edge.runtime.live.config import CameraConfig, LiveConfig, Streams, read_streams
+    from grmp_edge.runtime.video.capture import is_live
+
+    options = options or CameraOptions()
+    plan = read_streams(streams) if streams is not None else Streams((), LiveConfig())
+    cameras = list(plan.cameras)
+    for source in sources:
+        if not is_live(source):
+            if not Path(source).is_file():
+                raise SourceError(
+                    f"{safe_name(source)}: not a camera",
+                    "give 0, rtsp://, http://, gst:PIPELINE or file:VIDEO",
+                )
+            source = f"file:{source}"
+        cameras.append(CameraConfig(source))
+    if not cameras:
+        raise UsageError("nothing to watch", "give a SOURCE or --streams FILE")
+    live = replace(plan.live, batch=options.batch) if options.batch else plan.live
+    return replace(plan, cameras=tuple(map(options.apply, cameras)), live=live)
+
+
+def close_sinks(sinks: list[QueuedSink]) -> None:
+    """Close all sinks, and report on stderr what they lost."""
+    from grmp_edge.runtime.sinks.queue import close_all
+
+    for stats in close_all(sinks):
+        if stats.failed or stats.lost:
+            why = f" ({stats.error})" if stats.error else ""
+            typer.echo(
+                f"sink {stats.name}: {stats.written} written, {stats.failed} failed{why}, {stats.lost} lost",
+                err=True,
+            )

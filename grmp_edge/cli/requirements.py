@@ -1,0 +1,27 @@
+"""The optional packages that commands need, checked before any work begins."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from grmp_edge.errors import MissingDependencyError
+
+__all__ = ["need_export", "need_torch"]
+
+
+def need_torch(purpose: str = "training") -> None:
+    """Raise MissingDependencyError if a package of the extra ``train`` is not installed."""
+    for package in ("torch", "open_clip", "safetensors"):
+        if find_spec(package) is None:
+            raise MissingDependencyError(package, "train", purpose)
+
+
+def need_export() -> None:
+    """Raise MissingDependencyError if a package of the extra ``export``, or onnxruntime, is not installed."""
+    for package in ("torch", "open_clip", "safetensors", "onnx"):
+        if find_spec(package) is None:
+            raise MissingDependencyError(package, "export", "export")
+    if find_spec("onnxruntime") is None:
+        raise MissingDependencyError(
+            "onnxruntime", "cpu", "the parity gate (on an NVIDIA GPU's machine: [gpu])"
+        )
