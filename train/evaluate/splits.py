@@ -170,7 +170,7 @@ def _config_of(start: Path | None) -> CheckpointConfig:
         return {}
 
 
-def _backbone_name(config: dict[str, Any], model: ModelConfig) -> str:
+def _backbone_name(config: CheckpointConfig, model: ModelConfig) -> str:
     return str((config.get("backbone") or {}).get("name") or model.backbone.name)
 
 
