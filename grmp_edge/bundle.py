@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,6 +19,7 @@ from grmp_edge.onnx_wire import external_files
 from grmp_edge.parity import ParityReport
 from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
 from grmp_edge.score import MosScale
+from grmp_edge.views import Aggregate
 
 __all__ = [
     "MANIFEST",
@@ -32,9 +33,10 @@ __all__ = [
     "write_bundle",
 ]
 
-# The newest version that is read. A bundle without data files is written as 1, which older readers know; one
-# with them as 2, since a reader of 1 would leave them behind in a copy and would not notice damage to them.
-SCHEMA_VERSION = 2
+# The newest version that is read; a bundle is written as the oldest that will do. 1: no data files. 2: with
+# them, which a reader of 1 would leave behind in a copy and whose damage it would not notice. 3: several
+# views of a picture, of which older readers would score the whole alone.
+SCHEMA_VERSION = 3
 PRECISIONS = ("fp32", "fp16", "int8")
 _MEANING = (
     "probability that the picture matches 'high quality' rather than 'low quality'; higher is better; "
@@ -68,6 +70,8 @@ class Graph:
     opset: int
     input: str = "images"  # uint8 (batch, size, size, 3)
     output: str = "scores"  # float32 (batch,)
+    # float32 (batch, 1 + causes): the score's logit, then the causes'. Empty: the graph gives scores alone.
+    logits: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class Bundle:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = 1
     files: Mapping[str, DataFile] = field(default_factory=dict)  # by name inside the bundle
+    aggregate: Aggregate = field(default_factory=Aggregate)  # of the logits of a picture's views
+    causes: tuple[str, ...] = ()  # the columns of the graphs' logits behind the first
 
     @classmethod
     def load(cls, path: str | Path, verify: bool = True) -> Bundle:
@@ -147,7 +153,19 @@ class Bundle:
     @classmethod
     def _from_manifest(cls, folder: Path, data: Mapping[str, Any]) -> Bundle:
         norm, pre, mos = data["normalization"], data["preprocess"], data.get("mos")
-        graphs = {name: Graph(**graph) for name, graph in data["graphs"].items()}
+        known = {field.name for field in fields(Graph)}
+        graphs = {
+            name: Graph(**{key: value for key, value in graph.items() if key in known})
+            for name, graph in data["graphs"].items()
+        }
+        for key, value in _MEANS.items():
+            if pre.get(key, value) != value:
+                raise ValueError(f"its preprocess has {key} {pre[key]!r}, which this version does not do")
+        views, causes = data.get("views"), tuple(str(name) for name in data.get("causes", ()))
+        if (views or causes) and not all(graph.logits for graph in graphs.values()):
+            raise ValueError("it has views or causes, but a graph without logits")
+        if views and views["rule"] != _VIEWS_RULE:
+            raise ValueError(f"its views follow the rule {views['rule']!r}, which this version does not know")
         files = {
             name: DataFile(str(file["sha256"]), int(file["bytes"]), tuple(file["graphs"]))
             for name, file in data.get("files", {}).items()
@@ -161,7 +179,7 @@ class Bundle:
             path=folder,
             id=data["id"],
             backbone=data["backbone"],
-            preprocess=Preprocess(pre["resize"], pre["crop"]),
+            preprocess=Preprocess(pre["resize"], pre["crop"], int(views["native"]) if views else 0),
             normalization=NORMALIZATIONS.get(norm["name"])
             or Normalization(norm["name"], tuple(norm["mean"]), tuple(norm["std"])),
             mos=MosScale(mos["low"], mos["high"]) if mos else None,
@@ -170,6 +188,10 @@ class Bundle:
             provenance=data.get("provenance", {}),
             schema_version=data["schema_version"],
             files=files,
+            aggregate=Aggregate(*(float(views["aggregate"][key]) for key in ("whole", "native", "shift")))
+            if views
+            else Aggregate(),
+            causes=causes,
         )
 
     def _check(self, name: str, listed: Graph | DataFile, verify: bool) -> None:
@@ -220,6 +242,17 @@ class Bundle:
 
 _AGAIN = "copy or export the bundle again"
 
+# What every bundle's preprocess says beside its sizes; another value would be silently ignored.
+_MEANS = {
+    "interpolation": "opencv-bicubic",
+    "keep_aspect_ratio": False,
+    "color": "RGB",
+    "layout": "NHWC",
+    "dtype": "uint8",
+}
+# Which crops, and how the views' logits become one: see grmp_edge.views.
+_VIEWS_RULE = "whole-and-spread-1"
+
 
 def _external(path: Path) -> list[str]:
     try:
@@ -251,6 +284,9 @@ def write_bundle(
     parity: ParityReport,
     provenance: Mapping[str, Any],
     files: Sequence[Path] = (),
+    aggregate: Aggregate | None = None,
+    causes: Sequence[str] = (),
+    logits: str = "",
 ) -> Bundle:
     """Write a bundle in one step: it replaces an older one as a whole, or not at all.
 
@@ -260,6 +296,8 @@ def write_bundle(
         backbone, preprocess, normalization, mos, parity, provenance: as in :class:`Bundle`.
         files: data files of the graphs, named as the graphs name them; moved too. The graphs themselves tell
             which of them reads which file.
+        aggregate, causes: as in :class:`Bundle`.
+        logits: the graphs' output of that name; see :class:`Graph`.
 
     Raises:
         BundleError: ``path`` is something other than a bundle and is not overwritten; or a graph keeps
@@ -281,7 +319,10 @@ def write_bundle(
         for precision, (file, opset) in graphs.items():
             target = folder / file.name
             shutil.move(file, target)
-            listed[precision] = asdict(Graph(file.name, sha256_file(target), target.stat().st_size, opset))
+            graph = Graph(file.name, sha256_file(target), target.stat().st_size, opset, logits=logits)
+            listed[precision] = {
+                key: value for key, value in asdict(graph).items() if key != "logits" or logits
+            }
         for file in files:
             target = folder / file.name
             shutil.move(file, target)
@@ -289,17 +330,26 @@ def write_bundle(
             shared[file.name] = asdict(DataFile(sha256_file(target), target.stat().st_size, readers))
         hashes = [str(entry["sha256"]) for entry in (*listed.values(), *shared.values())]
         data: dict[str, Any] = {
-            "schema_version": 2 if shared else 1,
+            "schema_version": 3 if preprocess.native else 2 if shared else 1,
             "id": sha256_bytes("".join(hashes).encode())[:12],
             "backbone": dict(backbone),
             "preprocess": {
-                **asdict(preprocess),
-                "interpolation": "opencv-bicubic",
-                "keep_aspect_ratio": False,
-                "color": "RGB",
-                "layout": "NHWC",
-                "dtype": "uint8",
+                "resize": preprocess.resize,
+                "crop": preprocess.crop,
+                **_MEANS,
             },
+            **(
+                {
+                    "views": {
+                        "native": preprocess.native,
+                        "rule": _VIEWS_RULE,
+                        "aggregate": (aggregate or Aggregate()).to_json(),
+                    }
+                }
+                if preprocess.native
+                else {}
+            ),
+            **({"causes": list(causes)} if causes else {}),
             "normalization": {**asdict(normalization), "in_graph": True},
             "score": {"low": 0.0, "high": 1.0, "meaning": _MEANING},
             "mos": asdict(mos) if mos else None,

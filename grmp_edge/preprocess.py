@@ -7,7 +7,7 @@ as in the GRMP-IQA reference), crop the centre. The graph itself casts, normalis
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from grmp_edge.image_files import (
     png_is_complete,
     webp_orientation,
 )
+from grmp_edge.views import Box, Views, crop, spread
 
 __all__ = [
     "NORMALIZATIONS",
@@ -43,6 +44,9 @@ __all__ = [
 
 UInt8Array = npt.NDArray[np.uint8]
 _Depth = TypeVar("_Depth", bound=np.generic)
+
+# More cost more than they tell: nine are 3 x 3.
+_MOST_NATIVE = 64
 
 
 @dataclass(frozen=True)
@@ -68,15 +72,40 @@ class Preprocess:
 
     resize: int = 244  # the reference's side: 224 and a margin of 20 for random crops in training
     crop: int = 224  # what CLIP's towers read
+    native: int = 0  # crops of the picture's own pixels that are scored beside the whole; 0: as the reference
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= self.resize:
             raise ImageError(f"preprocessing cannot crop {self.crop} pixels from {self.resize}")
+        if not 0 <= self.native <= _MOST_NATIVE:
+            raise ImageError(f"{self.native} native crops of a picture", f"use 0 to {_MOST_NATIVE}")
 
     @classmethod
-    def for_size(cls, crop: int) -> Preprocess:
+    def for_size(cls, crop: int, native: int = 0) -> Preprocess:
         """The same relative margin (20 pixels at 224) for a network that reads ``crop`` x ``crop``."""
-        return cls(resize=round(crop * 244 / 224), crop=crop)
+        return cls(resize=round(crop * 244 / 224), crop=crop, native=native)
+
+    def views(self, image: UInt8Array, bgr: bool = False, boxes: Sequence[Box] | None = None) -> Views:
+        """Turn uint8 (H, W, 3), RGB or (with ``bgr``) BGR, into the network's views of it, RGB.
+
+        Args:
+            image: the decoded picture, of any size.
+            bgr: its order of channels.
+            boxes: the native crops; by default ``native`` of them, spread over the picture.
+
+        Raises:
+            ImageError: ``image`` has another type or shape.
+        """
+        whole = self(image, bgr)
+        if boxes is None:
+            height, width = image.shape[:2]
+            boxes = spread(height, width, self.native, self.crop)
+        pixels = np.empty((1 + len(boxes), *whole.shape), np.uint8)
+        pixels[0] = whole
+        for index, box in enumerate(boxes, 1):
+            cut = crop(image, box, self.crop)
+            pixels[index] = cut[:, :, ::-1] if bgr else cut
+        return Views(pixels, tuple(boxes))
 
     def __call__(self, image: UInt8Array, bgr: bool = False) -> UInt8Array:
         """Turn uint8 (H, W, 3), RGB or (with ``bgr``) BGR, into network input, uint8 (crop, crop, 3) RGB."""

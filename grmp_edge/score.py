@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-__all__ = ["MosScale", "Origin", "Score"]
+__all__ = ["CERTAIN", "MosScale", "Origin", "Score", "Tile"]
+
+# From this value on, a cause is named; below it is a guess.
+CERTAIN = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,17 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """The score of one native crop of a picture: its place in pixels, and its value in 0..1."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    value: float
+
+
+@dataclass(frozen=True)
 class Score:
     """The quality of one picture or video frame; higher is better. Flat, as its JSON line is."""
 
@@ -51,11 +66,21 @@ class Score:
     captured_s: float | None = None  # time.monotonic() when a live frame arrived
     age_ms: float | None = None  # from capture to result, live frames only
     latency_ms: float | None = None  # share of the batch's inference time, per picture
+    causes: Mapping[str, float] | None = None  # what is wrong, each 0..1 on its own, if the model tells
+    tiles: tuple[Tile, ...] | None = None  # of the native crops, on request
 
     @property
     def origin(self) -> Origin:
         """Where the picture came from."""
         return Origin(self.source, self.frame, self.time_s)
+
+    @property
+    def cause(self) -> str | None:
+        """The likeliest cause, such as ``blur``, if any is likelier than not."""
+        if not self.causes:
+            return None
+        name = max(self.causes, key=self.causes.__getitem__)
+        return name if self.causes[name] >= CERTAIN else None
 
     def to_json(self) -> str:
         """One JSON line without the fields that do not apply."""
@@ -63,4 +88,8 @@ class Score:
         for name, digits in (("value", 6), ("mos", 4), ("time_s", 4), ("age_ms", 2), ("latency_ms", 3)):
             if name in fields:
                 fields[name] = round(fields[name], digits)
+        if self.causes is not None:
+            fields["causes"] = {name: round(value, 3) for name, value in self.causes.items()}
+        if self.tiles is not None:
+            fields["tiles"] = [{**asdict(tile), "value": round(tile.value, 4)} for tile in self.tiles]
         return json.dumps(fields)  # ASCII: a file name that is not UTF-8 would break a UTF-8 line

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from grmp_edge.bundle import Bundle, Graph
 from grmp_edge.errors import BackendError, MissingDependencyError, first_line
 from grmp_edge.runtime.tensorrt.engine_cache import default_cache
+from grmp_edge.views import checked_logits, logit
 
 __all__ = [
     "PROVIDERS",
@@ -88,6 +89,9 @@ class Backend(Protocol):
     def run(self, batch: UInt8Array) -> Float32Array:
         """Score uint8 (N, size, size, 3) RGB into float32 (N,)."""
 
+    def read(self, batch: UInt8Array) -> Float32Array:
+        """Read uint8 (N, size, size, 3) RGB into logits, float32 (N, 1 + causes), the score's first."""
+
     def close(self) -> None:
         """Release the graph and its memory."""
 
@@ -149,7 +153,7 @@ class OnnxRuntimeBackend:
         if used != PROVIDERS[chosen]:
             self.fallback = f"provider {chosen!r} does not load (see what is missing with: grmp-edge doctor)"
         self.provider = next((name for name, full in PROVIDERS.items() if full == used), used)
-        self._input, self._output = graph.input, graph.output
+        self._input, self._output, self._logits = graph.input, graph.output, graph.logits
         _check_signature(session, path, graph, size)
         self._session = session
 
@@ -159,15 +163,7 @@ class OnnxRuntimeBackend:
         Raises:
             BackendError: the run failed, or gave something other than N numbers in 0..1.
         """
-        if self._session is None:
-            raise BackendError("the scorer is closed", "open another with Scorer.open")
-        try:
-            result = self._session.run([self._output], {self._input: batch})[0]
-        except Exception as error:  # onnxruntime's exceptions have no common base but this
-            raise BackendError(
-                f"onnxruntime failed on a batch of {len(batch)}: {first_line(error)}"
-            ) from None
-        scores = np.asarray(result, dtype=np.float32).reshape(-1)
+        scores = self._raw(self._output, batch).reshape(-1)
         # Half precision may exceed 1 by its rounding; anything further off is not a probability.
         if len(scores) != len(batch) or not np.all((scores >= -1e-3) & (scores <= 1 + 1e-3)):
             raise BackendError(
@@ -176,6 +172,27 @@ class OnnxRuntimeBackend:
             )
         clipped: Float32Array = np.clip(scores, 0.0, 1.0)
         return clipped
+
+    def read(self, batch: UInt8Array) -> Float32Array:
+        """Read uint8 (N, size, size, 3) RGB into logits, float32 (N, 1 + causes), the score's first.
+
+        Raises:
+            BackendError: the run failed, or gave something other than finite numbers.
+        """
+        if not self._logits:
+            return logit(self.run(batch))[:, None].astype(np.float32)
+        return checked_logits(self._raw(self._logits, batch), len(batch))
+
+    def _raw(self, output: str, batch: UInt8Array) -> Float32Array:
+        if self._session is None:
+            raise BackendError("the scorer is closed", "open another with Scorer.open")
+        try:
+            result = self._session.run([output], {self._input: batch})[0]
+        except Exception as error:  # onnxruntime's exceptions have no common base but this
+            raise BackendError(
+                f"onnxruntime failed on a batch of {len(batch)}: {first_line(error)}"
+            ) from None
+        return np.asarray(result, dtype=np.float32)
 
     def close(self) -> None:
         """Release the session and its memory."""
@@ -330,7 +347,8 @@ def _provider_options(name: str, path: Path, digest: str) -> dict[str, str]:
 def _check_signature(session: Session, path: Path, graph: Graph, size: int) -> None:
     inputs = [(value.name, value.type, value.shape[1:]) for value in session.get_inputs()]
     outputs = [value.name for value in session.get_outputs()]
-    if inputs != [(graph.input, "tensor(uint8)", [size, size, 3])] or graph.output not in outputs:
+    needed = {graph.output, *([graph.logits] if graph.logits else [])}
+    if inputs != [(graph.input, "tensor(uint8)", [size, size, 3])] or not needed <= set(outputs):
         seen = ", ".join(f"{value.name} {value.type} {value.shape}" for value in session.get_inputs())
         raise BackendError(
             f"{path}: reads {seen}, but the bundle promises {graph.input} uint8 (batch, {size}, {size}, 3)",

@@ -113,7 +113,7 @@ def _run(scorer: Scorer, runners: _Threads, waiting: list[Prepared | Failure]) -
 
     def work() -> None:
         try:
-            scores = scorer.score_prepared([item.origin for item in batch], [item.pixels for item in batch])
+            scores = scorer.score_prepared([item.origin for item in batch], [item.views for item in batch])
             future.set_result(scores)
         except BaseException as error:
             future.set_exception(error)

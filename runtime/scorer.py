@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,7 +18,8 @@ from grmp_edge.files import Closing
 from grmp_edge.preprocess import decode_image, read_image, to_rgb8
 from grmp_edge.runtime.backends import Backend, BackendOptions, open_backend
 from grmp_edge.runtime.sources.sources import Failure, Picture, Sampling, read_sources
-from grmp_edge.score import Origin, Score
+from grmp_edge.score import Origin, Score, Tile
+from grmp_edge.views import EVEN, Box, Views, sigmoid
 
 __all__ = ["ImageLike", "Prepared", "Scorer", "in_order"]
 
@@ -27,6 +28,7 @@ __all__ = ["ImageLike", "Prepared", "Scorer", "in_order"]
 ImageLike: TypeAlias = str | Path | bytes | npt.NDArray[np.generic]
 
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
+Float64Array: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Prepared:
     """One picture's network input, ready for a batch: the decoded picture, 25 MB at 4K, is gone by then."""
 
     origin: Origin
-    pixels: UInt8Array  # (size, size, 3) RGB
+    views: Views
 
 
 class Scorer(Closing):
@@ -43,10 +45,11 @@ class Scorer(Closing):
     Safe to use from several threads at once.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, precision: str) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, precision: str, tiles: bool = False) -> None:
         self.bundle = bundle
         self.backend = backend
         self.precision = precision
+        self.tiles = tiles
 
     @classmethod
     def open(
@@ -56,6 +59,7 @@ class Scorer(Closing):
         provider: str = "auto",
         threads: int | None = None,
         allow_cpu: bool = False,
+        tiles: bool = False,
     ) -> Scorer:
         """Check a bundle and load one of its graphs.
 
@@ -66,6 +70,7 @@ class Scorer(Closing):
             threads: CPU threads for inference; None leaves the choice to the backend.
             allow_cpu: run on the CPU if the requested provider does not work; ``backend.fallback`` then
                 says why.
+            tiles: give the score of each native crop, too (:attr:`Score.tiles`).
 
         Raises:
             BundleError: the bundle is missing or damaged, or lacks the precision.
@@ -77,7 +82,7 @@ class Scorer(Closing):
             bundle = Bundle.load(bundle)
         path = bundle.graph(precision)
         backend = open_backend(path, bundle.graphs[precision], bundle.input_size, options, bundle)
-        return cls(bundle, backend, precision)
+        return cls(bundle, backend, precision, tiles)
 
     def score(self, image: ImageLike, name: str | None = None) -> Score:
         """Score one picture; ``name`` becomes the result's ``source`` (default: its path).
@@ -131,42 +136,61 @@ class Scorer(Closing):
                 waiting, ready = [], 0
         yield from self._finish(waiting)
 
-    def prepare(self, image: UInt8Array, bgr: bool = False) -> UInt8Array:
-        """Preprocess uint8 (H, W, 3), RGB or (with ``bgr``) BGR, into network input.
-
-        Returns:
-            uint8 (size, size, 3) RGB.
+    def prepare(self, image: UInt8Array, bgr: bool = False) -> Views:
+        """Preprocess uint8 (H, W, 3), RGB or (with ``bgr``) BGR, into what the network reads of it.
 
         Raises:
             ImageError: ``image`` has another type or shape.
         """
-        return self.bundle.preprocess(image, bgr)
+        return self.bundle.preprocess.views(image, bgr)
 
-    def score_prepared(self, origins: Sequence[Origin], batch: Sequence[UInt8Array]) -> list[Score]:
-        """Score as one batch what :meth:`prepare` returned.
-
-        Args:
-            origins: where each picture came from.
-            batch: its network input, uint8 (size, size, 3) RGB.
-        """
+    def score_prepared(self, origins: Sequence[Origin], batch: Sequence[Views]) -> list[Score]:
+        """Score as one batch what :meth:`prepare` returned, and where each picture came from."""
         if not batch:
             return []
         start = time.perf_counter()
-        values = self.backend.run(np.stack(batch))
+        readings = self.read(batch)
         latency_ms = (time.perf_counter() - start) * 1000.0 / len(batch)
-        mos = self.bundle.mos
         return [
-            Score(
-                value=float(value),
-                source=origin.source,
-                model=self.bundle.id,
-                mos=mos.to_mos(float(value)) if mos is not None else None,
-                frame=origin.frame,
-                time_s=origin.time_s,
-                latency_ms=latency_ms,
-            )
-            for origin, value in zip(origins, values, strict=True)
+            self.summarise(origin, views.boxes, logits, latency_ms)
+            for origin, views, logits in zip(origins, batch, readings, strict=True)
         ]
+
+    def read(self, batch: Sequence[Views]) -> list[Float64Array]:
+        """The logits of all views in one run of the network: for each picture (1 + n, 1 + causes)."""
+        logits = self.backend.read(np.concatenate([views.pixels for views in batch])).astype(np.float64)
+        return np.split(logits, np.cumsum([len(views.pixels) for views in batch])[:-1])
+
+    def summarise(
+        self, origin: Origin, boxes: Sequence[Box], logits: Float64Array, latency_ms: float | None = None
+    ) -> Score:
+        """One picture's score.
+
+        Args:
+            origin: where it came from.
+            boxes: its native crops.
+            logits: (1 + n, 1 + causes), of the whole and these crops.
+            latency_ms: what to record.
+        """
+        bundle = self.bundle
+        value = float(sigmoid(bundle.aggregate(logits[:, 0])))
+        tiles = None
+        if self.tiles and boxes:
+            values = sigmoid(logits[1:, 0]).tolist()
+            tiles = tuple(Tile(**asdict(box), value=own) for box, own in zip(boxes, values, strict=True))
+        return Score(
+            value=value,
+            source=origin.source,
+            model=bundle.id,
+            mos=bundle.mos.to_mos(value) if bundle.mos is not None else None,
+            frame=origin.frame,
+            time_s=origin.time_s,
+            latency_ms=latency_ms,
+            causes=dict(zip(bundle.causes, sigmoid(EVEN(logits[:, 1:])).tolist(), strict=True))
+            if bundle.causes
+            else None,
+            tiles=tiles,
+        )
 
     def _prepared(self, picture: Picture) -> Prepared | Failure:
         try:
@@ -176,7 +200,7 @@ class Scorer(Closing):
 
     def _finish(self, waiting: Sequence[Prepared | Failure]) -> Iterator[Score | Failure]:
         batch = [item for item in waiting if isinstance(item, Prepared)]
-        scores = self.score_prepared([item.origin for item in batch], [item.pixels for item in batch])
+        scores = self.score_prepared([item.origin for item in batch], [item.views for item in batch])
         return in_order(waiting, scores)
 
     def close(self) -> None:

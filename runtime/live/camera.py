@@ -17,6 +17,7 @@ from grmp_edge.runtime.live.events import CameraEvent, CameraState, CameraStats,
 from grmp_edge.runtime.live.no_picture import PictureCheck, Verdict
 from grmp_edge.runtime.live.staleness import ArrivalClock
 from grmp_edge.runtime.video.capture import Capture, EndOfStream, PermanentSourceError, open_capture
+from grmp_edge.views import Views
 
 __all__ = ["Camera"]
 
@@ -35,7 +36,7 @@ class Camera:
     def __init__(
         self,
         config: CameraConfig,
-        prepare: Callable[[UInt8Array], UInt8Array],
+        prepare: Callable[[UInt8Array], Views],
         ready: threading.Condition,
         emit: Callable[[CameraEvent], None],
         opener: Callable[[CameraConfig], Capture] = open_capture,
@@ -230,19 +231,24 @@ class Camera:
                 continue
             damaged = 0
             verdict = check(image, now)
-            prepared = self._prepare(image) if verdict == "ok" else image
-            self._post(generation, LiveFrame(self.label, image, prepared, captured, index), verdict)
+            frame = None
+            if verdict == "ok":
+                frame = LiveFrame(self.label, image, self._prepare(image), captured, index)
+            self._post(generation, (image.shape[1], image.shape[0]), frame, verdict)
 
-    def _post(self, generation: int, frame: LiveFrame, verdict: Verdict) -> None:
+    def _post(
+        self, generation: int, size: tuple[int, int], frame: LiveFrame | None, verdict: Verdict
+    ) -> None:
+        """Note a frame of ``size`` (width, height); ``frame`` is None unless it is worth scoring."""
         stats = self._stats
         with self._ready:
             if not self._mine(generation):
                 return
-            stats.size = (frame.image.shape[1], frame.image.shape[0])
+            stats.size = size
             # A repeated frame only counts; the state of the picture stays.
             shown = stats.picture if verdict == "repeated" else verdict
             self._change(CameraState.RUNNING, shown)
-            if verdict != "ok":
+            if frame is None:
                 stats.skipped[verdict] += 1
                 return
             room = 1 if self.config.policy == "latest" else self.config.queue

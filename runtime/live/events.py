@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from grmp_edge.runtime.live.config import CameraConfig
 from grmp_edge.runtime.live.no_picture import Verdict
+from grmp_edge.views import Views
 
 __all__ = ["CameraEvent", "CameraState", "CameraStats", "LiveFrame", "backoff"]
 
@@ -35,7 +36,7 @@ class LiveFrame:
 
     camera: str
     image: UInt8Array  # (H, W, 3) BGR, as decoded
-    prepared: UInt8Array  # (size, size, 3) RGB, what the network reads
+    views: Views  # what the network reads of it
     captured_s: float  # time.monotonic() of its arrival, less the time it is known to have spent in buffers
     index: int  # counts all frames received from this camera, scored or not, from 0
 

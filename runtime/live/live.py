@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import time
 from collections import deque
@@ -19,6 +18,7 @@ from grmp_edge.runtime.live.alert import Alert, AlertTracker
 from grmp_edge.runtime.live.camera import Camera
 from grmp_edge.runtime.live.config import CameraConfig, LiveConfig
 from grmp_edge.runtime.live.events import CameraEvent, CameraState, CameraStats, LiveFrame
+from grmp_edge.runtime.live.rotation import Rotation
 from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.runtime.video.capture import Capture, open_capture
 from grmp_edge.score import Origin, Score
@@ -83,11 +83,8 @@ class Live:
         self._stopping = False
         self.beat_s = time.monotonic()  # when events() last made progress; if seconds ago, it hangs
         self._turn = 0  # which camera comes first in the next batch
-        prepare = functools.partial(self.scorer.prepare, bgr=True)
-        self._cameras = [
-            Camera(camera, prepare, self._ready, self._changes.append, opener)
-            for camera in _distinct(cameras)
-        ]
+        self._rotations: dict[str, Rotation] = {}
+        self._cameras = [self._camera(camera, opener) for camera in _distinct(cameras)]
         self._trackers = {camera.label: AlertTracker(camera.config.alert) for camera in self._cameras}
         self._scored = dict.fromkeys(self._trackers, 0)
         self._last: dict[str, Score] = {}
@@ -160,6 +157,11 @@ class Live:
             for camera, camera_stats in zip(self._cameras, stats, strict=True)
         ]
 
+    def _camera(self, config: CameraConfig, opener: Callable[[CameraConfig], Capture]) -> Camera:
+        rotation = Rotation(self.scorer.bundle.preprocess, config.crops)
+        self._rotations[config.label] = rotation
+        return Camera(config, rotation.prepare, self._ready, self._changes.append, opener)
+
     def _gather(self) -> tuple[list[CameraEvent], list[LiveFrame], bool]:
         """Wait for events; return changes, the frames of one batch, and whether all cameras have ended."""
         with self._ready:
@@ -204,10 +206,13 @@ class Live:
         return frames
 
     def _score(self, frames: Sequence[LiveFrame]) -> Iterator[LiveEvent]:
-        origins = [Origin(frame.camera, frame.index) for frame in frames]
-        scores = self.scorer.score_prepared(origins, [frame.prepared for frame in frames])
+        began = time.monotonic()
+        readings = self.scorer.read([frame.views for frame in frames])
         now = time.monotonic()
-        for frame, plain in zip(frames, scores, strict=True):
+        latency_ms = (now - began) * 1000.0 / len(frames)
+        for frame, logits in zip(frames, readings, strict=True):
+            places, known = self._rotations[frame.camera].complete(frame.views, logits)
+            plain = self.scorer.summarise(Origin(frame.camera, frame.index), places, known, latency_ms)
             age_ms = (now - frame.captured_s) * 1000.0
             score = replace(plain, captured_s=frame.captured_s, age_ms=age_ms)
             self._scored[frame.camera] += 1

@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import SourceError, UsageError
-from grmp_edge.runtime.backends import graph_runner, open_session
+from grmp_edge.runtime.backends import open_session
 from grmp_edge.runtime.bulk import BulkConfig, cores, score_bulk
 from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.runtime.sources.sources import Failure, Sampling
 from grmp_edge.runtime.video.files import read_video
 from grmp_edge.score import Origin
+from grmp_edge.views import Views, sigmoid
 
 __all__ = ["PLAIN", "VideoBenchConfig", "VideoTiming", "bench_video"]
 
@@ -99,9 +100,9 @@ def bench_video(
     return [_timing(name, side, times, sides[PLAIN]) for name, side in sides.items()]
 
 
-def _prepare(bundle: Bundle, path: Path, every: int) -> list[npt.NDArray[np.uint8]]:
+def _prepare(bundle: Bundle, path: Path, every: int) -> list[Views]:
     frames = read_video(path, Sampling(every))
-    prepared = [np.ascontiguousarray(bundle.preprocess(frame.image, frame.bgr)) for frame in frames]
+    prepared = [bundle.preprocess.views(frame.image, frame.bgr) for frame in frames]
     if not prepared:
         raise SourceError(f"{path}: no frame to score", "give a longer video, or a smaller --every")
     return prepared
@@ -112,16 +113,19 @@ def _plain(
     precision: str,
     path: Path,
     config: VideoBenchConfig,
-    prepared: Sequence[npt.NDArray[np.uint8]],
+    prepared: Sequence[Views],
     cv2_threads: int,
 ) -> _Side:
-    network = graph_runner(open_session(bundle.graph(precision), config.threads, spinning=True))
-    resize = bundle.preprocess.resize
-    low = (resize - bundle.preprocess.crop) // 2
-    high = low + bundle.preprocess.crop
+    session, graph = (
+        open_session(bundle.graph(precision), config.threads, spinning=True),
+        bundle.graphs[precision],
+    )
 
-    def run(image: npt.NDArray[np.uint8]) -> float:
-        return float(network(image[None])[0])
+    def run(pixels: npt.NDArray[np.uint8]) -> float:
+        if not graph.logits:
+            return float(session.run([graph.output], {graph.input: pixels})[0][0])
+        logits = session.run([graph.logits], {graph.input: pixels})[0]
+        return float(sigmoid(bundle.aggregate(logits[:, 0])))
 
     def score() -> npt.NDArray[np.float64]:
         capture, index, values = cv2.VideoCapture(str(path)), 0, []
@@ -131,20 +135,19 @@ def _plain(
                 break
             if index % config.every == 0:
                 rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-                squashed: Any = cv2.resize(rgb, (resize, resize), interpolation=cv2.INTER_CUBIC)
-                values.append(run(squashed[low:high, low:high]))
+                values.append(run(bundle.preprocess.views(np.asarray(rgb, np.uint8)).pixels))
             index += 1
         capture.release()
         return np.array(values)
 
-    return _Side(score, lambda: [run(image) for image in prepared], cv2_threads)
+    return _Side(score, lambda: [run(views.pixels) for views in prepared], cv2_threads)
 
 
 def _ours(
     scorer: Scorer,
     path: Path,
     config: VideoBenchConfig,
-    prepared: Sequence[npt.NDArray[np.uint8]],
+    prepared: Sequence[Views],
     runs: int,
 ) -> _Side:
     bulk = BulkConfig(config.batch, runs=runs)

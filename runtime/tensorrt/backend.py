@@ -23,6 +23,7 @@ from grmp_edge.errors import BackendError
 from grmp_edge.runtime.tensorrt.bindings import Context, Engine, TensorRT, make_logger
 from grmp_edge.runtime.tensorrt.cuda import CudaDriver, DeviceBuffer, PinnedBuffer
 from grmp_edge.runtime.tensorrt.engine_cache import Profile
+from grmp_edge.views import checked_logits, logit
 
 __all__ = ["NativeConfig", "NativeDetails", "TensorRTBackend"]
 
@@ -89,7 +90,9 @@ class TensorRTBackend:
         self._trt, self._lock, self._closed = trt, threading.Lock(), False
         self._messages: list[str] = []
         self._ready: OrderedDict[int, _Ready] = OrderedDict()
-        self._input, self._output, self._size = graph.input, graph.output, size
+        self._input, self._output, self._logits, self._size = graph.input, graph.output, graph.logits, size
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of the engine's outputs, by name, behind the batch
+        self._results: dict[str, tuple[PinnedBuffer, DeviceBuffer]] = {}  # of the engine's outputs, by name
         self._buffers: list[DeviceBuffer | PinnedBuffer] = []
         self._stream = 0
         self._cuda = cuda or CudaDriver()
@@ -139,8 +142,18 @@ class TensorRTBackend:
         clipped: npt.NDArray[np.float32] = np.clip(scores, 0.0, 1.0)
         return clipped
 
-    def raw(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """As :meth:`run`, without checking or clipping.
+    def read(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Read uint8 (N, size, size, 3) RGB into logits, float32 (N, 1 + causes), the score's first.
+
+        Raises:
+            BackendError: the run failed, or gave something other than finite numbers.
+        """
+        if not self._logits:
+            return logit(self.run(batch))[:, None].astype(np.float32)
+        return checked_logits(self.raw(batch, self._logits), len(batch))
+
+    def raw(self, batch: npt.NDArray[np.uint8], output: str = "") -> npt.NDArray[np.float32]:
+        """The scores (N,), or another named output (N, ...), without checking or clipping.
 
         Batches too large for the engine are run in parts; those too small are filled up with their last
         picture. A picture's score does not depend on its neighbours.
@@ -153,11 +166,12 @@ class TensorRTBackend:
         with self._lock:
             if self._closed:
                 raise BackendError("the scorer is closed", "open another with Scorer.open")
+            output = output or self._output
             if not len(batch):
-                return np.zeros(0, np.float32)
+                return np.zeros((0, *self._results[output][0].array.shape[1:]), np.float32)
             largest = self.profile.largest
             with self._cuda.current():
-                parts = [self._part(batch[at : at + largest]) for at in range(0, len(batch), largest)]
+                parts = [self._part(batch[at : at + largest], output) for at in range(0, len(batch), largest)]
         return np.concatenate(parts)
 
     def close(self) -> None:
@@ -197,15 +211,20 @@ class TensorRTBackend:
         """Compare the engine's inputs and outputs with the bundle's; returns the batch sizes it takes."""
         trt = self._trt
         names = [self._built.get_tensor_name(index) for index in range(self._built.num_io_tensors)]
-        if sorted(names) != sorted([self._input, self._output]):
+        outputs = [self._output, *([self._logits] if self._logits else [])]
+        if sorted(names) != sorted([self._input, *outputs]):
             raise self._other(f"has the tensors {', '.join(names)}")
-        for name, mode, dtype, shape in (
-            (self._input, trt.TensorIOMode.INPUT, trt.DataType.UINT8, (self._size, self._size, 3)),
-            (self._output, trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT, ()),
+        for name, mode, dtype, axes in (
+            (self._input, trt.TensorIOMode.INPUT, trt.DataType.UINT8, 4),
+            (self._output, trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT, 1),
+            *((name, trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT, 2) for name in outputs[1:]),
         ):
             actual, kind = tuple(self._built.get_tensor_shape(name)), self._built.get_tensor_dtype(name)
-            if self._built.get_tensor_mode(name) != mode or kind != dtype or actual[1:] != shape:
+            fits = len(actual) == axes and (axes < 4 or actual[1:] == (self._size, self._size, 3))
+            if self._built.get_tensor_mode(name) != mode or kind != dtype or not fits:
                 raise self._other(f"has {name} as {kind} {actual}")
+            if mode == trt.TensorIOMode.OUTPUT:
+                self._shapes[name] = actual[1:]
         shapes = self._built.get_tensor_profile_shape(self._input, 0)
         smallest, best, largest = (int(shape[0]) for shape in shapes)
         return Profile(smallest, best, largest)
@@ -220,15 +239,16 @@ class TensorRTBackend:
         # scratch memory still gets an address.
         self._scratch = self._register(DeviceBuffer(cuda, max(int(self._built.device_memory_size_v2), 256)))
         self._host_in = self._register(PinnedBuffer(cuda, (count, self._size, self._size, 3), np.uint8))
-        self._host_out = self._register(PinnedBuffer(cuda, (count,), np.float32))
         self._device_in = self._register(DeviceBuffer(cuda, self._host_in.size))
-        self._device_out = self._register(DeviceBuffer(cuda, self._host_out.size))
+        for name, shape in self._shapes.items():
+            host = self._register(PinnedBuffer(cuda, (count, *shape), np.float32))
+            self._results[name] = host, self._register(DeviceBuffer(cuda, host.size))
 
     def _register(self, buffer: Any) -> Any:
         self._buffers.append(buffer)
         return buffer
 
-    def _part(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def _part(self, batch: npt.NDArray[np.uint8], output: str) -> npt.NDArray[np.float32]:
         count = max(len(batch), self.profile.smallest)
         host = self._host_in.array
         host[: len(batch)] = batch
@@ -247,8 +267,8 @@ class TensorRTBackend:
             self._queue(ready, count)
         self._cuda.synchronize(self._stream)
         ready.runs += 1
-        scores: npt.NDArray[np.float32] = self._host_out.array[: len(batch)].copy()
-        return scores
+        result: npt.NDArray[np.float32] = self._results[output][0].array[: len(batch)].copy()
+        return result
 
     def _queue(self, ready: _Ready, count: int) -> None:
         """Queue copy in, run and copy out, without waiting; this is also what a graph captures."""
@@ -260,7 +280,8 @@ class TensorRTBackend:
                 f"TensorRT failed on a batch of {count}: {self._last()}",
                 "build the engine again with --rebuild, or try another --provider",
             )
-        cuda.copy_out(self._host_out, self._device_out, count * self._host_out.array.itemsize, stream)
+        for host, device in self._results.values():
+            cuda.copy_out(host, device, count * host.array[0].nbytes, stream)
 
     def _take(self, count: int) -> _Ready:
         """The context of a batch size, made if needed; the least recently used one makes room for it."""
@@ -286,9 +307,12 @@ class TensorRTBackend:
         if (
             context.set_input_shape(self._input, (count, self._size, self._size, 3))
             and context.set_tensor_address(self._input, self._device_in.pointer)
-            and context.set_tensor_address(self._output, self._device_out.pointer)
+            and all(context.set_tensor_address(name, of[1].pointer) for name, of in self._results.items())
             and not context.infer_shapes()
-            and tuple(context.get_tensor_shape(self._output)) == (count,)
+            and all(
+                tuple(context.get_tensor_shape(name)) == (count, *shape)
+                for name, shape in self._shapes.items()
+            )
         ):
             return context
         del context
