@@ -48,8 +48,8 @@ class CameraConfig(CaptureConfig):
 
     _: KW_ONLY
     queue: int = 32  # frames held under `every`: two seconds at 15 a second, 200 MB at 1080p
-    # Native crops scored beside the whole of each frame, where the model wants any: they take turns, so that more
-    # show the whole picture sooner, and each costs as much as the whole.
+    # Native crops scored beside the whole of each frame, if the model wants any. They take turns: more show
+    # the whole picture sooner, and each costs as much as the whole.
     crops: int = 2
     max_age_s: float | None = None  # a frame older than this is dropped instead of scored; None: never
     # When a read outlives its own timeout by this much, its thread is abandoned and replaced.
@@ -64,6 +64,8 @@ class CameraConfig(CaptureConfig):
         super().__post_init__()
         check_positive(self, "queue", "max_age_s", "hang_grace_s", "stable_s", "freeze_after_s")
         check_positive(self, "backoff_min_s", "backoff_max_s")
+        if self.crops < 0:
+            raise UsageError(f"camera {self.label}: crops is {self.crops}", "use 0 or more")
 
 
 @dataclass(frozen=True)
