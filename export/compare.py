@@ -142,7 +142,7 @@ def build_plain(model: GrmpIqa) -> onnx.ModelProto:
     for index, block in enumerate(folded.blocks):
         x = emitter.block(f"block{index}", emitter.enter(index, x), block, "f32")
     scores = emitter.head(emitter.class_token("cls", x))
-    return builder.model("plain-clip", scores, ("batch",), {})
+    return builder.model("plain-clip", scores, {})
 
 
 def build_unfolded(model: GrmpIqa) -> onnx.ModelProto:
@@ -171,7 +171,7 @@ def build_unfolded(model: GrmpIqa) -> onnx.ModelProto:
         x = g.op("Concat", f"{name}.in", cls, tokens, rest, axis=1)
         x, skipped = emitter.block(name, x, block, "f32"), 1 + count
     scores = emitter.head(emitter.class_token("cls", x))
-    return g.model("unfolded", scores, ("batch",), {})
+    return g.model("unfolded", scores, {})
 
 
 def trace_unfolded(model: GrmpIqa, batch: int) -> onnx.ModelProto:

@@ -8,7 +8,7 @@ scales into adjacent weights. All of it is exact: accumulated in float64, rounde
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from grmp_edge.errors import ModelError
+from grmp_edge.train.network.hybrid import SIZE, HybridVisual
 from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.network.stem import FINE_STAGE, STD_EPS, Stem, same_padding
 
 __all__ = ["Activation", "Array", "FoldedBlock", "FoldedModel", "Norm", "fold"]
 
@@ -66,6 +68,43 @@ class FoldedBlock:
 
 
 @dataclass(frozen=True)
+class FoldedConv:
+    """A convolution with a bias. ``pads`` is what is added before and behind, both along rows and columns."""
+
+    weight: Array  # (out, in / groups, k, k)
+    bias: Array  # (out,)
+    stride: int
+    groups: int
+    pads: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class FoldedBottleneck:
+    """An inverted bottleneck: ReLU6 behind the first two."""
+
+    expand: FoldedConv | None
+    depthwise: FoldedConv
+    project: FoldedConv
+    skips: bool  # the input is added to the output
+
+
+@dataclass(frozen=True)
+class FoldedStem:
+    """EfficientNet-Lite's stages in the patch embedding's place; standardisation is in what follows them."""
+
+    mean: Array  # (3,), of pixels 0..255
+    std: Array  # (3,)
+    conv: FoldedConv
+    stages: tuple[FoldedBottleneck, ...]
+    eps: float  # of the statistics' deviations, inside the root
+    fine_stage: int  # whose output is halved by a 2 x 2 convolution and added to the last one's
+    fine_weight: Array  # (W, C, 2, 2)
+    grid_weight: Array  # (W, C, 1, 1)
+    class_weight: Array  # (statistics, W)
+    token_weights: tuple[Array, ...]  # of each stage, (2 C, W): its means, then its deviations
+
+
+@dataclass(frozen=True)
 class FoldedModel:
     """Everything a graph of the model needs. It reads uint8 RGB pixels, ``size`` x ``size``.
 
@@ -76,7 +115,7 @@ class FoldedModel:
     patch: int  # pixels a side
     heads: int
     activation: Activation
-    patch_weight: Array  # (W, 3, patch, patch), for pixels 0..255: normalisation included
+    patch_weight: Array  # (W, 3, patch, patch), for pixels 0..255: normalisation included; W = 0 with a stem
     tokens: Array  # (1 + patches, W): class token, positions, and the shift of the normalisation
     ln_pre: Norm | None
     blocks: tuple[FoldedBlock, ...]
@@ -84,6 +123,12 @@ class FoldedModel:
     ln_post: Norm
     proj: Array  # (W, E)
     direction: Array  # (E,): exp(logit_scale) * (text feature of high - of low quality)
+    head_bias: float = 0.0  # added to the score's logit
+    causes: tuple[str, ...] = ()
+    cause_rows: Array = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # (E, causes)
+    cause_bias: Array = field(default_factory=lambda: np.zeros(0, np.float32))  # (causes,)
+    native: int = 0  # crops beside the whole that a picture is scored by
+    stem: FoldedStem | None = None
     merging: tuple[int, ...] = ()  # blocks before which each 2 x 2 tokens become their mean
 
     @property
@@ -94,6 +139,16 @@ class FoldedModel:
     def side(self, block: int) -> int:
         """Tokens a side that block ``block`` works on; -1 means before the first."""
         return (self.size // self.patch) >> sum(at <= block for at in self.merging)
+
+    def length(self, block: int) -> int:
+        """Tokens that flow through block ``block``, the class token among them."""
+        extras = 0 if self.stem is None else len(self.stem.stages)
+        return 1 + extras + self.side(block) ** 2
+
+    @property
+    def reads(self) -> bool:
+        """Whether a graph gives logits beside the scores: for causes, or to combine views."""
+        return bool(self.causes or self.native)
 
     @property
     def prompts(self) -> int:
@@ -113,10 +168,16 @@ def fold(model: GrmpIqa, prompts: bool = True) -> FoldedModel:
         ModelError: a block has an activation or an attention that CLIP's ViTs do not have.
     """
     visual: Any = model.image.visual
-    pixels_weight, shift = _patch_embedding(visual.conv1, _wide(model.mean), _wide(model.std))
-    tokens = _wide(visual.positional_embedding)
-    tokens[0] += _wide(visual.class_embedding)
-    tokens[1:] += shift
+    mean, std = _wide(model.mean), _wide(model.std)
+    stem = None
+    if isinstance(visual, HybridVisual):
+        stem, tokens = _fold_stem(visual, mean, std)
+        pixels_weight = np.zeros((0, 3, model.image.patch, model.image.patch), np.float32)
+    else:
+        pixels_weight, shift = _patch_embedding(visual.conv1, mean, std)
+        tokens = _wide(visual.positional_embedding)
+        tokens[0] += _wide(visual.class_embedding)
+        tokens[1:] += shift
     ln_pre = visual.ln_pre if isinstance(visual.ln_pre, nn.LayerNorm) else None
     blocks = []
     for index, block in enumerate(model.image.blocks):
@@ -137,8 +198,74 @@ def fold(model: GrmpIqa, prompts: bool = True) -> FoldedModel:
         prompt_norm=_norm(model.prompt_norm) if prompts else None,
         ln_post=_norm(visual.ln_post),
         proj=_array(visual.proj),
-        direction=(scale * (high - low)).astype(np.float32),
+        direction=(scale * (high - low) + _wide(model.head_weight)).astype(np.float32),
+        head_bias=float(model.head_bias),
+        causes=model.causes,
+        cause_rows=_array(model.cause_rows),
+        cause_bias=_array(model.cause_bias),
+        native=model.native,
+        stem=stem,
         merging=model.image.merging,
+    )
+
+
+def _fold_stem(visual: HybridVisual, mean: Wide, std: Wide) -> tuple[FoldedStem, Wide]:
+    """The stem, and the constant tokens (1 + stages + places, W) that its outputs are added to."""
+    embedding, stem = visual.embedding, visual.stem
+    tokens = _wide(embedding.positional_embedding)
+    tokens[0] += _wide(embedding.class_embedding)
+    weights, stages = {}, len(stem.blocks)
+    for name, conv in (("fine", embedding.fine), ("grid", embedding.grid)):
+        weight = _wide(conv.weight) / _wide(getattr(embedding, f"{name}_std"))[:, None, None]
+        tokens[1 + stages :] -= weight.sum(axis=(2, 3)) @ _wide(getattr(embedding, f"{name}_mean"))
+        weights[name] = weight.astype(np.float32)
+    statistics_mean, statistics_std = _wide(embedding.stats_mean), _wide(embedding.stats_std)
+
+    def linear(layer: Any, place: int, start: int, stop: int) -> Array:
+        weight: Wide = _wide(layer.weight).T / statistics_std[start:stop, None]
+        tokens[place] -= statistics_mean[start:stop] @ weight
+        return weight.astype(np.float32)
+
+    of_stages, start = [], 0
+    for index, layer in enumerate(embedding.to_tokens):
+        stop = start + int(layer.in_features)
+        of_stages.append(linear(layer, 1 + index, start, stop))
+        start = stop
+    folded = FoldedStem(
+        mean=(255 * mean).astype(np.float32),
+        std=(255 * std).astype(np.float32),
+        conv=_fold_conv(stem.conv, SIZE),
+        stages=_fold_stages(stem),
+        eps=STD_EPS,
+        fine_stage=FINE_STAGE,
+        fine_weight=weights["fine"],
+        grid_weight=weights["grid"],
+        class_weight=linear(embedding.to_class, 0, 0, start),
+        token_weights=tuple(of_stages),
+    )
+    return folded, tokens
+
+
+def _fold_stages(stem: Stem) -> tuple[FoldedBottleneck, ...]:
+    side, stages = SIZE // 2, []
+    for block in stem.blocks:
+        stages.append(
+            FoldedBottleneck(
+                None if block.expand is None else _fold_conv(block.expand, side),
+                _fold_conv(block.depthwise, side),
+                _fold_conv(block.project, side),
+                block.stage.skips,
+            )
+        )
+        side //= block.stage.stride
+    return tuple(stages)
+
+
+def _fold_conv(conv: nn.Conv2d, side: int) -> FoldedConv:
+    """``side`` is that of its input."""
+    stride, kernel = conv.stride[0], conv.kernel_size[0]
+    return FoldedConv(
+        _array(conv.weight), _array(conv.bias), stride, conv.groups, same_padding(side, kernel, stride)
     )
 
 

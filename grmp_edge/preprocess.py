@@ -63,6 +63,8 @@ NORMALIZATIONS = {
     "imagenet": Normalization("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     # What CLIP itself was trained with.
     "clip": Normalization("clip", (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    # (pixel - 127) / 128, as EfficientNet-Lite was trained.
+    "lite": Normalization("lite", (127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255)),
 }
 
 

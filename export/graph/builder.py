@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["IR_VERSION", "OPSET", "DType", "GraphBuilder", "Value", "Weight"]
+__all__ = ["IR_VERSION", "OPSET", "DType", "GraphBuilder", "Output", "Value", "Weight"]
 
 DType = Literal["f32", "f16", "u8", "i8", "i32", "i64"]
 
@@ -51,6 +51,9 @@ class Value:
 
     name: str
     dtype: DType
+
+
+Output: TypeAlias = tuple[Value, Sequence["int | str"]]  # with its shape; a string is a free dimension
 
 
 @dataclass(frozen=True)
@@ -177,12 +180,11 @@ class GraphBuilder:
     def model(
         self,
         name: str,
-        output: Value,
-        shape: Sequence[int | str],
+        outputs: Sequence[Output],
         metadata: Mapping[str, str],
         weights: list[Weight] | None = None,
     ) -> onnx.ModelProto:
-        """The finished model with one output; ``metadata`` becomes its metadata_props.
+        """The finished model; ``metadata`` becomes its metadata_props.
 
         The builder cannot be used afterwards: its weights move into the list ``weights`` if one is given,
         else into the model.
@@ -191,7 +193,10 @@ class GraphBuilder:
             self._nodes,
             name,
             self._inputs,
-            [helper.make_tensor_value_info(output.name, _PROTO[output.dtype], list(shape))],
+            [
+                helper.make_tensor_value_info(value.name, _PROTO[value.dtype], list(shape))
+                for value, shape in outputs
+            ],
         )
         for key in list(self._weights):
             weight = self._weights.pop(key)

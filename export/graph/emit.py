@@ -10,11 +10,20 @@ import math
 from collections.abc import Mapping, Set
 from typing import Literal
 
+import numpy as np
 import onnx
 
 from grmp_edge.errors import UsageError
-from grmp_edge.export.fold import Array, FoldedBlock, FoldedModel, Norm
-from grmp_edge.export.graph.builder import OPSET, DType, GraphBuilder, Value, Weight
+from grmp_edge.export.fold import (
+    Array,
+    FoldedBlock,
+    FoldedBottleneck,
+    FoldedConv,
+    FoldedModel,
+    FoldedStem,
+    Norm,
+)
+from grmp_edge.export.graph.builder import OPSET, DType, GraphBuilder, Output, Value, Weight
 
 __all__ = ["OPSET", "Emitter", "GraphPrecision", "build_onnx", "emit_model"]
 
@@ -66,7 +75,7 @@ def emit_model(
 ) -> onnx.ModelProto:
     """Emit the whole graph; see :func:`build_onnx`."""
     builder, blocks = emitter.g, emitter.folded.blocks
-    x = emitter.embed()
+    x = emitter.embed("f16" if precision == "fp16" else "f32")
     stream: DType = "f16" if precision == "fp16" else "f32"
     for index, block in enumerate(blocks):
         dtype: DType = "f32" if index in fp32_blocks else "f16" if precision == "fp16" else "f32"
@@ -74,8 +83,8 @@ def emit_model(
         x = emitter.enter(index, builder.cast(x, stream, f"block{index}.in"))
         emit = emitter.last_block if index == len(blocks) - 1 else emitter.block
         x = emit(f"block{index}", x, block, dtype)
-    scores = emitter.head(builder.cast(x, "f32", "cls"))
-    return builder.model("grmp-edge", scores, ("batch",), metadata or {}, weights)
+    outputs = emitter.head(builder.cast(x, "f32", "cls"))
+    return builder.model("grmp-edge", outputs, metadata or {}, weights)
 
 
 class Emitter:
@@ -104,11 +113,14 @@ class Emitter:
             self._zeros[constant.dtype] = g.cast(self._zeros["f32"], constant.dtype, "zero.half")
         return g.op("Add", name, constant, self._zeros[constant.dtype])
 
-    def embed(self) -> Value:
-        """The tokens (B, L, W) before the first block, float32."""
-        g, folded, rows = self.g, self.folded, self.patch_rows()
-        # A row of zeros in front makes room for the class token, which the addition fills in.
-        padded = g.op("Pad", "tokens.padded", rows, g.ints(0, 1, 0, 0, 0, 0))
+    def embed(self, dtype: DType) -> Value:
+        """The tokens (B, L, W) before the first block, float32; a stem's convolutions are of ``dtype``."""
+        g, folded = self.g, self.folded
+        if folded.stem is not None:
+            padded = self.stem_tokens(folded.stem, dtype)
+        else:
+            # A row of zeros in front makes room for the class token, which the addition fills in.
+            padded = g.op("Pad", "tokens.padded", self.patch_rows(), g.ints(0, 1, 0, 0, 0, 0))
         tokens = g.op("Add", "tokens", padded, g.constant("tokens.constant", folded.tokens[None], "f32"))
         return tokens if folded.ln_pre is None else self.norm("ln_pre", tokens, folded.ln_pre)
 
@@ -121,6 +133,83 @@ class Emitter:
         patches = g.op("Conv", "patches", planes, weight, kernel_shape=side, strides=side)
         flat = g.op("Reshape", "patches.flat", patches, g.ints(0, folded.width, -1))
         return g.op("Transpose", "patches.rows", flat, perm=[0, 2, 1])
+
+    def stem_tokens(self, stem: FoldedStem, dtype: DType) -> Value:
+        """A stem's tokens (B, 1 + stages + places, W), float32, without their constant."""
+        g, width = self.g, self.folded.width
+        planes = g.op("Transpose", "planes", self.pixels, perm=[0, 3, 1, 2])
+        # Before the padding of the first convolution, whose zeros are those of normalised pixels.
+        centred = g.op(
+            "Sub", "planes.centred", planes, g.constant("pixels.mean", stem.mean[:, None, None], "f32")
+        )
+        x = g.op("Div", "planes.normal", centred, g.constant("pixels.std", stem.std[:, None, None], "f32"))
+        x = self.conv("stem.conv", g.cast(x, dtype, "planes.in"), stem.conv, clip=True)
+        statistics, fine = [], x
+        for index, stage in enumerate(stem.stages):
+            x = self.bottleneck(f"stem.{index}", x, stage)
+            statistics.append(
+                self.statistics(f"stem.{index}", g.cast(x, "f32", f"stem.{index}.wide"), stem.eps)
+            )
+            fine = x if index == stem.fine_stage else fine
+        places = g.op(
+            "Add",
+            "places",
+            self.places_of("fine", g.cast(fine, "f32", "fine.in"), stem.fine_weight),
+            self.places_of("grid", g.cast(x, "f32", "grid.in"), stem.grid_weight),
+        )
+        flat = g.op("Reshape", "places.flat", places, g.ints(0, width, -1))
+        rows = [g.op("Transpose", "places.rows", flat, perm=[0, 2, 1])]
+        joined = g.op("Concat", "statistics", *statistics, axis=1)
+        inputs = [joined, *statistics]
+        for index, (own, weight) in enumerate(
+            zip(inputs, (stem.class_weight, *stem.token_weights), strict=True)
+        ):
+            name = f"statistics.{index - 1}" if index else "statistics.class"
+            product = g.op("MatMul", f"{name}.token", own, g.constant(f"{name}.weight", weight, "f32"))
+            rows.insert(index, g.op("Reshape", f"{name}.row", product, g.ints(0, 1, width)))
+        return g.op("Concat", "tokens.rows", *rows, axis=1)
+
+    def places_of(self, name: str, x: Value, weight: Array) -> Value:
+        """A convolution without overlap, to (B, W, side, side)."""
+        side = [weight.shape[2], weight.shape[3]]
+        own = self.g.constant(f"{name}.weight", weight, x.dtype)
+        return self.g.op("Conv", name, x, own, kernel_shape=side, strides=side)
+
+    def bottleneck(self, name: str, x: Value, stage: FoldedBottleneck) -> Value:
+        """An inverted bottleneck over (B, C, S, S)."""
+        hidden = x if stage.expand is None else self.conv(f"{name}.expand", x, stage.expand, clip=True)
+        hidden = self.conv(f"{name}.depthwise", hidden, stage.depthwise, clip=True)
+        out = self.conv(f"{name}.project", hidden, stage.project)
+        return self.g.op("Add", f"{name}.sum", out, x) if stage.skips else out
+
+    def conv(self, name: str, x: Value, conv: FoldedConv, clip: bool = False) -> Value:
+        """A convolution, in the type of ``x``; ``clip`` is ReLU6."""
+        g, side = self.g, conv.weight.shape[2]
+        weight = g.constant(f"{name}.weight", conv.weight, x.dtype)
+        bias = g.constant(f"{name}.bias", conv.bias, x.dtype)
+        before, behind = conv.pads
+        out = g.op(
+            "Conv", name, x, weight, bias,
+            kernel_shape=[side, side], strides=[conv.stride] * 2, group=conv.groups,
+            pads=[before, before, behind, behind],
+        )  # fmt: skip
+        return self.relu6(name, out) if clip else out
+
+    def relu6(self, name: str, x: Value) -> Value:
+        """To 0..6."""
+        low, high = (self.g.constant(f"{at}.{x.dtype}", at, x.dtype) for at in (0.0, 6.0))
+        return self.g.op("Clip", f"{name}.clip", x, low, high)
+
+    def statistics(self, name: str, x: Value, eps: float) -> Value:
+        """Means and deviations over the places of (B, C, S, S), float32: (B, 2 C)."""
+        g = self.g
+        mean = g.op("ReduceMean", f"{name}.mean", x, axes=[2, 3], keepdims=1)
+        centred = g.op("Sub", f"{name}.centred", x, mean)
+        square = g.op("Mul", f"{name}.square", centred, centred)
+        variance = g.op("ReduceMean", f"{name}.variance", square, axes=[2, 3], keepdims=1)
+        shifted = g.op("Add", f"{name}.variance.eps", variance, g.constant("statistics.eps", eps, "f32"))
+        both = g.op("Concat", f"{name}.both", mean, g.op("Sqrt", f"{name}.deviation", shifted), axis=1)
+        return g.op("Reshape", f"{name}.statistics", both, g.ints(0, -1))
 
     def enter(self, index: int, x: Value) -> Value:
         """The input (B, L, W) of a block, merged if the block merges tokens."""
@@ -182,7 +271,7 @@ class Emitter:
         a (n Wv) = (a n) Wv.
         """
         g, heads, width = self.g, self.heads, self.folded.width
-        tokens = 1 + self.folded.side(len(self.folded.blocks) - 1) ** 2
+        tokens = self.folded.length(len(self.folded.blocks) - 1)
         prompts = int(block.prompt_keys.shape[1])
         normed = g.cast(self.norm(f"{name}.ln_1", x, block.ln_1), dtype, f"{name}.ln_1.out")
         first = self.linear(
@@ -230,17 +319,29 @@ class Emitter:
         )
         return g.op("Add", f"{name}.out", x, g.cast(out, x.dtype, f"{name}.mlp.proj.wide"))
 
-    def head(self, cls: Value) -> Value:
-        """From the class token (B, 1, W) to the scores (B,), all in float32."""
+    def head(self, cls: Value) -> list[Output]:
+        """From the class token (B, 1, W) to the scores (B,), and the logits (B, 1 + causes), in float32."""
         g, folded = self.g, self.folded
         if folded.prompt_norm is not None:
             cls = self.norm("prompt_norm", cls, folded.prompt_norm)
         cls = self.norm("ln_post", cls, folded.ln_post)
         feature = g.op("MatMul", "feature", cls, g.constant("proj", folded.proj, "f32"))
-        along = g.op("MatMul", "along", feature, g.constant("direction", folded.direction[:, None], "f32"))
+        rows, bias = folded.direction[:, None], np.array([folded.head_bias], np.float32)
+        if folded.causes:
+            rows = np.concatenate([rows, folded.cause_rows], axis=1)
+            bias = np.concatenate([bias, folded.cause_bias])
+        along = g.op("MatMul", "along", feature, g.constant("direction", rows, "f32"))
         length = g.op("ReduceL2", "length", feature, axes=[2], keepdims=1)
-        high = g.op("Sigmoid", "high", g.op("Div", "logit", along, length))
-        return g.op("Squeeze", "scores", high, g.ints(1, 2))
+        logit = g.op("Div", "logit", along, length)
+        if bias.any():
+            logit = g.op("Add", "logit.sum", logit, g.constant("bias", bias, "f32"))
+        outputs: list[Output] = []
+        if folded.reads:
+            outputs.append((g.op("Reshape", "logits", logit, g.ints(0, -1)), ("batch", len(bias))))
+        if folded.causes:
+            logit = g.op("Slice", "logit.score", logit, g.ints(0), g.ints(1), g.ints(2))
+        scores = g.op("Squeeze", "scores", g.op("Sigmoid", "high", logit), g.ints(1, 2))
+        return [(scores, ("batch",)), *outputs]
 
     def norm(self, name: str, x: Value, norm: Norm) -> Value:
         """LayerNorm over the last axis, in float32 whatever the type of ``x``."""

@@ -25,7 +25,8 @@ from grmp_edge.train.network.towers import (
     keys_values,
     widened,
 )
-from grmp_edge.train.network.words import quality_prompts, scene_prompts
+from grmp_edge.train.network.words import CAUSES, cause_prompts, quality_prompts, scene_prompts
+from grmp_edge.views import Aggregate
 
 __all__ = ["GrmpIqa", "normalize_pixels"]
 
@@ -46,6 +47,12 @@ class GrmpIqa(nn.Module):
     quality_ends: Tensor
     scene_tokens: Tensor
     scene_ends: Tensor
+    # What the score's logit has beside the two texts: a direction (E,) and an offset, learned by ridge
+    # regression on few labels (train/finetune); zero before.
+    head_weight: Tensor
+    head_bias: Tensor
+    cause_rows: Tensor  # (E, causes): products with a unit feature, plus the bias, are the causes' logits
+    cause_bias: Tensor  # (causes,)
 
     def __init__(self, backbone: Backbone, config: PromptConfig | None = None) -> None:
         super().__init__()
@@ -72,7 +79,28 @@ class GrmpIqa(nn.Module):
         self.register_buffer("std", torch.tensor(norm.std), persistent=False)
         self._register_text("quality", quality_prompts(self.config.text_tokens))
         self._register_text("scene", scene_prompts())
+        width = int(self.image.visual.proj.shape[1])
+        self.register_buffer("head_weight", torch.zeros(width), persistent=False)
+        self.register_buffer("head_bias", torch.zeros(()), persistent=False)
+        self._register_causes(width)
+        # How a picture is looked at: crops beside the whole, and what becomes of all views' logits.
+        self.native: int = getattr(self.clip, "native", 0)
+        self.aggregate: Aggregate = getattr(self.clip, "aggregate", Aggregate())
         self.requires_grad_(False)
+
+    @torch.no_grad()
+    def _register_causes(self, width: int) -> None:
+        """Ask for the causes with the backbone's own texts, before any training moves them."""
+        scale, bias = getattr(self.clip, "cause_scale", None), getattr(self.clip, "cause_bias", None)
+        self.causes = tuple(CAUSES) if scale is not None else ()
+        rows, own_bias = torch.zeros(width, 0), torch.zeros(0)
+        if scale is not None and bias is not None:
+            tokens = self.backbone.tokenize(cause_prompts())
+            x = self.text.run(self.text.add_positions(self.text.embed(tokens)))
+            healthy, *others = self.text.project(x, tokens.argmax(dim=-1))
+            rows, own_bias = (scale.exp()[:, None] * (torch.stack(others) - healthy)).T, bias.clone()
+        self.register_buffer("cause_rows", rows.clone(), persistent=False)
+        self.register_buffer("cause_bias", own_bias, persistent=False)
 
     def _register_text(self, name: str, sentences: list[str]) -> None:
         tokens = self.backbone.tokenize(sentences)
@@ -203,8 +231,15 @@ class GrmpIqa(nn.Module):
     def forward(self, images: Tensor, unfolded: bool = False) -> Tensor:
         """Score pictures (B, S, S, 3), uint8 RGB: the probability of high quality, (B,) in 0..1."""
         encode = self.image_features_unfolded if unfolded else self.image_features
-        logits = self.logits(encode(self.pixels(images)), self.quality_features())
-        return logits.softmax(dim=-1)[:, 0]
+        return self.readings(encode(self.pixels(images)))[:, 0].sigmoid()
+
+    def readings(self, features: Tensor) -> Tensor:
+        """Unit features (B, E) to logits (B, 1 + causes), in float32: of the score, and of each cause."""
+        with full_precision(features):
+            high, low = self.logits(features, self.quality_features()).unbind(dim=-1)
+            quality = high - low + features @ self.head_weight + self.head_bias
+            causes = features @ self.cause_rows + self.cause_bias
+            return torch.cat([quality[:, None], causes], dim=-1)
 
 
 def normalize_pixels(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

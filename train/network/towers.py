@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grmp_edge.errors import ModelError
+from grmp_edge.train.network.hybrid import SIDE, SIZE, WIDTH, HybridVisual
 from grmp_edge.train.network.merging import MergingBlock, merged, merging_blocks
+from grmp_edge.train.network.stem import CHANNELS
 
 __all__ = ["ImageTower", "TextTower", "block_forward", "full_precision", "keys_values", "widened"]
 
@@ -31,6 +33,13 @@ class ImageTower:
         from open_clip.transformer import VisionTransformer
 
         visual: Any = getattr(clip, "visual", None)
+        self.extras = 0  # tokens that flow beside the class token and the places
+        if isinstance(visual, HybridVisual):
+            self.visual = visual
+            self.blocks = _checked_blocks(visual.transformer, name)
+            self.width, self.size, self.extras = WIDTH, SIZE, len(CHANNELS)
+            self.patch = SIZE // SIDE
+            return
         if not isinstance(visual, VisionTransformer):
             kind = type(visual).__name__
             raise ModelError(
@@ -41,7 +50,7 @@ class ImageTower:
             raise ModelError(
                 f"backbone {name!r} does not pool by its class token", "choose ViT-B-16 or another CLIP ViT"
             )
-        self.visual = visual
+        self.visual: Any = visual
         self.blocks = _checked_blocks(visual.transformer, name)
         self.width = int(visual.conv1.out_channels)
         self.patch = int(visual.patch_size[0])
@@ -61,7 +70,7 @@ class ImageTower:
     def places(self, block: int) -> int:
         """How many tokens block ``block`` works on, the class token among them."""
         side = (self.size // self.patch) >> sum(at <= block for at in self.merging)
-        return 1 + side * side
+        return 1 + self.extras + side * side
 
     def enter(self, block: int, tokens: Tensor) -> Tensor:
         """The tokens (B, L, W) that flow into block ``block``, merged if it is one that merges."""
@@ -70,6 +79,8 @@ class ImageTower:
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, S, S) to tokens (B, 1 + patches, W), class token first, after ln_pre."""
+        if isinstance(self.visual, HybridVisual):
+            return self.visual.embed(pixels)
         patches = self.visual.conv1(pixels).flatten(2).transpose(1, 2)
         cls = self.visual.class_embedding.expand(len(patches), 1, -1)
         tokens = torch.cat([cls, patches], dim=1) + self.visual.positional_embedding
