@@ -138,7 +138,7 @@ def build_plain(model: GrmpIqa) -> onnx.ModelProto:
     folded = fold(model, prompts=False)
     builder = GraphBuilder()
     emitter = Emitter(builder, folded)
-    x = emitter.embed()
+    x = emitter.embed("f32")
     for index, block in enumerate(folded.blocks):
         x = emitter.block(f"block{index}", emitter.enter(index, x), block, "f32")
     scores = emitter.head(emitter.class_token("cls", x))
@@ -156,7 +156,7 @@ def build_unfolded(model: GrmpIqa) -> onnx.ModelProto:
     count, width = model.config.visual_tokens, folded.width
     g = GraphBuilder()
     emitter = Emitter(g, folded)
-    x, skipped = emitter.embed(), 1
+    x, skipped = emitter.embed("f32"), 1
     for index, block in enumerate(folded.blocks):
         name = f"block{index}"
         with torch.no_grad():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from grmp_edge.errors import ModelError
 from grmp_edge.train.network.hybrid import SIZE, HybridVisual
 from grmp_edge.train.network.model import GrmpIqa
-from grmp_edge.train.network.stem import FINE_STAGE, STD_EPS, Stem, same_padding
+from grmp_edge.train.network.stem import CHANNELS, FINE_STAGE, STD_EPS, Stem, same_padding
 
 __all__ = ["Activation", "Array", "FoldedBlock", "FoldedModel", "Norm", "fold"]
 
@@ -198,7 +198,9 @@ def fold(model: GrmpIqa, prompts: bool = True) -> FoldedModel:
         prompt_norm=_norm(model.prompt_norm) if prompts else None,
         ln_post=_norm(visual.ln_post),
         proj=_array(visual.proj),
-        direction=(scale * (high - low) + _wide(model.head_weight)).astype(np.float32),
+        direction=(float(model.head_scale) * scale * (high - low) + _wide(model.head_weight)).astype(
+            np.float32
+        ),
         head_bias=float(model.head_bias),
         causes=model.causes,
         cause_rows=_array(model.cause_rows),
@@ -228,7 +230,7 @@ def _fold_stem(visual: HybridVisual, mean: Wide, std: Wide) -> tuple[FoldedStem,
 
     of_stages, start = [], 0
     for index, layer in enumerate(embedding.to_tokens):
-        stop = start + int(layer.in_features)
+        stop = start + 2 * CHANNELS[index]
         of_stages.append(linear(layer, 1 + index, start, stop))
         start = stop
     folded = FoldedStem(
@@ -248,7 +250,7 @@ def _fold_stem(visual: HybridVisual, mean: Wide, std: Wide) -> tuple[FoldedStem,
 
 def _fold_stages(stem: Stem) -> tuple[FoldedBottleneck, ...]:
     side, stages = SIZE // 2, []
-    for block in stem.blocks:
+    for block in stem.stages:
         stages.append(
             FoldedBottleneck(
                 None if block.expand is None else _fold_conv(block.expand, side),

@@ -160,7 +160,7 @@ class CentreScores:
     @torch.inference_mode()
     def predict(self) -> Float32Array:
         """The probability of high quality, float32 (n,) in 0..1."""
-        scores = self.model.logits(self.features(), self.model.quality_features()).softmax(-1)[:, 0]
+        scores = self.model.readings(self.features())[:, 0].sigmoid()
         return np.asarray(scores.cpu().numpy(), dtype=np.float32)
 
     @torch.no_grad()

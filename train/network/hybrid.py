@@ -58,7 +58,7 @@ class StemEmbedding(nn.Module):
         grid = (grid - self.grid_mean[:, None, None]) / self.grid_std[:, None, None]
         stats = (stats - self.stats_mean) / self.stats_std
         places = (self.fine(fine) + self.grid(grid)).flatten(2).transpose(1, 2)
-        parts = stats.split([2 * channels for channels in CHANNELS], dim=1)
+        parts = torch.split(stats, [2 * channels for channels in CHANNELS], dim=1)
         tokens = torch.stack([layer(part) for layer, part in zip(self.to_tokens, parts, strict=True)], dim=1)
         cls = (self.class_embedding + self.to_class(stats))[:, None]
         embedded: Tensor = torch.cat([cls, tokens, places], dim=1) + self.positional_embedding
@@ -69,6 +69,7 @@ class HybridVisual(nn.Module):
     """The image tower, with the names that open_clip's vision transformer has for the same parts."""
 
     image_size = (SIZE, SIZE)
+    output_dim = EMBED_DIM
 
     def __init__(self) -> None:
         super().__init__()

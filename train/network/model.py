@@ -47,8 +47,8 @@ class GrmpIqa(nn.Module):
     quality_ends: Tensor
     scene_tokens: Tensor
     scene_ends: Tensor
-    # What the score's logit has beside the two texts: a direction (E,) and an offset, learned by ridge
-    # regression on few labels (train/finetune); zero before.
+    # What few labels make of the two texts' difference: its factor, a direction (E,) and an offset beside it.
+    head_scale: Tensor
     head_weight: Tensor
     head_bias: Tensor
     cause_rows: Tensor  # (E, causes): products with a unit feature, plus the bias, are the causes' logits
@@ -80,6 +80,7 @@ class GrmpIqa(nn.Module):
         self._register_text("quality", quality_prompts(self.config.text_tokens))
         self._register_text("scene", scene_prompts())
         width = int(self.image.visual.proj.shape[1])
+        self.register_buffer("head_scale", torch.ones(()), persistent=False)
         self.register_buffer("head_weight", torch.zeros(width), persistent=False)
         self.register_buffer("head_bias", torch.zeros(()), persistent=False)
         self._register_causes(width)
@@ -237,7 +238,7 @@ class GrmpIqa(nn.Module):
         """Unit features (B, E) to logits (B, 1 + causes), in float32: of the score, and of each cause."""
         with full_precision(features):
             high, low = self.logits(features, self.quality_features()).unbind(dim=-1)
-            quality = high - low + features @ self.head_weight + self.head_bias
+            quality = self.head_scale * (high - low) + features @ self.head_weight + self.head_bias
             causes = features @ self.cause_rows + self.cause_bias
             return torch.cat([quality[:, None], causes], dim=-1)
 

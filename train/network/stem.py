@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,8 @@ class Stage:
 
 def _stages() -> tuple[Stage, ...]:
     groups = (  # repeats, kernel, stride, expand, outputs
-        (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
+        (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40),
+        (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
     )  # fmt: skip
     stages, inputs = [], 32
     for repeats, kernel, stride, expand, outputs in groups:
@@ -87,8 +89,8 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, S, S) to (B, outputs, S / stride, S / stride)."""
         hidden = x if self.expand is None else F.relu6(self.expand(x))
-        found = self.project(F.relu6(_conv(hidden, self.depthwise)))
-        return x + found if self.stage.skips else found
+        out: Tensor = self.project(F.relu6(_conv(hidden, self.depthwise)))
+        return x + out if self.stage.skips else out
 
 
 class Stem(nn.Module):
@@ -100,16 +102,21 @@ class Stem(nn.Module):
         self.blocks = nn.ModuleList(Bottleneck(stage) for stage in STAGES)
         self.requires_grad_(False)
 
+    @property
+    def stages(self) -> list[Bottleneck]:
+        """The blocks, as what they are."""
+        return [block for block in self.blocks if isinstance(block, Bottleneck)]
+
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels (B, 3, 224, 224), normalised as ``NORMALIZATIONS["lite"]`` says.
 
         Returns:
-            The grid of block 10 (B, 112, 14, 14), that of block 14 (B, 192, 7, 7), and the statistics (B, 2976): of
-            each block in order its means (C), then its deviations (C).
+            The grid of block 10 (B, 112, 14, 14), that of block 14 (B, 192, 7, 7), and the statistics
+            (B, 2976): of each block in order its means (C), then its deviations (C).
         """
         x = F.relu6(_conv(pixels, self.conv))
         taps, fine = [], x
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self.stages):
             x = block(x)
             mean = x.mean(dim=(2, 3), keepdim=True)
             deviation = ((x - mean).square().mean(dim=(2, 3)) + STD_EPS).sqrt()
@@ -122,7 +129,7 @@ class Stem(nn.Module):
 def convert_stem(state: Mapping[str, Tensor], eps: float = 1e-3) -> Stem:
     """Fold the package's state dict (``efficientnet-lite0-57934424.pth``) into a stem."""
 
-    def folded(conv: nn.Conv2d, name: str, norm: str) -> None:
+    def folded(conv: Any, name: str, norm: str) -> None:
         scale = state[f"{norm}.weight"].double() / (state[f"{norm}.running_var"].double() + eps).sqrt()
         conv.weight.data = (state[f"{name}.weight"].double() * scale[:, None, None, None]).float()
         conv.bias.data = (
@@ -131,7 +138,7 @@ def convert_stem(state: Mapping[str, Tensor], eps: float = 1e-3) -> Stem:
 
     stem = Stem()
     folded(stem.conv, "_conv_stem", "_bn0")
-    for index, block in enumerate(stem.blocks):
+    for index, block in enumerate(stem.stages):
         own = f"_blocks.{index}"
         if block.expand is not None:
             folded(block.expand, f"{own}._expand_conv", f"{own}._bn0")

@@ -34,8 +34,8 @@ class ImageTower:
 
         visual: Any = getattr(clip, "visual", None)
         self.extras = 0  # tokens that flow beside the class token and the places
+        self.visual: Any = visual
         if isinstance(visual, HybridVisual):
-            self.visual = visual
             self.blocks = _checked_blocks(visual.transformer, name)
             self.width, self.size, self.extras = WIDTH, SIZE, len(CHANNELS)
             self.patch = SIZE // SIDE
@@ -50,7 +50,6 @@ class ImageTower:
             raise ModelError(
                 f"backbone {name!r} does not pool by its class token", "choose ViT-B-16 or another CLIP ViT"
             )
-        self.visual: Any = visual
         self.blocks = _checked_blocks(visual.transformer, name)
         self.width = int(visual.conv1.out_channels)
         self.patch = int(visual.patch_size[0])
@@ -80,7 +79,8 @@ class ImageTower:
     def embed(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, S, S) to tokens (B, 1 + patches, W), class token first, after ln_pre."""
         if isinstance(self.visual, HybridVisual):
-            return self.visual.embed(pixels)
+            tokens: Tensor = self.visual.embed(pixels)
+            return tokens
         patches = self.visual.conv1(pixels).flatten(2).transpose(1, 2)
         cls = self.visual.class_embedding.expand(len(patches), 1, -1)
         tokens = torch.cat([cls, patches], dim=1) + self.visual.positional_embedding
