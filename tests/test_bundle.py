@@ -141,7 +141,11 @@ def test_a_manifest_that_makes_no_sense(tiny_bundle: Bundle) -> None:
         {"mos": {"low": 5, "high": 1}},
         {"graphs": {}},
         {"graphs": {"fp32": {**graph, "file": "../model.onnx"}}},
-        {"graphs": {"fp32": {**graph, "surprise": 1}}},
+        {"preprocess": {"resize": 40, "crop": 32, "interpolation": "nearest"}},
+        {"preprocess": {"resize": 40, "crop": 32, "color": "BGR"}},
+        {"preprocess": {"resize": 40, "crop": 32, "keep_aspect_ratio": True}},
+        {"causes": ["blur"]},
+        {"views": {"native": 4, "rule": "whole-and-spread-1", "aggregate": {}}},
     ):
         rewrite(tiny_bundle, **change)
         with pytest.raises(BundleError, match=r"bundle\.json: damaged"):
@@ -150,7 +154,8 @@ def test_a_manifest_that_makes_no_sense(tiny_bundle: Bundle) -> None:
 
 
 def test_a_newer_schema_is_refused_and_unknown_fields_are_not(tiny_bundle: Bundle) -> None:
-    rewrite(tiny_bundle, added_later={"x": 1})
+    graph = manifest(tiny_bundle)["graphs"]["fp32"]
+    rewrite(tiny_bundle, added_later={"x": 1}, graphs={"fp32": {**graph, "surprise": 1}})
     assert Bundle.load(tiny_bundle.path) == tiny_bundle
     rewrite(tiny_bundle, schema_version=SCHEMA_VERSION + 1)
     with pytest.raises(BundleError, match=f"schema version {SCHEMA_VERSION + 1} is newer"):
