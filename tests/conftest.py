@@ -17,6 +17,8 @@ from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
 from grmp_edge.score import MosScale
 
 UInt8Array = npt.NDArray[np.uint8]
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 
 # A shell ignores Ctrl-C for what it starts in the background, and children inherit that; the tests that
 # interrupt a command need it back, wherever they are started from.
@@ -96,7 +98,7 @@ def write_tiny_bundle(
 def write_clip(path: Path, frames: int = 12, fourcc: str = "mp4v", fps: float = 10.0) -> list[float]:
     """A real video of grey frames that get darker; returns the grey of each."""
     levels = [float(240 - 18 * index) for index in range(frames)]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*fourcc), fps, (64, 48))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*fourcc), fps, (64, 48))
     assert writer.isOpened()
     for level in levels:
         writer.write(np.full((48, 64, 3), level, np.uint8))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import open_clip
 import torch
 import torch.nn.functional as F
+from helpers_train import Tensors
 from torch import Tensor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -40,7 +43,9 @@ def block_shapes(start: str, width: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def released(config: dict, prompts: int = 100, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict:
+def released(
+    config: dict[str, Any], prompts: int = 100, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensors:
     """A whole state dict in the layout of the released models, all values random."""
     torch.manual_seed(seed)
     vision, text, embed = config["vision_cfg"], config["text_cfg"], config["embed_dim"]
@@ -86,7 +91,7 @@ def released(config: dict, prompts: int = 100, seed: int = 0, dtype: torch.dtype
 
 
 def run_blocks(
-    state: dict, start: str, x: Tensor, heads: int, layer: int, mask: Tensor | None = None
+    state: Tensors, start: str, x: Tensor, heads: int, layer: int, mask: Tensor | None = None
 ) -> Tensor:
     """One block over (B, L, W), by torch's own attention."""
     p = {name[len(start) + 1 :]: tensor for name, tensor in state.items() if name.startswith(f"{start}.")}
@@ -105,7 +110,9 @@ def run_blocks(
 
 
 @torch.no_grad()
-def plain_scores(state: dict, config: dict, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def plain_scores(
+    state: Tensors, config: dict[str, Any], images: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.float32]:
     """The released model's score, token by token as the paper draws it."""
     s = {name: tensor.float() for name, tensor in state.items()}
     vision, text = config["vision_cfg"], config["text_cfg"]
@@ -141,7 +148,7 @@ def plain_scores(state: dict, config: dict, images: npt.NDArray[np.uint8]) -> np
     ends = open_clip.tokenize(SENTENCES).argmax(-1)
     words = F.normalize(t[torch.arange(2), ends] @ s["text_encoder.text_projection"], dim=-1)
     logits = s["logit_scale"].exp() * image @ words.T
-    return logits.softmax(-1)[:, 0].numpy()
+    return np.asarray(logits.softmax(-1)[:, 0], np.float32)
 
 
 def pictures(count: int, size: int) -> npt.NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from conftest import Float32Array, UInt8Array
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 
@@ -17,6 +18,8 @@ from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.session.progress import Silent
 from grmp_edge.train.tasks import Task
+
+Tensors = dict[str, torch.Tensor]
 
 PROMPTS = PromptConfig(visual_tokens=5, dropout=0.0, normalization="clip")
 
@@ -66,7 +69,9 @@ def tiny_clip(
             if "ln_" in name or "gamma" in name or name.endswith("bias"):
                 # Identity norms and zero biases would hide one that is left out or used twice.
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    return clip.eval().requires_grad_(False)
+    clip.eval().requires_grad_(False)
+    assert isinstance(clip, torch.nn.Module)
+    return clip
 
 
 def tiny_backbone(seed: int = 0, quick_gelu: bool = False, **options: Any) -> Backbone:
@@ -84,14 +89,14 @@ def tiny_model(seed: int = 0, prompts: PromptConfig = PROMPTS, **options: Any) -
     return model
 
 
-def pictures(count: int, size: int = 32, seed: int = 0) -> np.ndarray:
+def pictures(count: int, size: int = 32, seed: int = 0) -> UInt8Array:
     """Random coarse pictures, uint8 (count, size, size, 3)."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (count, 7, 7, 3), dtype=np.uint8)
     return np.stack([cv2.resize(one, (size, size), interpolation=cv2.INTER_LINEAR) for one in coarse])
 
 
-def blurred(count: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def blurred(count: int, size: int, seed: int = 0) -> tuple[UInt8Array, Float32Array]:
     """Noise blurred by a random strength, and quality 1 (sharp) to 0: a question a tiny model can answer."""
     rng = np.random.default_rng(seed)
     quality = rng.random(count).astype(np.float32)
@@ -123,5 +128,5 @@ def write_labelled(folder: Path, count: int = 12, size: int = 48, seed: int = 0)
     return path
 
 
-def parameters_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def parameters_of(model: torch.nn.Module) -> Tensors:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

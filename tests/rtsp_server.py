@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from typing import Any
 
 import gi
 
@@ -23,14 +24,14 @@ BITS = 48
 ROWS = 32
 
 
-def drawn(value, width):
+def drawn(value: int, width: int) -> bytes:
     """One row with a number in it."""
     block = width // BITS
     bits = b"".join((b"\xeb" if value >> (BITS - 1 - bit) & 1 else b"\x10") * block for bit in range(BITS))
     return bits + b"\x10" * (width - len(bits))
 
 
-def picture(width, height, texture, count):
+def picture(width: int, height: int, texture: bytes, count: int) -> bytes:
     """One I420 frame as bytes."""
     start = count * 8 % 4096
     luma = texture[start : start + width * (height - 2 * ROWS)]
@@ -38,21 +39,21 @@ def picture(width, height, texture, count):
     return luma + b"\x80" * (width * height // 2)
 
 
-class Factory(GstRtspServer.RTSPMediaFactory):
+class Factory(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc]
     """Makes the pipeline of each viewer."""
 
-    def __init__(self, width, height, fps, b_frames):
+    def __init__(self, width: int, height: int, fps: int, b_frames: int) -> None:
         super().__init__()
         self.width, self.height, self.fps, self.b_frames = width, height, fps, b_frames
         cell = os.urandom(4096 // 16)
         line = b"".join(bytes([40 + value * 160 // 255]) * 16 for value in cell)
         self.texture = line * (width * height // len(line) + 3)
 
-    def caps(self):
+    def caps(self) -> str:
         """What the pictures are now."""
         return f"video/x-raw,format=I420,width={self.width},height={self.height},framerate={self.fps}/1"
 
-    def do_create_element(self, url):
+    def do_create_element(self, url: object) -> Any:
         """The pipeline of one viewer."""
         speed = f"bframes={self.b_frames} rc-lookahead=0 sync-lookahead=0" if self.b_frames else ""
         return Gst.parse_launch(
@@ -62,24 +63,24 @@ class Factory(GstRtspServer.RTSPMediaFactory):
             "! rtph264pay name=pay0 pt=96 config-interval=1 )"
         )
 
-    def do_configure(self, media):
+    def do_configure(self, media: Any) -> None:
         """Feed the viewer's pipeline by the clock."""
         source = media.get_element().get_child_by_name("source")
         count, size = [0], [(self.width, self.height)]
 
-        def push():
+        def push() -> bool:
             if size[0] != (self.width, self.height):
                 size[0] = (self.width, self.height)
                 source.set_property("caps", Gst.Caps.from_string(self.caps()))
             data = picture(self.width, self.height, self.texture, count[0])
             count[0] += 1
-            return source.emit("push-buffer", Gst.Buffer.new_wrapped(data)) == Gst.FlowReturn.OK
+            return bool(source.emit("push-buffer", Gst.Buffer.new_wrapped(data)) == Gst.FlowReturn.OK)
 
         timer = GLib.timeout_add(round(1000 / self.fps), push)
         media.connect("unprepared", lambda _: GLib.source_remove(timer) if timer else None)
 
 
-def main():
+def main() -> None:
     """Serve rtsp://ADDRESS:PORT/live until killed."""
     port, *rest = sys.argv[1:]
     address = rest.pop() if len(rest) == 5 else "127.0.0.1"
@@ -93,7 +94,7 @@ def main():
     if server.attach(None) == 0:
         sys.exit(f"cannot listen on {port}")
 
-    def resize():
+    def resize() -> bool:
         factory.width = width if factory.width != width else width // 2
         return True
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
 
 import open_clip
 import pytest
 import torch
-from helpers_train import pictures
+from helpers_train import Tensors, pictures
 from safetensors.torch import save_file
 
 from grmp_edge.errors import ModelError
 from grmp_edge.train.network import backbone as room
 from grmp_edge.train.network.backbone import (
+    Backbone,
     BackboneConfig,
     load_backbone,
     load_state,
@@ -30,7 +33,7 @@ SMALL = {
 
 
 @pytest.fixture(autouse=True)
-def known(tmp_path_factory):
+def known(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Small architectures that open_clip knows by name, one with QuickGELU and one with a text module."""
     import json
 
@@ -44,23 +47,24 @@ def known(tmp_path_factory):
     open_clip.add_model_config(folder)
 
 
-def state():
+def state() -> Tensors:
     return load_backbone(BackboneConfig("tiny-b", "random", random_seed=7)).clip.state_dict()
 
 
-def features(loaded):
+def features(loaded: Backbone) -> torch.Tensor:
     from grmp_edge.train.network.model import GrmpIqa
     from grmp_edge.train.network.settings import PromptConfig
 
     torch.manual_seed(0)
     model = GrmpIqa(loaded, PromptConfig(visual_tokens=3)).eval()
-    return model(torch.from_numpy(pictures(2))).detach()
+    scores: torch.Tensor = model(torch.from_numpy(pictures(2)))
+    return scores.detach()
 
 
 class Archive(torch.nn.Module):
     """OpenAI's archives hold the tensors by open_clip's names, in half precision, and three numbers."""
 
-    def __init__(self, tensors):
+    def __init__(self, tensors: Tensors) -> None:
         super().__init__()
         for name, value in tensors.items():
             node = self
@@ -73,11 +77,11 @@ class Archive(torch.nn.Module):
         for name, number in (("input_resolution", 32), ("context_length", 77), ("vocab_size", 49408)):
             self.register_buffer(name, torch.tensor(number))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
 
-def test_every_file_format_gives_the_same_backbone(tmp_path):
+def test_every_file_format_gives_the_same_backbone(tmp_path: Path) -> None:
     tensors = {name: value.half().float() for name, value in state().items()}
     save_file(tensors, tmp_path / "w.safetensors")
     torch.save(tensors, tmp_path / "w.pt")
@@ -109,11 +113,11 @@ def test_every_file_format_gives_the_same_backbone(tmp_path):
     assert not torch.equal(features(named), expected)
 
 
-def test_what_is_recorded_is_what_was_built():
+def test_what_is_recorded_is_what_was_built() -> None:
     assert load_backbone(BackboneConfig("tiny-b-quickgelu", "random", quick_gelu=False)).quick_gelu
 
 
-def test_a_state_dict_of_clip_fits_the_custom_text_layout(tmp_path):
+def test_a_state_dict_of_clip_fits_the_custom_text_layout(tmp_path: Path) -> None:
     torch.save(state(), tmp_path / "w.pt")
     custom = load_backbone(BackboneConfig("tiny-c", str(tmp_path / "w.pt")))
     plain = load_backbone(BackboneConfig("tiny-b", str(tmp_path / "w.pt")))
@@ -121,15 +125,15 @@ def test_a_state_dict_of_clip_fits_the_custom_text_layout(tmp_path):
 
 
 class Payload:
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
         return os.system, (f"touch {self.path}",)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, zipped):
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
     mark, file = tmp_path / "ran", tmp_path / "w.pt"
     torch.save({"state_dict": state(), "extra": Payload(mark)}, file, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ModelError, match="holds more than tensors"):
@@ -140,7 +144,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, zipped):
     assert not mark.exists()
 
 
-def test_damaged_files(tmp_path):
+def test_damaged_files(tmp_path: Path) -> None:
     for name in ("w.safetensors", "w.pt"):
         path = tmp_path / name
         for content in (b"", b"not weights at all", b"PK\x03\x04" + bytes(40)):
@@ -153,7 +157,7 @@ def test_damaged_files(tmp_path):
         read_state_dict(tmp_path / "list.pt")
 
 
-def test_a_tensor_that_does_not_fit_is_named():
+def test_a_tensor_that_does_not_fit_is_named() -> None:
     clip = load_backbone(BackboneConfig("tiny-b", "random")).clip
     before = state_digest(clip)
     good = state()
@@ -173,7 +177,7 @@ def test_a_tensor_that_does_not_fit_is_named():
     assert state_digest(clip) != before
 
 
-def test_unknown_names():
+def test_unknown_names() -> None:
     with pytest.raises(
         ModelError, match=r"'ViT-Z-1' is not a model of open_clip; use embedded-s16 or one of ViT-"
     ):
@@ -184,7 +188,7 @@ def test_unknown_names():
         load_backbone(BackboneConfig(pretrained="none.safetensors"))
 
 
-def test_random_depends_on_its_seed_only():
+def test_random_depends_on_its_seed_only() -> None:
     torch.manual_seed(1)
     first = load_backbone(BackboneConfig("tiny-b", "random", random_seed=4)).digest
     torch.manual_seed(2)
@@ -193,8 +197,8 @@ def test_random_depends_on_its_seed_only():
     assert load_backbone(BackboneConfig(pretrained="random")).pretrained == room.RANDOM
 
 
-def test_the_digest_feels_names_shapes_and_values():
-    def digest(**tensors):
+def test_the_digest_feels_names_shapes_and_values() -> None:
+    def digest(**tensors: torch.Tensor) -> str:
         module = torch.nn.Module()
         for name, value in tensors.items():
             module.register_buffer(name, value)

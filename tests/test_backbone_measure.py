@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import Float32Array, UInt8Array
+from rich.table import Table
 
 from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
 from grmp_edge.train.network.embedded import load_embedded
@@ -18,22 +23,22 @@ from grmp_edge.train.runs import ModelConfig
 
 
 @pytest.fixture(scope="module")
-def sources():
+def sources() -> list[Source]:
     made = [procedural_image(np.random.default_rng(i), 300) for i in range(3)]
     return [Source(str(i), picture, "others", 1.0) for i, picture in enumerate(made)]
 
 
-def brightness(pictures):
+def brightness(pictures: Sequence[UInt8Array]) -> Float32Array:
     assert all(picture.shape == (224, 224, 3) and picture.dtype == np.uint8 for picture in pictures)
     return np.array([picture.mean() for picture in pictures], np.float32)
 
 
-def rows(table):
+def rows(table: Table) -> dict[str, list[str]]:
     columns = [list(column.cells) for column in table.columns]
     return {name: cells for name, *cells in zip(*columns, strict=True)}
 
 
-def test_levels_are_clean_first_and_follow_the_strength(sources):
+def test_levels_are_clean_first_and_follow_the_strength(sources: list[Source]) -> None:
     found = level_scores(brightness, sources, "darken", 1)
     assert found.shape == (3, 6)
     for i, source in enumerate(sources):
@@ -42,7 +47,7 @@ def test_levels_are_clean_first_and_follow_the_strength(sources):
         assert found[i, 5] == pytest.approx(dark.mean(), abs=1e-3)
 
 
-def test_a_judge_of_brightness_knows_the_dark_from_the_light(sources):
+def test_a_judge_of_brightness_knows_the_dark_from_the_light(sources: list[Source]) -> None:
     found = rows(ranking_report(brightness, sources))
     assert set(found) == {*DISTORTIONS, "mean"}
     assert found["darken"] == ["1.000", "1.00 1.00 1.00 1.00 1.00", "1.00"]
@@ -51,7 +56,7 @@ def test_a_judge_of_brightness_knows_the_dark_from_the_light(sources):
     assert float(found["mean"][0]) == pytest.approx(np.mean(shares), abs=1e-3)
 
 
-def test_judges_are_the_networks(sources):
+def test_judges_are_the_networks(sources: list[Source]) -> None:
     pictures = [shown(source.image) for source in sources]
     backbone = load_embedded()
     assert np.array_equal(judge_of(backbone)(pictures), zero_shot(backbone, pictures))
@@ -62,7 +67,7 @@ def test_judges_are_the_networks(sources):
     np.testing.assert_allclose(judge_of(model)(pictures), expected, atol=1e-5)
 
 
-def test_command(tmp_path, sources, capsys):
+def test_command(tmp_path: Path, sources: list[Source], capsys: pytest.CaptureFixture[str]) -> None:
     for source in sources:
         cv2.imwrite(str(tmp_path / f"{source.name}.png"), source.image)
     assert main(["--photos", str(tmp_path), "--held-out", "2"]) == 0

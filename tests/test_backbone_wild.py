@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import UInt8Array
 from safetensors import safe_open
 
 from grmp_edge.train.network import embedded
 from grmp_edge.train.recipe.__main__ import main
 from grmp_edge.train.recipe.captions import vocabulary
-from grmp_edge.train.recipe.groups import VARIANTS, make_batch, procedural_sources
+from grmp_edge.train.recipe.groups import VARIANTS, Batch, Source, make_batch, procedural_sources
 from grmp_edge.train.recipe.objective import LossConfig, Objective, normalise
 from grmp_edge.train.recipe.real_photos import Instances, WildConfig, add_wild, load_wild
 
+Wild = tuple[list[Source], list[Source]]
 
-def folder_of(path, count, side=300):
+
+def folder_of(path: Path, count: int, side: int = 300) -> Path:
     rng = np.random.default_rng(0)
     for i in range(count):
         coarse = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
@@ -25,25 +30,25 @@ def folder_of(path, count, side=300):
 
 
 @pytest.fixture(scope="module")
-def wild(tmp_path_factory):
+def wild(tmp_path_factory: pytest.TempPathFactory) -> Wild:
     return load_wild([folder_of(tmp_path_factory.mktemp("wild"), 11)], held_out=5)
 
 
 @pytest.fixture(scope="module")
-def batches(wild):
+def batches(wild: Wild) -> tuple[Batch, Batch]:
     rng = np.random.default_rng(0)
     known = make_batch(rng, procedural_sources(rng, 4, 256), 3)
     return known, add_wild(rng, known, wild[0], 2)
 
 
-def test_photographs_are_squashed_and_every_fifth_is_never_seen(wild):
+def test_photographs_are_squashed_and_every_fifth_is_never_seen(wild: Wild) -> None:
     train, held = wild
     assert [source.name.split("/")[1] for source in held] == ["00", "05", "10"]
     assert len(train) == 8
     assert {source.image.shape for source in (*train, *held)} == {(244, 244, 3)}
 
 
-def test_two_views_of_a_photograph_and_two_of_it_made_worse(wild, batches):
+def test_two_views_of_a_photograph_and_two_of_it_made_worse(wild: Wild, batches: tuple[Batch, Batch]) -> None:
     known, both = batches
     count = 3 * VARIANTS
     assert np.array_equal(both.images[:count], known.images)
@@ -54,7 +59,7 @@ def test_two_views_of_a_photograph_and_two_of_it_made_worse(wild, batches):
         views, kept = both.images[first : first + VARIANTS], both.remaining[first : first + VARIANTS]
         assert kept[0] == kept[1] == 1 > kept[2] == kept[3]
 
-        def is_cut_from(picture, source):
+        def is_cut_from(picture: UInt8Array, source: UInt8Array) -> bool:
             # The likeliest place is found by FFT, with its error; what lies there is compared exactly.
             x, y = cv2.minMaxLoc(cv2.matchTemplate(source, picture, cv2.TM_SQDIFF))[2]
             height, width = picture.shape[:2]
@@ -65,7 +70,7 @@ def test_two_views_of_a_photograph_and_two_of_it_made_worse(wild, batches):
         assert not np.array_equal(views[0], views[2])
 
 
-def test_what_is_not_known_of_them_is_not_learned(batches):
+def test_what_is_not_known_of_them_is_not_learned(batches: tuple[Batch, Batch]) -> None:
     torch.manual_seed(0)
     made = embedded.build_embedded()
     objective = Objective(made, LossConfig(), embedded.token_ids_of(vocabulary()), WildConfig())
@@ -80,7 +85,7 @@ def test_what_is_not_known_of_them_is_not_learned(batches):
     assert "instances" in both and "instances" not in alone
 
 
-def test_instance_loss_is_the_mean_of_softmaxes_over_all_others():
+def test_instance_loss_is_the_mean_of_softmaxes_over_all_others() -> None:
     torch.manual_seed(0)
     config = WildConfig(temperature=0.2, queue=5, width=6)
     instances = Instances(8, config)
@@ -99,14 +104,14 @@ def test_instance_loss_is_the_mean_of_softmaxes_over_all_others():
         earlier = np.concatenate([points, earlier])[:5]
 
 
-def test_they_belong_to_a_phase_of_their_own(tmp_path, capsys):
+def test_they_belong_to_a_phase_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--photos", str(tmp_path), "--wild", str(tmp_path), "-o", str(tmp_path / "out.safetensors")])
     assert caught.value.code == 2
     assert "--start or --steps" in capsys.readouterr().err
 
 
-def test_a_phase_with_them_writes_weights(tmp_path):
+def test_a_phase_with_them_writes_weights(tmp_path: Path) -> None:
     photos, wild, out = tmp_path / "photos", tmp_path / "wild", tmp_path / "out.safetensors"
     photos.mkdir()
     wild.mkdir()

@@ -14,7 +14,7 @@ import pytest
 import scipy.ndimage as ndimage
 import scipy.optimize as optimize
 import scipy.stats as stats
-from conftest import make_image
+from conftest import UInt8Array, make_image
 from helpers_train import write_labelled
 from PIL import Image
 from scipy.special import gamma
@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from grmp_edge.cli import app
 from grmp_edge.errors import CheckpointError, DataError, UsageError
+from grmp_edge.preprocess import read_image
 from grmp_edge.train.data.labelled import Labelled, SplitConfig, read_csv, split_indices
 from grmp_edge.train.evaluate import niqe
 from grmp_edge.train.evaluate.baselines import run_baselines
@@ -30,11 +31,11 @@ from grmp_edge.train.evaluate.protocol import ProtocolConfig, summarize
 from grmp_edge.train.evaluate.svr import SvrConfig, fit_predict
 
 
-def textured(height: int = 208, width: int = 300, seed: int = 0) -> np.ndarray:
+def textured(height: int = 208, width: int = 300, seed: int = 0) -> UInt8Array:
     """Smooth colours with fine noise on them, uint8 (height, width, 3)."""
     rng = np.random.default_rng(seed)
     noise = ndimage.gaussian_filter(rng.normal(0, 40, (height, width, 3)), (0.7, 0.7, 0))
-    return np.clip(make_image(height, width, seed) * 0.6 + 50 + noise, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(make_image(height, width, seed) * 0.6 + 50 + noise, 0, 255), np.uint8)
 
 
 def moments(values: np.ndarray) -> tuple[float, float, float]:
@@ -59,7 +60,7 @@ def normalised(grey: np.ndarray, constant: float, mode: str) -> np.ndarray:
     window /= window.sum()
     mean = ndimage.correlate(grey, window, mode=mode)
     spread = np.sqrt(np.abs(ndimage.correlate(grey**2, window, mode=mode) - mean**2))
-    return (grey - mean) / (spread + constant)
+    return np.asarray((grey - mean) / (spread + constant))
 
 
 def test_niqe_features_are_the_papers() -> None:
@@ -106,7 +107,7 @@ def test_niqe_is_the_distance_of_two_gaussians() -> None:
 def test_niqe_of_the_authors_model_and_of_ones_own(tmp_path: Path) -> None:
     image = textured(300, 400)
     noisy = np.clip(image + np.random.default_rng(1).normal(0, 60, image.shape), 0, 255).astype(np.uint8)
-    soft = cv2.GaussianBlur(image, (0, 0), 3)
+    soft = np.asarray(cv2.GaussianBlur(image, (0, 0), 3), np.uint8)
     published = Niqe()
     scores = [published.measure(one)[1] for one in (image, noisy, soft)]
     assert scores[0] > scores[1] and scores[0] > scores[2]  # higher is better
@@ -250,7 +251,7 @@ def test_the_splits_are_the_models_and_what_is_done_is_kept(
     found = json.loads((tmp_path / "laplacian" / "splits" / "0-01.json").read_bytes())
     test = list(split_indices(data, SplitConfig(8, 0.2, 0.2, 1)).test)
     assert found["predictions"]["index"] == test
-    scores = [Laplacian().measure(cv2.imread(str(data.paths[i]))[..., ::-1])[1] for i in test]
+    scores = [Laplacian().measure(read_image(data.paths[i]))[1] for i in test]
     np.testing.assert_allclose(found["predictions"]["value"], scores)
     assert found["metrics"]["srcc"] == pytest.approx(stats.spearmanr(scores, data.mos[test]).statistic)
     assert found["metrics"]["rmse"] is None

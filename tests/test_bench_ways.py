@@ -22,6 +22,7 @@ from grmp_edge.runtime.backends import PROVIDERS
 from grmp_edge.runtime.measure.footprint import installed_sizes, measure
 from grmp_edge.runtime.measure.stages import bench_frames
 from grmp_edge.runtime.measure.video import PLAIN, VideoBenchConfig, bench_video
+from grmp_edge.views import Views
 
 COMMAND = [sys.executable, "-m", "grmp_edge"]
 
@@ -36,7 +37,7 @@ def test_stages_are_timed_on_large_pictures(tiny_bundle: Bundle, monkeypatch: py
     with Scorer.open(tiny_bundle) as scorer:
         prepare, network = scorer.prepare, scorer.backend.run
 
-        def slow_prepare(image: UInt8Array) -> UInt8Array:
+        def slow_prepare(image: UInt8Array) -> Views:
             shapes.append(image.shape)
             time.sleep(slow)
             return prepare(image)
@@ -61,7 +62,7 @@ def test_stages_are_timed_on_large_pictures(tiny_bundle: Bundle, monkeypatch: py
 
 def test_a_video_end_to_end_against_a_plain_loop(tiny_bundle: Bundle, tmp_path: Path) -> None:
     clip = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
     for seed in range(11):
         writer.write(make_image(seed=seed)[:, :, ::-1])
     writer.release()

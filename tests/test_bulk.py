@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_frames_in_colour_are_not_mixed_up(tmp_path: Path) -> None:
     red = np.zeros((48, 64, 3), np.uint8)
     red[:, :, 0] = 200
     clip = tmp_path / "red.avi"
-    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
     for _ in range(3):
         writer.write(red[:, :, ::-1])  # OpenCV writes BGR
     writer.release()
@@ -140,7 +141,7 @@ def test_little_is_taken_ahead(tiny_bundle: Bundle, photos: Path) -> None:
 
     config = BulkConfig(batch=2, workers=2, runs=2)
     with Scorer.open(tiny_bundle, threads=1) as scorer:
-        stream = score_bulk(scorer, endless(), config)
+        stream: Any = score_bulk(scorer, endless(), config)
         for count in range(1, 60):
             next(stream)
             # What waits in queues, in the batch that fills, and in runs.
@@ -159,7 +160,7 @@ def test_failures_do_not_pile_up_behind_a_batch_that_never_fills(tiny_bundle: Bu
             yield photos / f"no{number}.png"
 
     with Scorer.open(tiny_bundle) as scorer:
-        stream = score_bulk(scorer, one_good_then_bad(), BulkConfig(batch=8, workers=1, max_wait_s=60))
+        stream: Any = score_bulk(scorer, one_good_then_bad(), BulkConfig(batch=8, workers=1, max_wait_s=60))
         assert isinstance(next(stream), Score)
         assert taken < 200
         stream.close()
@@ -175,7 +176,7 @@ def test_what_waits_is_scored_when_nothing_more_comes(tiny_bundle: Bundle, photo
         yield photos / "2.png"
 
     with Scorer.open(tiny_bundle) as scorer:
-        stream = score_bulk(scorer, slow(), BulkConfig(batch=8))
+        stream: Any = score_bulk(scorer, slow(), BulkConfig(batch=8))
         first = next(stream)  # does not wait for the batch to fill
         assert not gate.is_set()
         gate.set()
@@ -187,7 +188,7 @@ def test_a_slow_pipe_does_not_hold_frames_back(tiny_bundle: Bundle, tmp_path: Pa
     pipe = tmp_path / "slow.png"
     os.mkfifo(pipe)
     with Scorer.open(tiny_bundle) as scorer:
-        stream = score_bulk(scorer, [photos / "1.png", pipe, photos / "2.png"], BulkConfig(batch=3))
+        stream: Any = score_bulk(scorer, [photos / "1.png", pipe, photos / "2.png"], BulkConfig(batch=3))
         assert next(stream).source == str(photos / "1.png")  # though the next picture is not there yet
         pipe.write_bytes((photos / "10.png").read_bytes())
         values = [item.value for item in stream if isinstance(item, Score)]
@@ -199,7 +200,7 @@ def test_a_read_that_hangs_does_not_keep_it_from_closing(tiny_bundle: Bundle, tm
     pipe = tmp_path / "hang.png"
     os.mkfifo(pipe)
     with Scorer.open(tiny_bundle) as scorer:
-        stream = score_bulk(scorer, iter([pipe]), BulkConfig(workers=2))
+        stream: Any = score_bulk(scorer, iter([pipe]), BulkConfig(workers=2))
         waiter = threading.Timer(0.3, pipe.write_bytes, [b""])  # in the end, for the thread's sake
         begin = time.monotonic()
         reader = threading.Thread(target=lambda: next(stream, None))
@@ -214,7 +215,7 @@ def test_a_read_that_hangs_does_not_keep_it_from_closing(tiny_bundle: Bundle, tm
 def test_threads_end_with_the_stream(tiny_bundle: Bundle, mixed: Path) -> None:
     before = threading.active_count()
     with Scorer.open(tiny_bundle, threads=1) as scorer:
-        stream = score_bulk(scorer, list_sources([mixed]), BulkConfig(workers=4, runs=2, frames_ahead=1))
+        stream: Any = score_bulk(scorer, list_sources([mixed]), BulkConfig(workers=4, runs=2, frames_ahead=1))
         next(stream)
         assert threading.active_count() == before + 6
         stream.close()
@@ -237,7 +238,7 @@ def test_a_bug_in_a_thread_is_not_swallowed(tiny_bundle: Bundle, photos: Path) -
 
 def test_decoded_pictures_may_be_given(tiny_bundle: Bundle) -> None:
     pictures = [Picture(make_image(seed=seed), f"own {seed}") for seed in range(5)]
-    odd = Picture(np.zeros((4, 4), np.uint8), "odd")  # type: ignore[arg-type]
+    odd = Picture(np.zeros((4, 4), np.uint8), "odd")
     with Scorer.open(tiny_bundle) as scorer:
         found = list(score_bulk(scorer, [*pictures, odd]))
     assert [item.source for item in found] == [*(f"own {seed}" for seed in range(5)), "odd"]
@@ -248,9 +249,16 @@ def test_decoded_pictures_may_be_given(tiny_bundle: Bundle) -> None:
 
 
 def test_senseless_settings() -> None:
-    for wrong in ({"batch": 0}, {"workers": 0}, {"runs": 0}, {"frames_ahead": 0}, {"max_wait_s": 0.0}):
+    senseless: tuple[dict[str, Any], ...] = (
+        {"batch": 0},
+        {"workers": 0},
+        {"runs": 0},
+        {"frames_ahead": 0},
+        {"max_wait_s": 0.0},
+    )
+    for wrong in senseless:
         with pytest.raises(UsageError):
-            BulkConfig(**wrong)  # type: ignore[arg-type]
+            BulkConfig(**wrong)
 
 
 def test_names_are_sorted_in_runs_as_in_memory() -> None:

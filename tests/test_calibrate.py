@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from helpers_train import Stop, blurred, parameters_of, pictures, tiny_model
+from conftest import Float64Array
+from helpers_train import Stop, Tensors, blurred, parameters_of, pictures, tiny_model
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 from scipy.stats import spearmanr
@@ -23,16 +27,18 @@ from grmp_edge.train.session.ranks import ALONE
 SIDE = 35  # a margin of 3 round the tiny network's 32
 
 
-def by_scipy(logits, quality):
-    def loss(x):
+def by_scipy(logits: Float64Array, quality: Float64Array) -> Float64Array:
+    def loss(x: Float64Array) -> float:
         p = np.clip(expit(x[0] * logits + x[1]), 1e-12, 1 - 1e-12)
-        return -(quality * np.log(p) + (1 - quality) * np.log(1 - p)).mean() + 1e-3 * (x[0] - 1) ** 2
+        fit = -(quality * np.log(p) + (1 - quality) * np.log(1 - p)).mean()
+        return float(fit + 1e-3 * (x[0] - 1) ** 2)
 
-    return minimize(loss, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-12}).x
+    found = minimize(loss, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-12})
+    return np.asarray(found.x)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_slope_and_offset_by_scipy(seed):
+def test_slope_and_offset_by_scipy(seed: int) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.normal(2, 1.5, 40)
     quality = np.clip(expit(0.4 * logits - 1) + rng.normal(0, 0.1, 40), 0, 1)
@@ -40,20 +46,20 @@ def test_slope_and_offset_by_scipy(seed):
     assert [found.slope, found.offset] == pytest.approx(by_scipy(logits, quality), abs=1e-4)
 
 
-def test_two_labels_at_the_ends_ask_for_no_endless_slope():
+def test_two_labels_at_the_ends_ask_for_no_endless_slope() -> None:
     found = platt(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
     assert 1 < found.slope < 30 and np.isfinite(found.offset)
 
 
 @pytest.mark.parametrize("quality", [np.linspace(0.9, 0.1, 20), np.full(20, 0.7)])
-def test_labels_against_the_order_do_not_turn_it_round(quality):
+def test_labels_against_the_order_do_not_turn_it_round(quality: Float64Array) -> None:
     logits = np.linspace(-3, 5, 20)
     found = platt(torch.from_numpy(logits), torch.from_numpy(quality))
     assert found.slope == 0.1
     assert expit(0.1 * logits + found.offset).mean() == pytest.approx(quality.mean(), abs=1e-6)
 
 
-def test_the_text_side_alone_moves():
+def test_the_text_side_alone_moves() -> None:
     model, images = tiny_model(), pictures(8, SIDE)
     before, steps = parameters_of(model), []
     calibrate(model, images, np.linspace(0.1, 0.4, 8, dtype=np.float32), 5, ALONE, lambda: steps.append(1))
@@ -65,7 +71,7 @@ def test_the_text_side_alone_moves():
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_the_scores_of_the_shipped_model_come_onto_the_labels_scale():
+def test_the_scores_of_the_shipped_model_come_onto_the_labels_scale() -> None:
     model = GrmpIqa(load_backbone(BackboneConfig())).eval()
     load_parameters(model, load_prompts(), PROMPTS_PATH)
     images, _ = blurred(32, 244)
@@ -79,12 +85,12 @@ def test_the_scores_of_the_shipped_model_come_onto_the_labels_scale():
     assert spearmanr(after, scores)[0] > 0.95
 
 
-def data(count=6, seed=0):
+def data(count: int = 6, seed: int = 0) -> Part:
     quality = np.random.default_rng(seed + 50).random(count).astype(np.float32)
     return Part(pictures(count, SIDE, seed), quality)
 
 
-def test_a_step_moves_the_text_side_by_its_part_of_the_rate():
+def test_a_step_moves_the_text_side_by_its_part_of_the_rate() -> None:
     start, moved = parameters_of(tiny_model()), {}
     for rate in (0.0, 0.25, 1.0):
         model = tiny_model()
@@ -99,7 +105,7 @@ def test_a_step_moves_the_text_side_by_its_part_of_the_rate():
         torch.testing.assert_close(none, 0 * whole if name in text else whole, atol=1e-7, rtol=1e-3)
 
 
-def test_the_embedded_backbone_is_calibrated_and_then_moves_its_image_tower():
+def test_the_embedded_backbone_is_calibrated_and_then_moves_its_image_tower() -> None:
     usual = FinetuneConfig.of("embedded-s16")
     assert (usual.calibration_steps, usual.text_rate, usual.lr) == (400, 0.0, 0.5)
     assert usual.image_blocks == 3 and FinetuneConfig.of("ViT-B-16").image_blocks is None
@@ -114,8 +120,8 @@ def test_the_embedded_backbone_is_calibrated_and_then_moves_its_image_tower():
 
 
 @pytest.mark.parametrize("judged", [True, False])
-def test_the_mean_of_the_epochs_weights_is_judged_and_kept(judged):
-    settings = {"lr": 0.1, "batch": 4, "qgr": False, "evaluate_every": 4}
+def test_the_mean_of_the_epochs_weights_is_judged_and_kept(judged: bool) -> None:
+    settings: dict[str, Any] = {"lr": 0.1, "batch": 4, "qgr": False, "evaluate_every": 4}
     epochs = []
     for count in (1, 2, 3, 4):
         model = tiny_model()
@@ -133,11 +139,11 @@ def test_the_mean_of_the_epochs_weights_is_judged_and_kept(judged):
     assert state.progress["history"][-1]["srcc"] == told and state.progress["best_srcc"] == told
 
 
-def test_a_resumed_run_is_not_calibrated_again(tmp_path, monkeypatch):
+def test_a_resumed_run_is_not_calibrated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finetune_module, "_SAVE_EVERY_S", 0.0)
     config = FinetuneConfig(epochs=8, evaluate_every=2, batch=4, lr=0.05, calibration_steps=10, text_rate=0.5)
 
-    def run(folder, stop=None, resume=False):
+    def run(folder: Path, stop: int | None = None, resume: bool = False) -> tuple[Tensors, dict[str, Any]]:
         model = tiny_model()
         writer = CheckpointWriter(folder, {"stage": "finetune"})
         state = writer.resume() if resume else None

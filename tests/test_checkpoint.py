@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers_train import pictures
+from helpers_train import Tensors, pictures
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from grmp_edge.errors import CheckpointError
+from grmp_edge.score import MosScale
 from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.network.settings import PromptConfig
@@ -23,10 +27,10 @@ from grmp_edge.train.session.checkpoint import (
     load_checkpoint,
 )
 
-PROMPTS = {"visual_tokens": 3, "text_tokens": 4, "dropout": 0.1, "normalization": "clip"}
+PROMPTS: dict[str, Any] = {"visual_tokens": 3, "text_tokens": 4, "dropout": 0.1, "normalization": "clip"}
 
 
-def save(folder, **settings):
+def save(folder: Path, **settings: object) -> GrmpIqa:
     """A pre-training checkpoint of the embedded network at random; returns its model."""
     config = BackboneConfig(pretrained="random")
     backbone = load_backbone(config)
@@ -39,7 +43,7 @@ def save(folder, **settings):
     return model
 
 
-def test_round_trip_keeps_only_what_was_trained(tmp_path):
+def test_round_trip_keeps_only_what_was_trained(tmp_path: Path) -> None:
     model = save(tmp_path)
     with safe_open(tmp_path / "weights.safetensors", framework="pt") as file:
         assert set(file.keys()) == {name for name, _ in model.prompt_parameters()}
@@ -47,25 +51,25 @@ def test_round_trip_keeps_only_what_was_trained(tmp_path):
     batch = torch.from_numpy(pictures(1, 224))
     assert torch.equal(loaded.model(batch), model(batch))
     assert not loaded.model.training
-    assert (loaded.mos.low, loaded.mos.high) == (1, 5)
+    assert loaded.mos == MosScale(1, 5)
     assert loaded.config["prompts"]["normalization"] == "clip"
 
 
-def writer_of(folder, **settings):
+def writer_of(folder: Path, **settings: object) -> CheckpointWriter:
     return CheckpointWriter(folder, {"stage": "x", **settings})
 
 
-def state(value):
+def state(value: float) -> State:
     return State(
         {"a": torch.full((3,), value)}, {"a": torch.full((3,), -value)}, {"complete": False, "epoch": value}
     )
 
 
-def test_a_failure_while_writing_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_failure_while_writing_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = writer_of(tmp_path)
     writer.save(state(1.0))
 
-    def half(tensors, path, metadata):
+    def half(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:
         save_file(tensors, path, metadata=metadata)
         path.write_bytes(path.read_bytes()[:50])
         raise OSError(28, "No space left on device")
@@ -75,14 +79,16 @@ def test_a_failure_while_writing_leaves_the_old_one(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space"):
             writer.save(state(2.0))
     found = writer.resume()
-    assert found.progress["epoch"] == 1.0
+    assert found is not None and found.progress["epoch"] == 1.0
     assert found.weights["a"].tolist() == [1, 1, 1]
     assert found.resume["a"].tolist() == [-1, -1, -1]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "weights.safetensors"]
 
 
-def test_the_first_write_cut_between_its_two_files_can_be_resumed(tmp_path, monkeypatch):
-    def fail(*args, **kwargs):
+def test_the_first_write_cut_between_its_two_files_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -91,10 +97,11 @@ def test_the_first_write_cut_between_its_two_files_can_be_resumed(tmp_path, monk
             writer_of(tmp_path).save(state(1.0))
     assert writer_of(tmp_path).resume() is None  # begins anew
     writer_of(tmp_path).save(state(1.0))
-    assert writer_of(tmp_path).resume().progress["epoch"] == 1.0
+    resumed = writer_of(tmp_path).resume()
+    assert resumed is not None and resumed.progress["epoch"] == 1.0
 
 
-def test_resume_names_the_setting_that_differs(tmp_path):
+def test_resume_names_the_setting_that_differs(tmp_path: Path) -> None:
     settings = {"lr": 0.1, "split": {"seed": 1, "labels": None}, "images": ["a", "b"]}
     assert writer_of(tmp_path, **settings).resume() is None
     writer_of(tmp_path, **settings).save(state(1.0))
@@ -111,7 +118,7 @@ def test_resume_names_the_setting_that_differs(tmp_path):
         writer_of(tmp_path, **{k: v for k, v in settings.items() if k != "lr"}).resume()
 
 
-def test_a_run_is_not_overwritten(tmp_path):
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     writer_of(tmp_path).refuse_overwrite()
     writer_of(tmp_path).save(state(1.0))
     with pytest.raises(CheckpointError, match="already holds a training run; continue it with --resume"):
@@ -119,7 +126,7 @@ def test_a_run_is_not_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "gone", "no_progress"])
-def test_damaged_weights(tmp_path, damage):
+def test_damaged_weights(tmp_path: Path, damage: str) -> None:
     save(tmp_path)
     path = tmp_path / "weights.safetensors"
     content = path.read_bytes()
@@ -133,14 +140,14 @@ def test_damaged_weights(tmp_path, damage):
         load_checkpoint(tmp_path)
 
 
-def edit(folder, change):
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path = folder / "config.json"
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
 
 
-def test_damaged_or_foreign_settings(tmp_path):
+def test_damaged_or_foreign_settings(tmp_path: Path) -> None:
     save(tmp_path)
     path = tmp_path / "config.json"
     good = path.read_text()
@@ -163,14 +170,14 @@ def test_damaged_or_foreign_settings(tmp_path):
         load_checkpoint(tmp_path / "none")
 
 
-def test_other_backbone_weights_are_refused(tmp_path):
+def test_other_backbone_weights_are_refused(tmp_path: Path) -> None:
     save(tmp_path)
     edit(tmp_path, lambda c: c["backbone"].update(random_seed=1))
     with pytest.raises(CheckpointError, match=r"other weights of embedded-s16 \(digest .*--weights"):
         load_checkpoint(tmp_path)
 
 
-def test_tensors_that_do_not_fit_or_are_missing(tmp_path):
+def test_tensors_that_do_not_fit_or_are_missing(tmp_path: Path) -> None:
     save(tmp_path)
     edit(tmp_path, lambda c: c["prompts"].update(visual_tokens=4))
     with pytest.raises(CheckpointError, match=r"'(deep_)?prompt_embeddings' \(\d+, 3, 256\) does not match"):

@@ -82,7 +82,7 @@ def test_preview_shows_every_type_and_level(tmp_path: Path) -> None:
     assert shown.exit_code == 0, shown.output
     assert "25 types" in shown.stderr and "next: grmp-edge train pretrain" in shown.stderr
     drawn = cv2.imread(str(sheet))
-    assert drawn.shape == (28 + 25 * 68, 190 + 6 * 68, 3)
+    assert drawn is not None and drawn.shape == (28 + 25 * 68, 190 + 6 * 68, 3)
 
 
 def test_a_cell_is_the_centre_of_the_distorted_picture() -> None:

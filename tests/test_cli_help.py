@@ -43,9 +43,11 @@ def test_each_example_is_a_valid_command_line(words: tuple[str, ...]) -> None:
     for line in lines:
         program, *arguments = shlex.split(line)
         assert program == "grmp-edge"
-        command, context = ROOT, ROOT.make_context(program, list(arguments))
+        command: Any = ROOT
+        context: Any = ROOT.make_context(program, list(arguments))
         while context._protected_args:  # as far as the last subcommand; nothing runs
-            name, *rest = (*context._protected_args, *context.args)
+            words_left: list[str] = [*context._protected_args, *context.args]
+            name, *rest = words_left
             command = command.commands[name]
             context = command.make_context(name, rest, parent=context)
             if not hasattr(command, "commands"):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import encode, make_image, tiny_score, write_tiny_bundle
@@ -26,8 +27,9 @@ COMMAND = [sys.executable, "-m", "grmp_edge"]
 
 
 def call(*arguments: str | Path) -> Result:
+    before_click_8_2: dict[str, Any] = {"mix_stderr": False}  # since then they are apart in any case
     try:
-        runner = CliRunner(mix_stderr=False)  # click before 8.2; apart in any case since then
+        runner = CliRunner(**before_click_8_2)
     except TypeError:
         runner = CliRunner()
     return runner.invoke(app, [str(argument) for argument in arguments])
@@ -239,7 +241,7 @@ def test_ctrl_c_keeps_what_was_scored(tiny_bundle: Bundle, photos: Path, tmp_pat
     target, hang = tmp_path / "scores.csv", tmp_path / "hang.png"
     target.write_text("old\n")
     os.mkfifo(hang)  # reading it waits for ever
-    arguments = ["score", "--batch", "1", tiny_bundle.path, photos, hang, "--csv", target]
+    arguments: list[str | Path] = ["score", "--batch", "1", tiny_bundle.path, photos, hang, "--csv", target]
     status, output = in_terminal([*arguments, "--json"], interrupt_at="10.png")
     assert status == 130
     assert "error: interrupted" in output

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers_train import write_labelled
+from helpers_train import Tensors, write_labelled
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,32 +28,32 @@ EAGER = (
 )
 
 
-def command(*arguments, eager=False):
+def command(*arguments: object, eager: bool = False) -> list[str]:
     start = ["-c", EAGER] if eager else ["-m", "grmp_edge"]
     return [sys.executable, *start, *map(str, arguments)]
 
 
-def environment():
+def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
-def run(*arguments, **options):
+def run(*arguments: object, **options: bool) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments, **options), capture_output=True, text=True, env=environment())
 
 
-def strict(text):
-    def refuse(constant):
+def strict(text: str) -> Any:
+    def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
     return json.loads(text, parse_constant=refuse)
 
 
 @pytest.fixture(scope="module")
-def labels(tmp_path_factory):
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_labelled(tmp_path_factory.mktemp("data"), 10)
 
 
-def test_both_stages_then_each_alone(tmp_path, labels):
+def test_both_stages_then_each_alone(tmp_path: Path, labels: Path) -> None:
     both = tmp_path / "both"
     common = [*RANDOM, "--data", labels, "--epochs", "1", "--lr", "0.01"]
     done = run("train", *common, *TASKS, "-o", both, "--json")
@@ -103,7 +105,7 @@ def test_both_stages_then_each_alone(tmp_path, labels):
         ({"options": ["--from", "nowhere"]}, 1, "nowhere: no such checkpoint"),
     ],
 )
-def test_one_clear_line(tmp_path, change, status, said):
+def test_one_clear_line(tmp_path: Path, change: dict[str, Any], status: int, said: str) -> None:
     csv = write_labelled(tmp_path, 10)
     lines = csv.read_text().splitlines()
     if "bad" in change:
@@ -121,7 +123,7 @@ def test_one_clear_line(tmp_path, change, status, said):
     assert not (tmp_path / "run").exists()
 
 
-def test_no_data_and_a_bad_csv_are_told_before_the_first_stage(tmp_path):
+def test_no_data_and_a_bad_csv_are_told_before_the_first_stage(tmp_path: Path) -> None:
     nothing = run("train", "-o", tmp_path / "run")
     assert nothing.returncode == 2
     assert nothing.stderr.strip() == (
@@ -135,7 +137,7 @@ def test_no_data_and_a_bad_csv_are_told_before_the_first_stage(tmp_path):
     assert line.startswith(f"error: {csv}:2: picture 'none.png' is not in ")
 
 
-def test_without_the_extra_one_line_names_it(tmp_path, labels):
+def test_without_the_extra_one_line_names_it(tmp_path: Path, labels: Path) -> None:
     """An installation without the train extra: every package of this one but those that it brings."""
     site = tmp_path / "site"
     site.mkdir()
@@ -149,7 +151,7 @@ def test_without_the_extra_one_line_names_it(tmp_path, labels):
                     target.symlink_to(entry)
     variables = {**environment(), "PYTHONPATH": f"{ROOT}{os.pathsep}{site}"}
     for stage in ([], ["finetune"]):
-        words = ["train", *stage, "--data", labels, "-o", tmp_path / "run"]
+        words = ["train", *stage, "--data", str(labels), "-o", str(tmp_path / "run")]
         bare = [sys.executable, "-S", "-m", "grmp_edge"]
         done = subprocess.run([*bare, *words], capture_output=True, text=True, env=variables)
         assert done.returncode == 1
@@ -160,14 +162,15 @@ def test_without_the_extra_one_line_names_it(tmp_path, labels):
         )
 
 
-def progress_of(folder):
+def progress_of(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "config.json").read_text())["progress"]
+        progress: dict[str, Any] = json.loads((folder / "config.json").read_text())["progress"]
+        return progress
     except FileNotFoundError:
-        return None
+        return {}
 
 
-def stopped(folder, arguments, number):
+def stopped(folder: Path, arguments: Sequence[object], number: signal.Signals) -> tuple[int, str, str]:
     """Start, wait for the first save, send the signal; returns the finished process's words."""
     process = subprocess.Popen(
         command(*arguments, eager=True), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -180,13 +183,13 @@ def stopped(folder, arguments, number):
     return process.returncode, out, err
 
 
-def tuning(labels, folder, *more):
+def tuning(labels: Path, folder: Path, *more: object) -> list[object]:
     options = ["--labels", "6", "--epochs", "12", "--no-qgr", "--lr", "0.01", "-o", folder]
     return ["train", "finetune", *RANDOM, "--data", labels, *options, *more]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, labels):
+def whole(tmp_path_factory: pytest.TempPathFactory, labels: Path) -> Tensors:
     """The weights of a run that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     done = run(*tuning(labels, folder), eager=True)
@@ -195,7 +198,9 @@ def whole(tmp_path_factory, labels):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_runs_resume_to_the_same_weights(tmp_path, labels, whole, number):
+def test_stopped_runs_resume_to_the_same_weights(
+    tmp_path: Path, labels: Path, whole: Tensors, number: signal.Signals
+) -> None:
     folder = tmp_path / "stopped"
     status, out, err = stopped(folder, tuning(labels, folder), number)
     assert not progress_of(folder)["complete"]
@@ -215,7 +220,7 @@ def test_stopped_runs_resume_to_the_same_weights(tmp_path, labels, whole, number
     assert all(torch.equal(value, weights[name]) for name, value in whole.items())
 
 
-def test_a_finished_run_takes_more_epochs(tmp_path, labels, whole):
+def test_a_finished_run_takes_more_epochs(tmp_path: Path, labels: Path, whole: Tensors) -> None:
     folder = tmp_path / "grown"
     short = [word if word != "12" else "5" for word in tuning(labels, folder)]
     assert run(*short).returncode == 0
@@ -228,7 +233,7 @@ def test_a_finished_run_takes_more_epochs(tmp_path, labels, whole):
     assert all(torch.equal(value, weights[name]) for name, value in whole.items())
 
 
-def test_help_names_the_stages_and_their_options():
+def test_help_names_the_stages_and_their_options() -> None:
     done = run("train", "--help")
     assert done.returncode == 0
     for word in (

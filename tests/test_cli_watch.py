@@ -29,7 +29,7 @@ COMMAND = [sys.executable, "-m", "grmp_edge", "watch"]
 def video(tmp_path: Path) -> Path:
     """12 textured frames at 40 a second, the second half dark."""
     path = tmp_path / "v.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 40.0, (64, 48))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 40.0, (64, 48))
     for seed in range(12):
         writer.write(make_image(seed=seed) // (1 if seed < 6 else 4))
     writer.release()
@@ -95,7 +95,7 @@ def test_signals_end_it_cleanly(
 
 def test_readers_of_stdout(tiny_bundle: Bundle, tmp_path: Path) -> None:
     path, fast = tmp_path / "a.jsonl", tmp_path / "fast.avi"
-    writer = cv2.VideoWriter(str(fast), cv2.VideoWriter_fourcc(*"MJPG"), 300.0, (64, 48))
+    writer = cv2.VideoWriter(str(fast), cv2.VideoWriter.fourcc(*"MJPG"), 300.0, (64, 48))
     for seed in range(12):
         writer.write(make_image(seed=seed))
     writer.release()

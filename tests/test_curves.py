@@ -20,7 +20,7 @@ from grmp_edge.train.finetune.loop import finetune
 from grmp_edge.train.meta import MetaConfig, meta_train
 from grmp_edge.train.session import curves as room
 from grmp_edge.train.session.checkpoint import CheckpointWriter, State
-from grmp_edge.train.session.curves import Panel, Series, curves_for, draw_panels, panels
+from grmp_edge.train.session.curves import CurveKind, Panel, Series, curves_for, draw_panels, panels
 
 BLUE = np.array([180, 119, 31])  # of the first curve, as OpenCV orders it
 
@@ -34,7 +34,7 @@ def part_of(count: int, seed: int = 0) -> Part:
     return Part(pictures(count, 35, seed), quality)
 
 
-def tuned(folder: Path, epochs: int, kind: str, resume: bool = False) -> State:
+def tuned(folder: Path, epochs: int, kind: CurveKind, resume: bool = False) -> State:
     config = FinetuneConfig(epochs=epochs, evaluate_every=1, lr=0.05)
     writer = CheckpointWriter(folder, {"finetune": {"epochs": epochs}}, curves_for(kind, folder))
     state = writer.resume() if resume else None
@@ -61,7 +61,7 @@ def test_tensorboard_reads_every_epoch_once_also_after_a_resume(tmp_path: Path) 
     names = {"loss", "semantic", "cosine", "changed", "srcc", "lr"}
     assert set(found) == {f"finetune/{name}" for name in names}
     for name in names:
-        wanted = [(entry["epoch"], pytest.approx(entry[name], rel=1e-6)) for entry in history]
+        wanted: list[Any] = [(entry["epoch"], pytest.approx(entry[name], rel=1e-6)) for entry in history]
         assert found[f"finetune/{name}"] == wanted
 
 
@@ -73,7 +73,7 @@ def test_meta_pre_training_has_a_curve_per_phase(tmp_path: Path) -> None:
     history = meta_train(model, phases, config, writer)
     found = scalars(tmp_path / "tensorboard")
     for k in range(2):
-        wanted = [(entry["epoch"], pytest.approx(entry["phase_losses"][k])) for entry in history]
+        wanted: list[Any] = [(entry["epoch"], pytest.approx(entry["phase_losses"][k])) for entry in history]
         assert found[f"pretrain/loss/phase_{k + 1}"] == wanted
     assert [step for step, _ in found["pretrain/srcc"]] == [1, 2]
     # Three tasks are trained on, one is held out: the mean is over tasks, not over phases.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -18,7 +21,9 @@ from grmp_edge.train.data.labelled import (
 )
 
 
-def write(folder, text, encoding="utf-8", names=("a.png", "b.png")):
+def write(
+    folder: Path, text: str, encoding: str = "utf-8", names: Sequence[str] = ("a.png", "b.png")
+) -> Path:
     folder.mkdir(exist_ok=True)
     for index, name in enumerate(names):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -44,14 +49,14 @@ def write(folder, text, encoding="utf-8", names=("a.png", "b.png")):
         ("image,mos\n", r"labels\.csv: has no labelled picture"),
     ],
 )
-def test_each_error_names_its_line(tmp_path, text, said):
+def test_each_error_names_its_line(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(DataError, match=said) as caught:
         read_csv(write(tmp_path, text))
     assert "\n" not in str(caught.value)
     assert caught.value.remedy
 
 
-def test_out_of_range_bad_encoding_missing_file(tmp_path):
+def test_out_of_range_bad_encoding_missing_file(tmp_path: Path) -> None:
     path = write(tmp_path, "image,mos\na.png,50\nb.png,101\n")
     with pytest.raises(DataError, match=r"labels\.csv:3: the score 101 is outside 0\.\.100"):
         read_csv(path, mos_range=(0, 100))
@@ -63,7 +68,7 @@ def test_out_of_range_bad_encoding_missing_file(tmp_path):
         read_csv(tmp_path)
 
 
-def test_byte_order_mark_spaces_and_pyiqas_columns(tmp_path):
+def test_byte_order_mark_spaces_and_pyiqas_columns(tmp_path: Path) -> None:
     data = read_csv(write(tmp_path, "image , MOS\r\na.png, 1.5 \r\nb.png,3\r\n", "utf-8-sig"))
     assert data.mos.tolist() == [1.5, 3.0]
     assert data.references is None
@@ -79,7 +84,7 @@ def test_byte_order_mark_spaces_and_pyiqas_columns(tmp_path):
     np.testing.assert_allclose(full.quality(full.scale_of([])), [0.2, 0.4])
 
 
-def test_where_pictures_are_looked_for(tmp_path):
+def test_where_pictures_are_looked_for(tmp_path: Path) -> None:
     inside = read_csv(
         write(tmp_path / "one", "image,mos\nc.png,1\na.png,2\n", names=("images/c.png", "a.png"))
     )
@@ -90,12 +95,12 @@ def test_where_pictures_are_looked_for(tmp_path):
         read_csv(path, tmp_path / "one")
 
 
-def made(count, references=None):
+def made(count: int, references: Sequence[str] | None = None) -> Labelled:
     mos = np.arange(count, dtype=float)
     return Labelled("made", tuple(map(str, range(count))), mos, references)  # type: ignore[arg-type]
 
 
-def test_split_sizes_and_disjointness():
+def test_split_sizes_and_disjointness() -> None:
     for seed in range(5):
         split = split_indices(made(100), SplitConfig(labels=50, seed=seed))
         assert (len(split.train), len(split.validation), len(split.test)) == (40, 10, 20)
@@ -106,14 +111,14 @@ def test_split_sizes_and_disjointness():
     assert len({split_indices(made(100), SplitConfig(seed=s)).test for s in range(5)}) == 5
 
 
-def test_more_labels_keep_the_same_test_part():
+def test_more_labels_keep_the_same_test_part() -> None:
     splits = [split_indices(made(200), SplitConfig(labels=n)) for n in (20, 50, 100)]
     assert splits[0].test == splits[1].test == splits[2].test
     drawn = [{*s.train, *s.validation} for s in splits]
     assert drawn[0] < drawn[1] < drawn[2]
 
 
-def test_parts_share_no_reference_and_few_labels_come_from_many():
+def test_parts_share_no_reference_and_few_labels_come_from_many() -> None:
     references = tuple(f"r{i // 20}" for i in range(400))
     for seed in range(5):
         split = split_indices(made(400, references), SplitConfig(labels=50, seed=seed))
@@ -127,7 +132,7 @@ def test_parts_share_no_reference_and_few_labels_come_from_many():
         assert len(owners[0] | owners[1]) > 10
 
 
-def test_a_validation_part_too_small_to_rank_is_not_made():
+def test_a_validation_part_too_small_to_rank_is_not_made() -> None:
     assert split_indices(made(10), SplitConfig(labels=5)).validation == ()  # a fifth of 5 is one
     assert len(split_indices(made(10), SplitConfig(labels=6, validation_fraction=0.9)).train) == 2
     one = split_indices(made(10, ("r",) * 5 + ("s",) * 5), SplitConfig())
@@ -135,7 +140,7 @@ def test_a_validation_part_too_small_to_rank_is_not_made():
     assert len(one.train) == len(one.test) == 5
 
 
-def test_too_few():
+def test_too_few() -> None:
     with pytest.raises(DataError, match="9 labels requested, 8 are left beside the 2 for testing"):
         split_indices(made(10), SplitConfig(labels=9))
     with pytest.raises(DataError, match="at least 4"):
@@ -143,7 +148,7 @@ def test_too_few():
     assert split_indices(made(4), SplitConfig(test_fraction=0)).test == ()
 
 
-def test_equal_labels_have_no_scale():
+def test_equal_labels_have_no_scale() -> None:
     data = made(5)
     assert (data.scale_of([1, 3]).low, data.scale_of([1, 3]).high) == (1.0, 3.0)
     np.testing.assert_allclose(data.quality(data.scale_of([1, 3])), [0, 0, 0.5, 1, 1])
@@ -151,13 +156,15 @@ def test_equal_labels_have_no_scale():
         data.scale_of([2])
 
 
-def test_load_squashed(tmp_path):
+def test_load_squashed(tmp_path: Path) -> None:
     data = read_csv(write_labelled(tmp_path, 5, 40))
     told = []
     pixels = load_squashed(data.paths, 35, lambda: told.append(1))
     assert len(told) == 5
     for path, found in zip(data.paths, pixels, strict=True):
-        plain = cv2.resize(cv2.imread(str(path)), (35, 35), interpolation=cv2.INTER_CUBIC)[:, :, ::-1]
+        plain = cv2.resize(np.asarray(cv2.imread(str(path))), (35, 35), interpolation=cv2.INTER_CUBIC)[
+            :, :, ::-1
+        ]
         assert np.array_equal(found, plain)
     data.paths[1].write_bytes(b"")
     data.paths[3].write_text("no picture")
@@ -166,7 +173,7 @@ def test_load_squashed(tmp_path):
         load_squashed(data.paths, 35)
 
 
-def test_digest_feels_pixels_and_labels():
+def test_digest_feels_pixels_and_labels() -> None:
     images, mos = pictures(3), np.arange(3.0)
     changed = images.copy()
     changed[1, 2, 3, 0] ^= 1

@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers_train import tiny_model, write_labelled
+from helpers_train import Tensors, tiny_model, write_labelled
 from safetensors.torch import load_file
 
 from grmp_edge.train.network.losses import quality_loss, semantic_loss
@@ -61,13 +62,13 @@ with joined("cpu") as team:
 """
 
 
-def free_port():
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
-def environment(rank=None, size=1, port=0):
+def environment(rank: int | None = None, size: int = 1, port: int = 0) -> dict[str, str]:
     found = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     if rank is not None:
         ranks = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
@@ -76,7 +77,7 @@ def environment(rank=None, size=1, port=0):
     return found
 
 
-def start(arguments, size):
+def start(arguments: Sequence[object], size: int) -> list[subprocess.Popen[str]]:
     """The ranks as a user without torchrun starts them."""
     port = free_port()
     return [
@@ -88,13 +89,13 @@ def start(arguments, size):
     ]  # fmt: skip
 
 
-def ended(processes):
+def ended(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     """(status, stdout, stderr) by rank."""
     said = [process.communicate(timeout=900) for process in processes]
     return [(process.returncode, *words) for process, words in zip(processes, said, strict=True)]
 
 
-def learn(folder, size):
+def learn(folder: Path, size: int) -> None:
     folder.mkdir()
     code = LEARN.format(tests=str(TESTS), folder=str(folder))
     if size == 1:
@@ -105,13 +106,13 @@ def learn(folder, size):
             assert status == 0, err
 
 
-def learned(folder, reset, rank):
+def learned(folder: Path, reset: bool, rank: int) -> tuple[Tensors, list[dict[str, float]]]:
     found = folder / f"{reset}-{rank}"
     return load_file(found / "found.safetensors"), json.loads((found / "config.json").read_text())["told"]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same learning by one process and by three."""
     folder = tmp_path_factory.mktemp("learned")
     learn(folder / "alone", 1)
@@ -120,7 +121,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_any_number_of_ranks_learns_what_one_does(runs, reset):
+def test_any_number_of_ranks_learns_what_one_does(runs: Path, reset: bool) -> None:
     alone, told = learned(runs / "alone", reset, 0)
     together = [learned(runs / "together", reset, rank)[0] for rank in range(3)]
     said = learned(runs / "together", reset, 0)[1]
@@ -136,11 +137,11 @@ def test_any_number_of_ranks_learns_what_one_does(runs, reset):
     assert len(said) == len(told) == 2 + 4
     for found, expected in zip(said, told, strict=True):
         assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            assert found[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
+        for key, number in expected.items():
+            assert found[key] == pytest.approx(number, rel=1e-4, abs=1e-5), key
 
 
-def test_losses_of_shares_add_up_to_the_mean():
+def test_losses_of_shares_add_up_to_the_mean() -> None:
     rng = torch.Generator().manual_seed(0)
     logits, quality = torch.randn(7, 2, generator=rng), torch.rand(7, generator=rng)
     scenes, teacher = torch.randn(7, 9, generator=rng), torch.randn(7, 9, generator=rng)
@@ -162,18 +163,18 @@ EAGER = (
 
 
 @pytest.fixture(scope="module")
-def labels(tmp_path_factory):
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_labelled(tmp_path_factory.mktemp("data"), 10)
 
 
-def torchrun(*arguments):
+def torchrun(*arguments: object) -> list[object]:
     return [
         "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
         "--master-port", free_port(), *arguments,
     ]  # fmt: skip
 
 
-def test_torchrun_trains_both_stages(tmp_path, labels):
+def test_torchrun_trains_both_stages(tmp_path: Path, labels: Path) -> None:
     common = ["train", *RANDOM, "--data", labels, "--epochs", "2", "--lr", "0.01", *TASKS, "--json"]
     both = [sys.executable, *map(str, torchrun("-m", "grmp_edge", *common, "-o", tmp_path / "two"))]
     done = subprocess.run(both, env=environment(), capture_output=True, text=True)
@@ -196,23 +197,23 @@ def test_torchrun_trains_both_stages(tmp_path, labels):
     assert settings["finetune"]["precision"] == "fp32"
 
 
-def tuning(labels, folder, *more):
+def tuning(labels: Path, folder: Path, *more: object) -> list[object]:
     options = ["--labels", "6", "--epochs", "12", "--no-qgr", "--lr", "0.01", "-o", folder, *more]
     return ["-c", EAGER, "train", "finetune", *RANDOM, "--data", labels, *options]
 
 
-def wait_for(file, processes):
+def wait_for(file: Path, processes: Sequence[subprocess.Popen[str]]) -> None:
     while not file.exists() and all(process.poll() is None for process in processes):
         time.sleep(0.02)
-    assert file.exists(), [process.stderr.read() for process in processes]
+    assert file.exists(), [process.stderr and process.stderr.read() for process in processes]
 
 
-def errors(said):
+def errors(said: Sequence[tuple[int, str, str]]) -> list[str]:
     return [line for _, _, err in said for line in err.splitlines() if line.startswith("error: ")]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, labels):
+def whole(tmp_path_factory: pytest.TempPathFactory, labels: Path) -> Tensors:
     """The weights of two ranks that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     said = ended(start(tuning(labels, folder), 2))
@@ -222,7 +223,7 @@ def whole(tmp_path_factory, labels):
 
 
 @pytest.mark.parametrize("kind", ["killed", "interrupted"])
-def test_stopped_ranks_resume_together(tmp_path, labels, whole, kind):
+def test_stopped_ranks_resume_together(tmp_path: Path, labels: Path, whole: Tensors, kind: str) -> None:
     folder = tmp_path / "stopped"
     ranks = start(tuning(labels, folder), 2)
     wait_for(folder / "config.json", ranks)
@@ -250,7 +251,7 @@ def test_stopped_ranks_resume_together(tmp_path, labels, whole, kind):
     assert all(torch.equal(value, weights[name]) for name, value in whole.items())
 
 
-def test_a_bad_csv_is_told_once(tmp_path, labels):
+def test_a_bad_csv_is_told_once(tmp_path: Path, labels: Path) -> None:
     csv = tmp_path / "labels.csv"
     csv.write_text("image,mos\nnone.png,1\n")
     said = ended(start(["-m", "grmp_edge", "train", "--data", csv, "-o", tmp_path / "run", *RANDOM], 2))
@@ -260,7 +261,7 @@ def test_a_bad_csv_is_told_once(tmp_path, labels):
     assert "Traceback" not in said[0][2] + said[1][2]
 
 
-def test_an_incomplete_environment_is_told(tmp_path, labels):
+def test_an_incomplete_environment_is_told(tmp_path: Path, labels: Path) -> None:
     variables = {**environment(0, 2, 1)}
     del variables["MASTER_ADDR"]
     done = subprocess.run(
@@ -273,7 +274,7 @@ def test_an_incomplete_environment_is_told(tmp_path, labels):
     )
 
 
-def test_work_is_divided_without_rest():
+def test_work_is_divided_without_rest() -> None:
     owners = np.array([[Team(rank, 3).mine(number) for number in range(20)] for rank in range(3)])
     assert (owners.sum(axis=0) == 1).all()
     assert sorted(owners.sum(axis=1)) == [6, 7, 7]

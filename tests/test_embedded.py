@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from grmp_edge.train.pictures.distort import distort
 from grmp_edge.train.pictures.procedural import procedural_image
 from grmp_edge.train.recipe.captions import KIND_WORDS, Statistics, caption, vocabulary
 from grmp_edge.train.recipe.faults import KINDS
-from grmp_edge.train.recipe.groups import VARIANTS, load_photos, make_batch, procedural_sources
+from grmp_edge.train.recipe.groups import VARIANTS, Batch, load_photos, make_batch, procedural_sources
 from grmp_edge.train.recipe.measure import shown, zero_shot
 from grmp_edge.train.recipe.objective import LossConfig, Objective, normalise, text_features
 from grmp_edge.train.recipe.start import cosine_filters, start_image_tower
@@ -30,17 +32,17 @@ from grmp_edge.train.runs import ModelConfig
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> CLIP:
     return embedded.load_embedded()
 
 
 @pytest.fixture(scope="module")
-def batch():
+def batch() -> Batch:
     rng = np.random.default_rng(0)
     return make_batch(rng, procedural_sources(rng, 4, 256), 3)
 
 
-def test_architecture_is_an_open_clip_vit_one_block_of_which_merges(model):
+def test_architecture_is_an_open_clip_vit_one_block_of_which_merges(model: CLIP) -> None:
     assert type(model) is CLIP and type(model.visual) is VisionTransformer
     assert model.visual.pool_type == "tok" and not model.training
     assert len(model.visual.transformer.resblocks) == 5
@@ -51,7 +53,7 @@ def test_architecture_is_an_open_clip_vit_one_block_of_which_merges(model):
         assert model.encode_text(SimpleTokenizer()(["high quality."])).shape == (1, 256)
 
 
-def test_round_trip_keeps_features_and_prunes_tokens(tmp_path):
+def test_round_trip_keeps_features_and_prunes_tokens(tmp_path: Path) -> None:
     torch.manual_seed(3)
     made = embedded.build_embedded().eval()
     ids = embedded.token_ids_of(vocabulary())
@@ -71,7 +73,7 @@ def test_round_trip_keeps_features_and_prunes_tokens(tmp_path):
         assert file.metadata()["seed"] == "3" and file.metadata()["name"] == EMBEDDED
 
 
-def test_loading_leaves_the_random_stream_alone(model):
+def test_loading_leaves_the_random_stream_alone(model: CLIP) -> None:
     torch.manual_seed(0)
     expected = torch.randn(3)
     torch.manual_seed(0)
@@ -79,7 +81,7 @@ def test_loading_leaves_the_random_stream_alone(model):
     assert torch.equal(torch.randn(3), expected)
 
 
-def test_bad_files_are_named(tmp_path, monkeypatch):
+def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="cannot read"):
         embedded.load_embedded(tmp_path / "none.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"not safetensors at all")
@@ -93,7 +95,7 @@ def test_bad_files_are_named(tmp_path, monkeypatch):
         embedded.load_embedded()
 
 
-def test_saving_what_is_not_finite_leaves_the_old_file(tmp_path):
+def test_saving_what_is_not_finite_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     path.write_bytes(b"old")
     broken = embedded.build_embedded()
@@ -106,7 +108,7 @@ def test_saving_what_is_not_finite_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_every_word_of_captions_and_prompts_has_its_row():
+def test_every_word_of_captions_and_prompts_has_its_row() -> None:
     ids = set(embedded.token_ids_of(vocabulary()))
     rng = np.random.default_rng(0)
     texts = ["X X X X high quality.", "X X X X low quality.", *scene_prompts()]
@@ -118,7 +120,7 @@ def test_every_word_of_captions_and_prompts_has_its_row():
     assert set(KIND_WORDS) == set(KINDS)
 
 
-def test_shipped_words_differ(model):
+def test_shipped_words_differ(model: CLIP) -> None:
     texts = [
         "X X X X high quality.",
         "X X X X low quality.",
@@ -136,7 +138,7 @@ def test_shipped_words_differ(model):
     assert float((scenes - torch.eye(9)).max()) < 0.999
 
 
-def test_shipped_weights_put_clean_above_faulty(model):
+def test_shipped_weights_put_clean_above_faulty(model: CLIP) -> None:
     """Pictures of seeds that training did not draw: training seeds its generator with pairs."""
     clean = [procedural_image(np.random.default_rng(90_000 + i), 384) for i in range(40)]
     before = zero_shot(model, [shown(picture) for picture in clean])
@@ -151,7 +153,7 @@ def test_shipped_weights_put_clean_above_faulty(model):
 FLOORS = dict.fromkeys(("gaussian_blur", "white_noise", "jpeg2000", "darken", "jpeg"), 0.92)
 
 
-def test_batches_are_reproducible_and_labelled(batch):
+def test_batches_are_reproducible_and_labelled(batch: Batch) -> None:
     rng = np.random.default_rng(0)
     again = make_batch(rng, procedural_sources(rng, 4, 256), 3)
     assert np.array_equal(again.images, batch.images) and again.captions == batch.captions
@@ -164,17 +166,18 @@ def test_batches_are_reproducible_and_labelled(batch):
     assert np.array_equal(batch.remaining, batch.quality)  # as long as scenes do not differ
 
 
-def test_unshrunk_pictures_keep_more_detail():
-    def detail(unshrunk):
+def test_unshrunk_pictures_keep_more_detail() -> None:
+    def detail(unshrunk: float) -> float:
         made = make_batch(
             np.random.default_rng(1), procedural_sources(np.random.default_rng(1), 6, 448), 6, unshrunk
         )
-        return np.mean([cv2.Laplacian(picture, cv2.CV_64F).var() for picture in made.images[::VARIANTS]])
+        every = [cv2.Laplacian(picture, cv2.CV_64F).var() for picture in made.images[::VARIANTS]]
+        return float(np.mean(every))
 
     assert detail(1.0) > 1.1 * detail(0.0)
 
 
-def test_photographs_are_held_out_by_place(tmp_path):
+def test_photographs_are_held_out_by_place(tmp_path: Path) -> None:
     for i in range(9):
         cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((64, 64, 3), 20 * i, np.uint8))
     train, held = load_photos([tmp_path], held_out=4)
@@ -187,7 +190,7 @@ def test_photographs_are_held_out_by_place(tmp_path):
         load_photos([tmp_path / "nothing"])
 
 
-def test_start_is_whitened_and_filters_are_independent(batch):
+def test_start_is_whitened_and_filters_are_independent(batch: Batch) -> None:
     filters = cosine_filters(252, 16, np.random.default_rng(0)).reshape(252, -1)
     gram = functional.normalize(torch.from_numpy(filters), dim=1)
     gram = gram @ gram.T - torch.eye(252)
@@ -203,7 +206,7 @@ def test_start_is_whitened_and_filters_are_independent(batch):
     assert bool(torch.isfinite(features).all()) and float(features.std(dim=0).mean()) > 1e-3
 
 
-def test_short_texts_encode_as_padded_ones():
+def test_short_texts_encode_as_padded_ones() -> None:
     torch.manual_seed(0)
     made = embedded.build_embedded().eval()
     ids = SimpleTokenizer()(["high quality.", "a photo of a night with some grain."])
@@ -214,7 +217,7 @@ def test_short_texts_encode_as_padded_ones():
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_few_steps_lower_the_loss(batch):
+def test_a_few_steps_lower_the_loss(batch: Batch) -> None:
     torch.manual_seed(0)
     made = embedded.build_embedded()
     pixels = normalise(torch.from_numpy(batch.images))
@@ -237,7 +240,7 @@ def test_a_few_steps_lower_the_loss(batch):
     assert torch.equal(made.token_embedding.weight[row], objective.rows[place])
 
 
-def test_prompts_are_fewer_among_fewer_places():
+def test_prompts_are_fewer_among_fewer_places() -> None:
     assert ModelConfig.of(BackboneConfig()).prompts == PromptConfig(visual_tokens=50, normalization="clip")
     assert ModelConfig.of(BackboneConfig("ViT-B-16")).prompts == PromptConfig(visual_tokens=100)
     assert ModelConfig.of(BackboneConfig(), "imagenet").prompts.normalization == "imagenet"

@@ -257,7 +257,7 @@ def test_the_plot_shows_every_split_and_the_medians() -> None:
     dots_drawn = [use for use in drawing.iter(f"{svg}use") if "fill-opacity: 0.45" in use.get("style", "")]
     assert len(dots_drawn) == 2 * 5
     assert plot_svg(splits, "a < b") == text  # the same bytes for the same results
-    two = [{**one, "method": method} for method in ("x", "y & z") for one in splits_of([0.5, 0.7])]
+    two: list[Any] = [{**one, "method": method} for method in ("x", "y & z") for one in splits_of([0.5, 0.7])]
     words = [element.text for element in ElementTree.fromstring(plot_svg(two, "t")).iter(f"{svg}text")]
     assert {"x, SRCC", "y & z, SRCC"} <= set(words) and "PLCC median" not in words
     assert ElementTree.fromstring(plot_svg([], "nothing yet")).tag == f"{svg}svg"

@@ -43,7 +43,7 @@ from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.session.checkpoint import Checkpoint, CheckpointWriter, State, backbone_settings
 
-CONFIG = {
+CONFIG: Any = {
     "format_version": 1,
     "backbone": {"name": "tiny", "pretrained": "/home/somebody/weights.pt"},
     "seed": 3,

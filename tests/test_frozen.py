@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from conftest import UInt8Array
 from helpers_train import memory_task, pictures, tiny_model
 from torch import nn
 
@@ -12,15 +16,16 @@ from grmp_edge.preprocess import squash
 from grmp_edge.train.finetune.config import FinetuneConfig, Part
 from grmp_edge.train.finetune.frozen_features import CentreScores, FrozenCache, Teacher, group_size
 from grmp_edge.train.finetune.loop import finetune, predict
+from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.network.towers import block_forward
 from grmp_edge.train.session.ranks import Team
-from grmp_edge.train.tasks import PictureCache, ahead, query_batches
+from grmp_edge.train.tasks import Batch, PictureCache, ahead, query_batches
 
 SIDE, SIZE = 35, 32
 TOKENS = (1 + 16) * 24 * 4  # bytes of one picture in the tiny model
 
 
-def views(model, images, offset, flip):
+def views(model: GrmpIqa, images: UInt8Array, offset: int, flip: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The frozen blocks by the unfolded path: prompts inserted and replaced, whole blocks."""
     cut = images[:, offset : offset + SIZE, offset : offset + SIZE]
     pixels = model.pixels(torch.from_numpy(np.ascontiguousarray(cut[:, :, ::-1] if flip else cut)))
@@ -33,7 +38,7 @@ def views(model, images, offset, flip):
 
 
 @pytest.mark.parametrize(("group", "team"), [(1, Team()), (4, Team()), (3, Team(1, 2))])
-def test_groups_hold_what_the_frozen_blocks_give(group, team):
+def test_groups_hold_what_the_frozen_blocks_give(group: int, team: Team) -> None:
     model, images = tiny_model(), pictures(11, SIDE)
     teacher = Teacher(model)
     cache = FrozenCache(model, teacher, images, 3 * group * TOKENS, group, team=team)
@@ -50,12 +55,12 @@ def test_groups_hold_what_the_frozen_blocks_give(group, team):
         assert held == cache.used <= cache.budget
 
 
-def test_a_group_does_not_depend_on_what_is_missing():
+def test_a_group_does_not_depend_on_what_is_missing() -> None:
     model, images = tiny_model(), pictures(10, SIDE)
     computed = []
 
     class Watched(FrozenCache):
-        def _compute(self, indices, offset, flip):
+        def _compute(self, indices: Sequence[int], offset: int, flip: bool) -> Any:
             computed.append((list(indices), offset, flip))
             return super()._compute(indices, offset, flip)
 
@@ -71,7 +76,7 @@ def test_a_group_does_not_depend_on_what_is_missing():
     assert sorted(index for indices, _, _ in computed[:3] for index in indices) == list(range(10))
 
 
-def test_groups_only_where_nothing_is_computed_in_vain():
+def test_groups_only_where_nothing_is_computed_in_vain() -> None:
     model = tiny_model()
     images = np.zeros((10, SIDE, SIDE, 3), np.uint8)
     all_views = 2 * 3 * 10 * TOKENS
@@ -82,12 +87,13 @@ def test_groups_only_where_nothing_is_computed_in_vain():
     assert group_size(model, images, batch=9, epochs=5, budget=all_views) == 1
 
 
-def blocks_run(model):
+def blocks_run(model: GrmpIqa) -> dict[int, int]:
     """How many pictures went through each image block."""
-    seen = {}
-    for index, block in enumerate(model.image.blocks):
+    seen: dict[int, int] = {}
+    blocks: Any = model.image.blocks
+    for index, block in enumerate(blocks):
 
-        def note(module, inputs, index=index):
+        def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], index: int = index) -> None:
             seen[index] = seen.get(index, 0) + len(inputs[0])
 
         block.ln_2.register_forward_pre_hook(note)
@@ -95,12 +101,13 @@ def blocks_run(model):
 
 
 @pytest.mark.parametrize(("budget", "again"), [(0, 7), (4 * TOKENS, 3), (1 << 20, 0)])
-def test_the_judges_frozen_blocks_run_once(budget, again):
+def test_the_judges_frozen_blocks_run_once(budget: int, again: int) -> None:
     model, images = tiny_model(), pictures(7, SIDE)
     scores = CentreScores(model, images, budget, batch=4)
     first = scores.predict()
+    blocks: Any = model.image.blocks
     with torch.no_grad():
-        model.image.blocks[-1].mlp.c_fc.weight.mul_(1.5)  # as training does
+        blocks[-1].mlp.c_fc.weight.mul_(1.5)  # as training does
     seen = blocks_run(model)
     second = scores.predict()
     assert scores.used <= scores.most_bytes <= max(budget, 7 * TOKENS)
@@ -114,7 +121,7 @@ def test_the_judges_frozen_blocks_run_once(budget, again):
     assert np.array_equal(second, predict(model, images, batch=4))
 
 
-def test_fine_tuning_judges_by_kept_tokens():
+def test_fine_tuning_judges_by_kept_tokens() -> None:
     judge = Part(pictures(5, SIDE, 9), np.linspace(0, 1, 5, dtype=np.float32))
     train = Part(pictures(4, SIDE), np.linspace(1, 0, 4, dtype=np.float32))
     model = tiny_model()
@@ -128,10 +135,10 @@ def test_fine_tuning_judges_by_kept_tokens():
 
 
 @pytest.mark.parametrize("heads", [1, 2])
-def test_one_query_is_the_first_of_all(heads):
+def test_one_query_is_the_first_of_all(heads: int) -> None:
     """Against nn.MultiheadAttention, gradients included."""
     model = tiny_model(seed=3)
-    block = model.image.blocks[1]
+    block: Any = model.image.blocks[1]
     rng = torch.Generator().manual_seed(0)
     tokens = torch.randn(3, 9, 24, generator=rng, dtype=torch.float64, requires_grad=True)
     prompts = torch.randn(5, 24, generator=rng, dtype=torch.float64, requires_grad=True)
@@ -144,10 +151,10 @@ def test_one_query_is_the_first_of_all(heads):
     normed, others = block.ln_1(tokens), block.ln_1(prompts)
     from grmp_edge.train.network.towers import keys_values
 
-    extra = keys_values(block, others)
+    keys, values = keys_values(block, others)
     if heads == 2:  # by picture, as while dropout is active
-        extra = tuple(part.expand(3, -1, -1, -1) for part in extra)
-    found = block_forward(block, tokens, extra=extra, queries=1)
+        keys, values = (part.expand(3, -1, -1, -1) for part in (keys, values))
+    found = block_forward(block, tokens, extra=(keys, values), queries=1)
     every = torch.cat([normed, others.expand(3, -1, -1)], dim=1)
     mixed = attention(normed[:, :1], every, every, need_weights=False)[0]
     x = tokens[:, :1] + block.ls_1(mixed)
@@ -162,11 +169,11 @@ def test_one_query_is_the_first_of_all(heads):
         block_forward(block, tokens, queries=2)
 
 
-def test_task_pictures_are_made_once_within_the_budget():
+def test_task_pictures_are_made_once_within_the_budget() -> None:
     made = []
     task = memory_task("a", 4, 3, size=50)
 
-    def read(index):
+    def read(index: int) -> UInt8Array:
         made.append(index)
         return task.read(index)
 
@@ -190,12 +197,14 @@ def test_task_pictures_are_made_once_within_the_budget():
                 assert np.array_equal(found, squash(one.read(1), side))
 
 
-def test_reading_ahead_passes_errors_on():
-    def broken():
-        yield 1
+def test_reading_ahead_passes_errors_on() -> None:
+    first = Batch(pictures(1), np.zeros(1, np.float32))
+
+    def broken() -> Iterator[Batch]:
+        yield first
         raise OSError("the disk is gone")
 
     found = ahead(broken())
-    assert next(found) == 1
+    assert next(found) is first
     with pytest.raises(OSError, match="gone"):
         next(found)

@@ -198,7 +198,7 @@ def test_the_scorer_is_at_the_front_door() -> None:
 
     assert grmp_edge.Scorer is grmp_edge.runtime.Scorer
     with pytest.raises(AttributeError, match="no attribute 'Score'"):
-        grmp_edge.Score  # type: ignore[attr-defined]  # noqa: B018
+        grmp_edge.Score  # noqa: B018
 
 
 def test_doctor_loads_no_torch() -> None:

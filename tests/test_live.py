@@ -6,7 +6,7 @@ import random
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +27,8 @@ from grmp_edge.runtime.live.events import CameraEvent, CameraState, backoff
 from grmp_edge.runtime.live.live import Live, LiveScore
 from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.runtime.video.capture import EndOfStream, PermanentSourceError, is_live, open_capture
+from grmp_edge.score import Origin, Score
+from grmp_edge.views import Views
 
 
 def bgr(seed: int) -> UInt8Array:
@@ -70,11 +72,11 @@ class SlowScorer:
         self.entered = threading.Event()
         self.prepare = scorer.prepare
 
-    def score_prepared(self, pictures, batch):  # type: ignore[no-untyped-def]
+    def score_prepared(self, origins: Sequence[Origin], batch: Sequence[Views]) -> list[Score]:
         self.entered.set()
         self.gate.acquire()
-        self.batches.append([picture.source for picture in pictures])
-        return self.scorer.score_prepared(pictures, batch)
+        self.batches.append([origin.source for origin in origins])
+        return self.scorer.score_prepared(origins, batch)
 
 
 @pytest.mark.parametrize(("policy", "expected"), [("latest", [0, 49]), ("every", [0, 42, 43, 44])])
@@ -366,7 +368,9 @@ def test_max_fps_and_max_age(monkeypatch: pytest.MonkeyPatch) -> None:
     def play(capture: ClockedCapture, **settings: Any) -> Camera:
         ready = threading.Condition()
         config = quick("a", policy="every", queue=1000, **settings)
-        camera = Camera(config, lambda image: image, ready, lambda event: None, lambda config: capture)
+        camera = Camera(
+            config, lambda image: Views(image[None]), ready, lambda event: None, lambda config: capture
+        )
         camera.start()
         with ready:
             assert ready.wait_for(lambda: camera.stats().state is CameraState.STOPPED, 60)

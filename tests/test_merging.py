@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from open_clip.model import CLIP
 from open_clip.transformer import ResidualAttentionBlock
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -34,16 +37,16 @@ from grmp_edge.train.recipe.captions import vocabulary
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def seed() -> None:
     torch.manual_seed(5)
 
 
-def pooled(tokens, side):
-    grid = tokens[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+def pooled(tokens: torch.Tensor, side: int) -> torch.Tensor:
+    grid = tokens[:, 1:].transpose(1, 2).unflatten(2, (side, side))  # type: ignore[no-untyped-call]
     return torch.cat([tokens[:, :1], F.avg_pool2d(grid, 2).flatten(2).transpose(1, 2)], dim=1)
 
 
-def by_hand(model, pixels, merge):
+def by_hand(model: CLIP, pixels: torch.Tensor, merge: int | None) -> torch.Tensor:
     """open_clip's modules one by one, with average pooling before block ``merge``; (N, E)."""
     visual = model.visual
     tokens, side = visual._embeds(pixels), 14
@@ -54,12 +57,12 @@ def by_hand(model, pixels, merge):
     return F.normalize(visual.ln_post(tokens[:, 0]) @ visual.proj, dim=-1)
 
 
-def test_merging_is_average_pooling_of_places():
+def test_merging_is_average_pooling_of_places() -> None:
     tokens = torch.randn(3, 1 + 36, 8)
     assert torch.allclose(merged(tokens, 6), pooled(tokens, 6), atol=1e-6)
 
 
-def test_dropped_groups_merge_into_what_they_would_have_been():
+def test_dropped_groups_merge_into_what_they_would_have_been() -> None:
     tokens = torch.randn(4, 1 + 196, 8)
     dropout = GroupDropout(0.25, 14)
     left = dropout(tokens)
@@ -76,7 +79,7 @@ def test_dropped_groups_merge_into_what_they_would_have_been():
 
 @torch.no_grad()
 @pytest.mark.parametrize("shape", [Shape(3, 1), Shape(3, 2), Shape(2, 0), Shape(2, None)])
-def test_the_network_merges_before_its_block(shape):
+def test_the_network_merges_before_its_block(shape: Shape) -> None:
     model = build_embedded(shape).eval()
     pixels = torch.randn(2, 3, 224, 224)
     assert torch.allclose(
@@ -86,7 +89,7 @@ def test_the_network_merges_before_its_block(shape):
 
 @torch.no_grad()
 @pytest.mark.parametrize("shape", [Shape(3, 1), Shape(3, 2)])
-def test_prompts_do_not_merge_and_the_graph_scores_alike(shape):
+def test_prompts_do_not_merge_and_the_graph_scores_alike(shape: Shape) -> None:
     clip = build_embedded(shape)
     model = GrmpIqa(
         Backbone(
@@ -125,13 +128,13 @@ def test_prompts_do_not_merge_and_the_graph_scores_alike(shape):
     assert np.allclose(found, plain, atol=1e-5)
 
 
-def test_an_odd_grid_does_not_merge():
+def test_an_odd_grid_does_not_merge() -> None:
     model = build_embedded(Shape(3, 1))
     with pytest.raises(ValueError, match="7 places"):
         merge_from(model.visual, 2)
 
 
-def test_thinning_keeps_the_chosen_blocks(tmp_path):
+def test_thinning_keeps_the_chosen_blocks(tmp_path: Path) -> None:
     whole = build_embedded(Shape(4, None))
     thin = thinned(whole, (0, 3), 1)
     own, other = thin.state_dict(), whole.state_dict()
@@ -152,12 +155,14 @@ def test_thinning_keeps_the_chosen_blocks(tmp_path):
 @pytest.mark.parametrize(
     "blocks, merge", [((0, 2), None), ((1, 0), None), ((), None), ((-1, 0), 0), ((0, 1), 2)]
 )
-def test_what_is_not_there_cannot_be_kept(blocks, merge):
+def test_what_is_not_there_cannot_be_kept(blocks: tuple[int, ...], merge: int | None) -> None:
     with pytest.raises(ModelError, match="of 2"):
         thinned(build_embedded(Shape(2, None)), blocks, merge)
 
 
-def test_a_phase_that_thins_writes_the_smaller_network(tmp_path, capsys):
+def test_a_phase_that_thins_writes_the_smaller_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     rng = np.random.default_rng(2)
@@ -180,7 +185,7 @@ def test_a_phase_that_thins_writes_the_smaller_network(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("merge", ["2", "-1", "none"])
-def test_a_file_that_merges_where_no_block_is_is_refused(tmp_path, merge):
+def test_a_file_that_merges_where_no_block_is_is_refused(tmp_path: Path, merge: str) -> None:
     path = tmp_path / "bad.safetensors"
     save_embedded(build_embedded(Shape(2, 1)), path, [0, 1])
     with safe_open(path, framework="pt") as file:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers_train import PROMPTS, Stop, memory_task, parameters_of, tiny_model
+from conftest import UInt8Array
+from helpers_train import PROMPTS, Stop, Tensors, memory_task, parameters_of, tiny_model
 
 from grmp_edge.errors import CheckpointError, DataError, UsageError
 from grmp_edge.metrics import srcc
 from grmp_edge.train.meta import MetaConfig, adapt, evaluate_tasks, hold_out, meta_train
 from grmp_edge.train.network.backbone import BackboneConfig
+from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.runs import ModelConfig, run_pretrain
 from grmp_edge.train.session.checkpoint import CheckpointWriter
 from grmp_edge.train.session.progress import Silent
-from grmp_edge.train.tasks import query_batches, support_batches
+from grmp_edge.train.tasks import Task, query_batches, support_batches
 
 SMALL = MetaConfig(epochs=2, support_batch=5, query_batch=2, held_out=0, inner_lr=1e-3, outer_lr=0.1)
 
@@ -25,12 +30,12 @@ SMALL = MetaConfig(epochs=2, support_batch=5, query_batch=2, held_out=0, inner_l
 class Adam:
     """Kingma and Ba's algorithm 1, by hand."""
 
-    def __init__(self, parameters, lr):
+    def __init__(self, parameters: Mapping[str, torch.Tensor], lr: float) -> None:
         self.parameters, self.lr, self.t = parameters, lr, 0
         self.m = {n: torch.zeros_like(p) for n, p in parameters.items()}
         self.v = {n: torch.zeros_like(p) for n, p in parameters.items()}
 
-    def step(self, gradients):
+    def step(self, gradients: Tensors) -> None:
         self.t += 1
         for name, g in gradients.items():
             self.m[name] = 0.9 * self.m[name] + 0.1 * g
@@ -41,14 +46,14 @@ class Adam:
                 self.parameters[name] -= self.lr * m_hat / (v_hat.sqrt() + 1e-8)
 
 
-def plain_loss(model, batch):
+def plain_loss(model: GrmpIqa, batch: Any) -> torch.Tensor:
     """From probabilities of the unfolded network: the slow way round."""
-    p = model(torch.from_numpy(batch.images), unfolded=True)
+    p: torch.Tensor = model(torch.from_numpy(batch.images), unfolded=True)
     y = torch.from_numpy(batch.quality)
     return -(y * p.log() + (1 - y) * (1 - p).log()).mean()
 
 
-def plain_meta(model, phases, config):
+def plain_meta(model: GrmpIqa, phases: Any, config: MetaConfig) -> Any:
     parameters = dict(model.prompt_parameters())
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -84,7 +89,7 @@ def plain_meta(model, phases, config):
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_a_whole_run_is_the_plain_loop(reset):
+def test_a_whole_run_is_the_plain_loop(reset: bool) -> None:
     config = MetaConfig(**{**SMALL.__dict__, "reset_per_task": reset})
     phases = [[memory_task("a", seed=1), memory_task("b", seed=2)], [memory_task("c", 4, 2, seed=3)]]
     start = parameters_of(tiny_model())
@@ -102,7 +107,7 @@ def test_a_whole_run_is_the_plain_loop(reset):
     assert all(entry["srcc"] is None and entry["loss"] > 0 for entry in history)
 
 
-def test_reset_and_no_reset_differ():
+def test_reset_and_no_reset_differ() -> None:
     ends = []
     for reset in (True, False):
         model = tiny_model()
@@ -112,7 +117,7 @@ def test_reset_and_no_reset_differ():
     assert not torch.allclose(ends[0]["ctx"], ends[1]["ctx"], atol=1e-6)
 
 
-def test_only_the_prompts_move():
+def test_only_the_prompts_move() -> None:
     model = tiny_model(prompts=PromptConfig(visual_tokens=5, dropout=0.1))
     before = parameters_of(model)
     meta_train(model, [[memory_task("a", seed=1)]], SMALL)
@@ -124,7 +129,7 @@ def test_only_the_prompts_move():
     assert not model.training
 
 
-def test_support_and_query_share_no_reference():
+def test_support_and_query_share_no_reference() -> None:
     task = memory_task("a", references=5, each=3)
     seen = set()
     for seed in range(30):
@@ -137,13 +142,13 @@ def test_support_and_query_share_no_reference():
     assert len(seen) == 5  # redrawn at every visit
 
 
-def test_two_references_leave_one_on_each_side():
+def test_two_references_leave_one_on_each_side() -> None:
     task = memory_task("a", references=2)
     support, query = task.split(0.99, np.random.default_rng(0))
     assert len(support) == len(query) == 3
 
 
-def test_support_is_augmented_and_query_is_not():
+def test_support_is_augmented_and_query_is_not() -> None:
     size, side = 32, 37  # round(32 * 256 / 224)
     task = memory_task("a", references=4, each=3, size=side)
     rng = np.random.default_rng(0)
@@ -168,13 +173,13 @@ def test_support_is_augmented_and_query_is_not():
     assert parts[1].quality[0] == task.quality[2]
 
 
-def test_held_out_tasks_are_not_trained_on_and_choose_the_epoch():
-    reads = {name: [] for name in "abcdef"}
+def test_held_out_tasks_are_not_trained_on_and_choose_the_epoch() -> None:
+    reads: dict[str, list[int]] = {name: [] for name in "abcdef"}
     tasks = []
     for number, name in enumerate(reads):
         task = memory_task(name, seed=number)
 
-        def read(index, task=task, name=name):
+        def read(index: int, task: Task = task, name: str = name) -> UInt8Array:
             reads[name].append(index)
             return task.read(index)
 
@@ -202,16 +207,16 @@ def test_held_out_tasks_are_not_trained_on_and_choose_the_epoch():
     assert evaluate_tasks(model, held, 4) == pytest.approx(max(values), abs=1e-9)
 
 
-def test_a_judge_chooses_the_epoch_and_nothing_is_held_out():
+def test_a_judge_chooses_the_epoch_and_nothing_is_held_out() -> None:
     tasks = [memory_task(str(i), seed=i) for i in range(4)]
     config = MetaConfig(epochs=4, support_batch=6, query_batch=3, held_out=0.5, inner_lr=0.02, outer_lr=1.0)
     said, seen, steps = iter([0.2, 0.6, None, 0.4]), [], []
 
     class Count(Silent):
-        def step(self, count=1, **metrics):
+        def step(self, count: int = 1, **metrics: object) -> None:
             steps.append(count)
 
-    def judge(model):
+    def judge(model: GrmpIqa) -> float | None:
         assert not model.training
         seen.append(parameters_of(model))
         return next(said)
@@ -230,7 +235,7 @@ def test_a_judge_chooses_the_epoch_and_nothing_is_held_out():
     assert torch.equal(dict(model.named_parameters())["ctx"], seen[1]["ctx"])
 
 
-def test_hold_out_by_the_seed_and_never_all():
+def test_hold_out_by_the_seed_and_never_all() -> None:
     tasks = [memory_task(str(i), 2, 1) for i in range(10)]
     names = [{t.name for t in hold_out([tasks], MetaConfig(seed=s, held_out=0.3))[1]} for s in range(6)]
     assert all(len(found) == 3 for found in names)
@@ -242,13 +247,13 @@ def test_hold_out_by_the_seed_and_never_all():
         meta_train(tiny_model(), [], SMALL)
 
 
-def test_loss_that_explodes_is_told():
+def test_loss_that_explodes_is_told() -> None:
     config = MetaConfig(**{**SMALL.__dict__, "inner_lr": 1e30})
     with pytest.raises(UsageError, match="--inner-lr"):
         adapt_all(tiny_model(), config)
 
 
-def adapt_all(model, config):
+def adapt_all(model: GrmpIqa, config: MetaConfig) -> None:
     for _, parameter in model.prompt_parameters():
         parameter.requires_grad_(True)
     for seed in range(3):
@@ -258,7 +263,7 @@ def adapt_all(model, config):
 CHOICE = ModelConfig(BackboneConfig(pretrained="random"), PROMPTS, "cpu", 3)
 
 
-def trained(folder, reset, stop=None, resume=False):
+def trained(folder: Path, reset: bool, stop: int | None = None, resume: bool = False) -> Any:
     """A run of 3 epochs of 3 tasks (one is held out) with dropout, perhaps interrupted at a step."""
     prompts = PromptConfig(visual_tokens=5, dropout=0.2)
     config = MetaConfig(epochs=3, support_batch=8, query_batch=4, held_out=0.25, reset_per_task=reset,
@@ -272,7 +277,7 @@ def trained(folder, reset, stop=None, resume=False):
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_interrupted_anywhere_resumes_bit_for_bit(tmp_path, reset):
+def test_interrupted_anywhere_resumes_bit_for_bit(tmp_path: Path, reset: bool) -> None:
     whole, history = trained(tmp_path / "whole", reset)
     for stop in (2, 4, 8):  # in the first, second and third epoch
         folder = tmp_path / str(stop)
@@ -283,7 +288,7 @@ def test_interrupted_anywhere_resumes_bit_for_bit(tmp_path, reset):
         assert told == history
 
 
-def test_run_pretrain_refuses_what_it_cannot_continue(tmp_path):
+def test_run_pretrain_refuses_what_it_cannot_continue(tmp_path: Path) -> None:
     tasks = [memory_task(str(i), 2, 2, size=256, seed=i) for i in range(2)]
     config = MetaConfig(epochs=1, support_batch=4, query_batch=4, held_out=0)
     result = run_pretrain(tmp_path / "run", CHOICE, [tasks], {"made": "here"}, config)
@@ -300,7 +305,7 @@ def test_run_pretrain_refuses_what_it_cannot_continue(tmp_path):
         run_pretrain(tmp_path / "run", CHOICE, [tasks], {"made": "here"}, other, resume=True)
 
 
-def test_settings_go_with_the_backbone():
+def test_settings_go_with_the_backbone() -> None:
     reference = MetaConfig.of("ViT-B-16")
     assert reference == MetaConfig() and (reference.epochs, reference.inner_lr, reference.outer_lr) == (
         50,

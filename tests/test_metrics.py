@@ -23,12 +23,12 @@ PAIRS = {
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_as_scipy(name: str) -> None:
-    x, y = PAIRS[name]
+    x, y = map(np.asarray, PAIRS[name])
     found = agreement(x, y)
     assert found.srcc == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
     assert found.plcc == pytest.approx(scipy.stats.pearsonr(x, y).statistic, abs=1e-9)
     assert found.krcc == pytest.approx(scipy.stats.kendalltau(x, y).statistic, abs=1e-12)
-    assert found.rmse == pytest.approx(math.sqrt(np.mean((np.asarray(x, float) - y) ** 2)))
+    assert found.rmse == pytest.approx(math.sqrt(np.mean((x.astype(float) - y) ** 2)))
     assert found.count == len(x)
     assert min(found.srcc, found.plcc, found.krcc) >= -1
     assert max(found.srcc, found.plcc, found.krcc) <= 1

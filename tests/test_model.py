@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from helpers_train import PROMPTS, parameters_of, pictures, tiny_backbone, tiny_clip, tiny_model, tokenizer
+from conftest import Float64Array, UInt8Array
+from helpers_train import (
+    PROMPTS,
+    Tensors,
+    parameters_of,
+    pictures,
+    tiny_backbone,
+    tiny_clip,
+    tiny_model,
+    tokenizer,
+)
 
 from grmp_edge.errors import ModelError
 from grmp_edge.train.finetune.frozen_features import Teacher
@@ -23,13 +34,15 @@ MEANS = {
 }
 
 
-def plain_norm(x, weight, bias, eps=1e-5):
+def plain_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     mean = x.mean(-1, keepdim=True)
     variance = ((x - mean) ** 2).mean(-1, keepdim=True)
     return (x - mean) / torch.sqrt(variance + eps) * weight + bias
 
 
-def plain_block(s, name, x, heads, quick, causal):
+def plain_block(
+    s: Tensors, name: str, x: torch.Tensor, heads: int, quick: bool, causal: bool
+) -> torch.Tensor:
     """One pre-norm transformer block over one sequence (L, W), in float64."""
     width, length = x.shape[1], x.shape[0]
     normed = plain_norm(x, s[f"{name}.ln_1.weight"], s[f"{name}.ln_1.bias"])
@@ -56,7 +69,17 @@ def plain_block(s, name, x, heads, quick, causal):
     return x + hidden * s.get(f"{name}.ls_2.gamma", 1.0)
 
 
-def plain_image(s, image, norm, *, layers, heads, patch, quick, prompted=True):
+def plain_image(
+    s: Tensors,
+    image: UInt8Array,
+    norm: str,
+    *,
+    layers: int,
+    heads: int,
+    patch: int,
+    quick: bool,
+    prompted: bool = True,
+) -> torch.Tensor:
     """One picture, uint8 (S, S, 3), to its unit feature, by inserting and replacing prompt tokens."""
     mean, std = (torch.tensor(values, dtype=torch.float64) for values in MEANS[norm])
     x = (torch.from_numpy(image.copy()).double() / 255 - mean) / std
@@ -80,11 +103,19 @@ def plain_image(s, image, norm, *, layers, heads, patch, quick, prompted=True):
     if prompted:
         tokens = plain_norm(tokens, s["prompt_norm.weight"], s["prompt_norm.bias"], 1e-6)
     cls = plain_norm(tokens, s["clip.visual.ln_post.weight"], s["clip.visual.ln_post.bias"])[0]
-    feature = cls @ s["clip.visual.proj"]
-    return feature / feature.norm()
+    return torch.nn.functional.normalize(cls @ s["clip.visual.proj"], dim=0)
 
 
-def plain_text(s, prefix, words, *, layers, heads, quick, context=None):
+def plain_text(
+    s: Tensors,
+    prefix: str,
+    words: str,
+    *,
+    layers: int,
+    heads: int,
+    quick: bool,
+    context: torch.Tensor | None = None,
+) -> torch.Tensor:
     """A sentence over all 77 places; ``context`` replaces the embeddings after the start token."""
     ids = tokenizer()([words])[0]
     x = s[f"{prefix}token_embedding.weight"][ids].clone()
@@ -95,10 +126,20 @@ def plain_text(s, prefix, words, *, layers, heads, quick, context=None):
         x = plain_block(s, f"{prefix}transformer.resblocks.{index}", x, heads, quick, True)
     x = plain_norm(x, s[f"{prefix}ln_final.weight"], s[f"{prefix}ln_final.bias"])
     feature = x[int((ids == 49407).nonzero()[0])] @ s[f"{prefix}text_projection"]
-    return feature / feature.norm()
+    return torch.nn.functional.normalize(feature, dim=0)
 
 
-def plain_scores(model, images, *, layers, heads=3, patch, quick, norm, prefix):
+def plain_scores(
+    model: GrmpIqa,
+    images: UInt8Array,
+    *,
+    layers: int,
+    heads: int = 3,
+    patch: int,
+    quick: bool,
+    norm: str,
+    prefix: str,
+) -> Float64Array:
     s = {name: value.double() for name, value in model.state_dict().items()}
     texts = [
         plain_text(s, prefix, f"X X X X {word} quality.", layers=3, heads=2, quick=quick, context=s["ctx"])
@@ -121,7 +162,9 @@ def plain_scores(model, images, *, layers, heads=3, patch, quick, norm, prefix):
         (32, 16, 2, False, True, None, "clip"),
     ],
 )
-def test_score_is_method_section_1(size, patch, layers, quick, custom, scale, norm):
+def test_score_is_method_section_1(
+    size: int, patch: int, layers: int, quick: bool, custom: bool, scale: float | None, norm: str
+) -> None:
     prompts = PromptConfig(visual_tokens=5, normalization=norm)
     options = {"size": size, "patch": patch, "layers": layers, "quick_gelu": quick}
     model = tiny_model(3, prompts, custom_text=custom, layer_scale=scale, **options)
@@ -135,7 +178,7 @@ def test_score_is_method_section_1(size, patch, layers, quick, custom, scale, no
         assert model(batch, unfolded=True).numpy() == pytest.approx(expected, abs=2e-6)
 
 
-def test_the_two_classes_and_every_prompt_matter():
+def test_the_two_classes_and_every_prompt_matter() -> None:
     model = tiny_model()
     batch = torch.from_numpy(pictures(2))
     with torch.no_grad():
@@ -149,20 +192,21 @@ def test_the_two_classes_and_every_prompt_matter():
 
 
 @pytest.mark.parametrize("custom", [False, True])
-def test_scenes_are_clips_own_text_features(custom):
+def test_scenes_are_clips_own_text_features(custom: bool) -> None:
     model = tiny_model(custom_text=custom)
     sentences = [f"a photo of a {scene}" for scene in SCENES]
     assert list(SCENES) == [
         "animal", "cityscape", "human", "indoor", "landscape", "night", "plant", "still_life", "others",
     ]  # fmt: skip
+    clip: Any = model.clip
     with torch.no_grad():
-        expected = model.clip.encode_text(tokenizer()(sentences), normalize=True)
+        expected = clip.encode_text(tokenizer()(sentences), normalize=True)
         assert torch.allclose(model.scene_features(), expected, atol=2e-6)
 
 
-def test_teacher_is_the_plain_clip_of_the_start():
+def test_teacher_is_the_plain_clip_of_the_start() -> None:
     model = tiny_model()
-    untouched = tiny_clip()  # the same seed
+    untouched: Any = tiny_clip()  # the same seed
     teacher = Teacher(model)
     with torch.no_grad():
         for _, parameter in model.finetune_parameters():
@@ -175,7 +219,7 @@ def test_teacher_is_the_plain_clip_of_the_start():
         assert not torch.allclose(model.scene_features(), texts, atol=1e-2)  # the student has moved
 
 
-def test_initial_prompts():
+def test_initial_prompts() -> None:
     model = tiny_model()
     bound = math.sqrt(6 / (3 * 8 * 8 + 24))
     for prompts in (model.prompt_embeddings, model.deep_prompt_embeddings):
@@ -188,7 +232,7 @@ def test_initial_prompts():
     assert float(model.prompt_proj.weight.std()) == pytest.approx(math.sqrt(2 / 24), rel=0.15)
 
 
-def test_parameter_counts_of_vit_b_16():
+def test_parameter_counts_of_vit_b_16() -> None:
     model = GrmpIqa(load_backbone(BackboneConfig("ViT-B-16", "random")))
     assert sum(p.numel() for _, p in model.prompt_parameters()) == 1_515_776
     tuned = dict(model.finetune_parameters())
@@ -203,7 +247,7 @@ def test_parameter_counts_of_vit_b_16():
 
 
 @pytest.mark.parametrize(("layers", "first"), [(3, 2), (4, 2), (6, 4)])
-def test_last_third_of_another_depth(layers, first):
+def test_last_third_of_another_depth(layers: int, first: int) -> None:
     model = tiny_model(layers=layers, text_layers=layers)
     names = [name for name, _ in model.finetune_parameters()]
     for tower in ("clip.visual.transformer.resblocks.", "clip.transformer.resblocks."):
@@ -211,7 +255,7 @@ def test_last_third_of_another_depth(layers, first):
         assert found == set(range(first, layers))
 
 
-def test_dropout_only_while_the_prompts_learn_with_one_mask_per_picture():
+def test_dropout_only_while_the_prompts_learn_with_one_mask_per_picture() -> None:
     prompts = PromptConfig(visual_tokens=5, dropout=0.5)
     model = tiny_model(0, prompts)
     same = torch.from_numpy(np.repeat(pictures(1), 2, axis=0))
@@ -237,18 +281,18 @@ def test_dropout_only_while_the_prompts_learn_with_one_mask_per_picture():
     assert float(folded) == pytest.approx(float(unfolded), abs=3e-3)
 
 
-def test_resnet_is_refused():
+def test_resnet_is_refused() -> None:
     with pytest.raises(ModelError, match=r"RN50.*ViT-B-16"):
         GrmpIqa(load_backbone(BackboneConfig("RN50", "random")))
 
 
-def test_siglip_is_refused_before_anything_is_built(monkeypatch):
+def test_siglip_is_refused_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_clip, "create_model", None)  # a call would fail otherwise than expected
     with pytest.raises(ModelError, match=r"ViT-B-16-SigLIP.*ViT-B-16"):
         load_backbone(BackboneConfig("ViT-B-16-SigLIP", "random"))
 
 
-def test_a_resnet_handed_in_directly_is_refused_too():
+def test_a_resnet_handed_in_directly_is_refused_too() -> None:
     clip = open_clip.model.CLIP(
         embed_dim=16,
         vision_cfg={"layers": [1, 1, 1, 1], "width": 8, "image_size": 32},
@@ -258,7 +302,7 @@ def test_a_resnet_handed_in_directly_is_refused_too():
         GrmpIqa(Backbone("tiny-resnet", "random", False, "", clip, tokenizer()), PROMPTS)
 
 
-def test_average_pooling_is_refused():
+def test_average_pooling_is_refused() -> None:
     clip = open_clip.model.CLIP(
         embed_dim=16,
         vision_cfg={"layers": 1, "width": 16, "head_width": 8, "image_size": 32, "pool_type": "avg"},
@@ -268,7 +312,7 @@ def test_average_pooling_is_refused():
         GrmpIqa(Backbone("tiny-average", "random", False, "", clip, tokenizer()), PROMPTS)
 
 
-def test_building_and_scoring_leave_clip_as_it_was():
+def test_building_and_scoring_leave_clip_as_it_was() -> None:
     backbone = tiny_backbone()
     before = parameters_of(backbone.clip)
     model = GrmpIqa(backbone, PROMPTS)

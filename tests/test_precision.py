@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,27 +14,28 @@ from grmp_edge.metrics import srcc
 from grmp_edge.train.finetune.config import FinetuneConfig, Part
 from grmp_edge.train.finetune.loop import finetune, predict
 from grmp_edge.train.meta import MetaConfig, meta_train
-from grmp_edge.train.session.precision import LossScaler, Numerics, resolve_precision
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.session.precision import LossScaler, Numerics, Precision, resolve_precision
 
 CPU = torch.device("cpu")
 SIDE = 35
 
 
-def test_auto_is_fp32_on_a_cpu_and_a_wrong_name_is_told():
+def test_auto_is_fp32_on_a_cpu_and_a_wrong_name_is_told() -> None:
     assert [resolve_precision(wish, CPU) for wish in ("auto", "fp32", "bf16", "fp16")] == [
         "fp32", "fp32", "bf16", "fp16",
     ]  # fmt: skip
     with pytest.raises(UsageError, match="--precision 'fp8' is unknown"):
-        resolve_precision("fp8", CPU)
+        resolve_precision("fp8", CPU)  # type: ignore[arg-type]
 
 
-def seen_types(model):
+def seen_types(model: GrmpIqa) -> dict[str, torch.dtype]:
     """What dtype each linear layer's product has, and what the heads give."""
     seen = {}
     for name, module in model.clip.named_modules():
         if isinstance(module, torch.nn.Linear):
 
-            def note(module, inputs, output, name=name):
+            def note(module: torch.nn.Module, inputs: object, output: torch.Tensor, name: str = name) -> None:
                 seen[name] = output.dtype
 
             module.register_forward_hook(note)
@@ -40,7 +43,7 @@ def seen_types(model):
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_towers_are_half_and_heads_are_not(precision, dtype):
+def test_towers_are_half_and_heads_are_not(precision: Precision, dtype: torch.dtype) -> None:
     model = tiny_model()
     seen = seen_types(model)
     images = torch.from_numpy(pictures(3))
@@ -56,15 +59,16 @@ def test_towers_are_half_and_heads_are_not(precision, dtype):
         assert 1e-6 < error < 0.03
         np.testing.assert_allclose(half.norm(dim=-1).numpy(), 1, atol=1e-6)  # normalised in float32
     # Cosines times the scale of CLIP's logits, exactly as float32 has it.
-    expected = model.clip.logit_scale.exp() * features.double() @ classes.double().T
+    expected = torch.as_tensor(model.clip.logit_scale).exp() * features.double() @ classes.double().T
     np.testing.assert_allclose(logits.numpy(), expected.numpy(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_finetuning_in_half_goes_where_float32_goes(precision):
+def test_finetuning_in_half_goes_where_float32_goes(precision: Precision) -> None:
     data = Part(pictures(6, SIDE), np.random.default_rng(50).random(6).astype(np.float32))
     ends, losses = {}, {}
-    for wish in ("fp32", precision):
+    wishes: tuple[Precision, ...] = ("fp32", precision)
+    for wish in wishes:
         model = tiny_model()
         before = parameters_of(model)
         state = finetune(model, data, None, FinetuneConfig(epochs=5, lr=0.05, precision=wish))
@@ -79,7 +83,7 @@ def test_finetuning_in_half_goes_where_float32_goes(precision):
     assert float(torch.nn.functional.cosine_similarity(full, half, dim=0)) > 0.97
 
 
-def test_training_in_bf16_learns():
+def test_training_in_bf16_learns() -> None:
     images, quality = blurred(48, SIDE, seed=1)
     held, truth = blurred(48, SIDE, seed=2)
     model = tiny_model()
@@ -89,9 +93,10 @@ def test_training_in_bf16_learns():
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_prompts_in_half_go_where_float32_goes(precision):
+def test_prompts_in_half_go_where_float32_goes(precision: Precision) -> None:
     ends = {}
-    for wish in ("fp32", precision):
+    wishes: tuple[Precision, ...] = ("fp32", precision)
+    for wish in wishes:
         model = tiny_model()
         before = parameters_of(model)
         config = MetaConfig(epochs=2, support_batch=8, query_batch=4, held_out=0, inner_lr=1e-3, outer_lr=1.0,
@@ -102,16 +107,17 @@ def test_prompts_in_half_go_where_float32_goes(precision):
     assert float(torch.nn.functional.cosine_similarity(ends["fp32"], ends[precision], dim=0)) > 0.9
 
 
-def loud(model):
+def loud(model: GrmpIqa) -> GrmpIqa:
     """A block whose hidden activations pass 65,504 and come back: the weights before and after cancel."""
+    blocks: Any = model.image.blocks
     with torch.no_grad():
-        for block in (model.image.blocks[0], model.image.blocks[-1]):
+        for block in (blocks[0], blocks[-1]):
             block.mlp.c_fc.weight.mul_(1e6)
             block.mlp.c_proj.weight.div_(1e6)
     return model
 
 
-def test_float16_falls_back_where_it_overflows():
+def test_float16_falls_back_where_it_overflows() -> None:
     data = Part(pictures(6, SIDE), np.random.default_rng(50).random(6).astype(np.float32))
     with Numerics("fp16", "cpu").autocast():
         model = loud(tiny_model())
@@ -126,7 +132,7 @@ def test_float16_falls_back_where_it_overflows():
     assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.05)
 
 
-def test_the_scale_of_losses():
+def test_the_scale_of_losses() -> None:
     scaler = LossScaler(True, scale=8.0, growth_after=2)
     gradients = [torch.tensor([8.0, -16.0]), torch.tensor([[4.0]])]
     assert scaler.unscale(gradients)

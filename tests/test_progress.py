@@ -9,7 +9,6 @@ from conftest import encode, make_image
 from typer.testing import CliRunner
 
 from grmp_edge.cli import app
-from grmp_edge.cli import progress as room
 from grmp_edge.cli.progress import TrainProgress
 
 
@@ -17,7 +16,7 @@ def test_no_time_left_is_told_before_the_first_step(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("grmp_edge.cli.progress.time.monotonic", lambda: now[0])
     with TrainProgress() as progress:
         progress.start("splits", 30, 10)
         now[0] += 60

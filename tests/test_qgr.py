@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,11 +15,11 @@ from grmp_edge.train.network.losses import quality_loss, semantic_loss
 RNG = np.random.default_rng(0)
 
 
-def tensors(*arrays):
+def tensors(*arrays: Any) -> list[Any]:
     return [None if array is None else torch.from_numpy(np.asarray(array, np.float64)) for array in arrays]
 
 
-def test_agreeing_opposing_zero_and_missing_gradients():
+def test_agreeing_opposing_zero_and_missing_gradients() -> None:
     d = [RNG.normal(size=shape) for shape in ((3, 4), (5,), (2, 2), (6,), (2,))]
     agreeing = d[0] + 0.5 * RNG.normal(size=(3, 4))
     assert np.sum(d[0] * agreeing) > 0
@@ -35,7 +37,7 @@ def test_agreeing_opposing_zero_and_missing_gradients():
     assert result.changed == pytest.approx(1 / 5)
 
 
-def test_lambda_one_is_orthogonal_and_five_turns_the_shared_part_round():
+def test_lambda_one_is_orthogonal_and_five_turns_the_shared_part_round() -> None:
     d = RNG.normal(size=50)
     g = d + RNG.normal(size=50)
     unit = g / np.linalg.norm(g)
@@ -48,7 +50,7 @@ def test_lambda_one_is_orthogonal_and_five_turns_the_shared_part_round():
     np.testing.assert_allclose(regularise(tensors(d), tensors(g), 0.0).gradients[0].numpy(), d)
 
 
-def test_global_decides_for_all_tensors_together():
+def test_global_decides_for_all_tensors_together() -> None:
     first, second = np.array([4.0, 0.0]), np.array([0.0, 1.0])
     towards, against = np.array([2.0, 0.0]), np.array([0.0, -3.0])
     dot, square = 8.0 - 3.0, 4.0 + 9.0
@@ -64,7 +66,7 @@ def test_global_decides_for_all_tensors_together():
     np.testing.assert_allclose(with_missing.gradients[1].numpy(), second)
 
 
-def test_no_gradient_at_all():
+def test_no_gradient_at_all() -> None:
     d = RNG.normal(size=3)
     result = regularise(tensors(d), [None], 5.0)
     np.testing.assert_allclose(result.gradients[0].numpy(), d)
@@ -74,12 +76,12 @@ def test_no_gradient_at_all():
     assert torch.equal(nothing.gradients[0], torch.zeros(3, dtype=torch.float64))
 
 
-def test_the_lists_must_match():
+def test_the_lists_must_match() -> None:
     with pytest.raises(ValueError, match="shorter"):
         regularise(tensors(np.ones(2), np.ones(2)), tensors(np.ones(2)), 1.0)
 
 
-def test_losses_are_their_formulas():
+def test_losses_are_their_formulas() -> None:
     logits, y = RNG.normal(size=(6, 2)), RNG.random(6)
     p = np.exp(logits[:, 0]) / np.exp(logits).sum(1)
     expected = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
@@ -91,7 +93,7 @@ def test_losses_are_their_formulas():
     assert float(semantic_loss(*tensors(student, teacher))) == pytest.approx(expected, rel=1e-12)
 
 
-def test_quality_loss_is_stable_far_out():
+def test_quality_loss_is_stable_far_out() -> None:
     logits = torch.tensor([[1000.0, -1000.0], [-1000.0, 1000.0], [1000.0, -1000.0]], requires_grad=True)
     loss = quality_loss(logits, torch.tensor([1.0, 0.0, 0.25]))
     assert float(loss.detach()) == pytest.approx(0.75 * 2000 / 3)
@@ -100,24 +102,24 @@ def test_quality_loss_is_stable_far_out():
     assert gradient[2, 0] == pytest.approx(0.75 / 3)
 
 
-def test_the_teacher_gets_no_gradient():
+def test_the_teacher_gets_no_gradient() -> None:
     student = torch.zeros(2, 9, requires_grad=True)
     teacher = torch.randn(2, 9, requires_grad=True)
-    semantic_loss(student, teacher).backward()
-    assert teacher.grad is None
+    semantic_loss(student, teacher).backward()  # type: ignore[no-untyped-call]
+    assert teacher.grad is None and student.grad is not None
     expected = (student.detach().softmax(-1) - teacher.detach().softmax(-1)) / 2
     assert torch.allclose(student.grad, expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("which", ["quality", "semantic"])
-def test_gradients_of_the_whole_model_against_finite_differences(which):
+def test_gradients_of_the_whole_model_against_finite_differences(which: str) -> None:
     model = tiny_model().double()
     # The uint8 door is float32 by design; beyond it everything is float64 here.
     pixels = model.pixels(torch.from_numpy(pictures(3))).double()
     y = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     wanted = torch.randn(3, 9, dtype=torch.float64)
 
-    def loss():
+    def loss() -> torch.Tensor:
         features = model.image_features(pixels)
         if which == "quality":
             return quality_loss(model.logits(features, model.quality_features()), y)

@@ -31,7 +31,7 @@ def tiny_registered(tmp_path_factory: pytest.TempPathFactory) -> str:
 def scores_of(checkpoint: Path, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     loaded = load_checkpoint(checkpoint)
     with torch.inference_mode():
-        return loaded.model(torch.from_numpy(images)).numpy()
+        return np.asarray(loaded.model(torch.from_numpy(images)), np.float32)
 
 
 @pytest.mark.parametrize("wrapped", ["bare", "module", "state_dict", "both", "safetensors"])
@@ -127,7 +127,9 @@ def test_token_tables(tmp_path: Path) -> None:
         ({"prompt_learner2.token_suffix": torch.zeros(2, 70, 16)}, "buffers"),
     ],
 )
-def test_what_does_not_fit_is_named_and_leaves_nothing(tmp_path: Path, change: dict, message: str) -> None:
+def test_what_does_not_fit_is_named_and_leaves_nothing(
+    tmp_path: Path, change: dict[str, torch.Tensor | None], message: str
+) -> None:
     state = {**released(TINY, prompts=3), **change}
     state = {name: tensor for name, tensor in state.items() if tensor is not None}
     torch.save(state, tmp_path / "released.pt")

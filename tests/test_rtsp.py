@@ -12,7 +12,7 @@ from helpers_live import Proxy, free_port, made_at, rtsp_server, scores, take
 from grmp_edge.bundle import Bundle
 from grmp_edge.runtime.live.config import CameraConfig
 from grmp_edge.runtime.live.events import CameraEvent, CameraState
-from grmp_edge.runtime.live.live import Live
+from grmp_edge.runtime.live.live import Live, LiveEvent
 from grmp_edge.runtime.scorer import Scorer
 
 pytestmark = pytest.mark.system
@@ -40,8 +40,8 @@ def test_the_latest_frame_is_young_from_the_first(tiny_bundle: Bundle) -> None:
     assert stats.stale > 5
 
 
-def _age(seen: list[object], ages: list[float]) -> int:
-    found = scores(seen)  # type: ignore[arg-type]
+def _age(seen: list[LiveEvent], ages: list[float]) -> int:
+    found = scores(seen)
     if len(found) > len(ages):
         ages.append(time.monotonic() - made_at(found[-1].image))
     return len(ages)
@@ -67,7 +67,7 @@ def test_killed_and_back_with_another_size(tiny_bundle: Bundle) -> None:
     assert frames == sorted(set(frames))  # type: ignore[type-var]
 
 
-def _state(seen: list[object]) -> CameraState | None:
+def _state(seen: list[LiveEvent]) -> CameraState | None:
     return next((event.state for event in reversed(seen) if isinstance(event, CameraEvent)), None)
 
 
@@ -108,8 +108,8 @@ def test_what_a_paused_network_held_back_is_not_scored(tiny_bundle: Bundle) -> N
     assert max(abs(age - said) for age, said in zip(ages, own, strict=True)) < 0.7
 
 
-def _both(seen: list[object], ages: list[float], own: list[float]) -> int:
-    found = scores(seen)  # type: ignore[arg-type]
+def _both(seen: list[LiveEvent], ages: list[float], own: list[float]) -> int:
+    found = scores(seen)
     if len(found) > len(ages):
         ages.append(time.monotonic() - made_at(found[-1].image))
         own.append(time.monotonic() - (found[-1].score.captured_s or 0.0))

@@ -59,7 +59,7 @@ def test_a_batch_scores_as_its_pictures_do(tiny_bundle: Bundle) -> None:
 def test_a_stream_keeps_its_order_past_failures(tiny_bundle: Bundle, photos: Path, batch_size: int) -> None:
     (photos / "3.png").write_text("a text file")
     (photos / "4.png").touch()
-    odd = Picture(np.zeros((4, 4), np.uint8), "odd")  # type: ignore[arg-type]
+    odd = Picture(np.zeros((4, 4), np.uint8), "odd")
     with Scorer.open(tiny_bundle) as scorer:
         results = list(scorer.score_many([photos, odd, Picture(make_image(seed=5), "own")], batch_size))
     assert [Path(result.source).name for result in results] == [

@@ -134,7 +134,7 @@ def test_frames_are_rgb(tmp_path: Path) -> None:
     import cv2
 
     path = tmp_path / "red.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
     for _ in range(3):
         writer.write(np.full((48, 64, 3), (0, 0, 255), np.uint8))  # OpenCV writes BGR
     writer.release()
@@ -159,7 +159,7 @@ def test_sampling(clip: Path, sampling: Sampling, wanted: list[int]) -> None:
 def test_senseless_sampling() -> None:
     for wrong in ({"every": 0}, {"fps": 0.0}, {"fps": float("nan")}):
         with pytest.raises(UsageError):
-            Sampling(**wrong)  # type: ignore[arg-type]
+            Sampling(**wrong)
 
 
 def test_bad_videos(tmp_path: Path, clip: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from grmp_edge.train.tasks import (
 PHOTOS = [(f"p{i}", image) for i, image in enumerate(pictures(3, 64))]
 
 
-def test_synthetic_tasks_are_a_function_of_seed_type_photograph_and_level():
+def test_synthetic_tasks_are_a_function_of_seed_type_photograph_and_level() -> None:
     first = synthetic_tasks(PHOTOS, SyntheticConfig(("white_noise", "jpeg")))
     again = synthetic_tasks(PHOTOS, SyntheticConfig(("jpeg", "white_noise")))[::-1]
     other = synthetic_tasks(PHOTOS, SyntheticConfig(("white_noise",), seed=1))[0]
@@ -32,7 +34,7 @@ def test_synthetic_tasks_are_a_function_of_seed_type_photograph_and_level():
     assert not np.array_equal(first[0].read(3), first[1].read(3))
 
 
-def test_quality_falls_from_the_photograph_itself_to_the_worst_level():
+def test_quality_falls_from_the_photograph_itself_to_the_worst_level() -> None:
     (task,) = synthetic_tasks(PHOTOS, SyntheticConfig(("gaussian_blur",)))
     np.testing.assert_allclose(
         task.quality.reshape(3, 6), np.tile([1, 0.8, 0.6, 0.4, 0.2, 0], (3, 1)), atol=1e-6
@@ -45,14 +47,14 @@ def test_quality_falls_from_the_photograph_itself_to_the_worst_level():
         assert all(np.diff(errors) > 0)
 
 
-def test_all_25_types_by_default_and_an_unknown_one_is_named():
+def test_all_25_types_by_default_and_an_unknown_one_is_named() -> None:
     assert [task.name for task in synthetic_tasks(PHOTOS, SyntheticConfig())] == list(DISTORTIONS)
     assert len(DISTORTIONS) == 25
     with pytest.raises(DataError, match=r"unknown distortion 'jpg'.*jpeg2000"):
         synthetic_tasks(PHOTOS, SyntheticConfig(("jpeg", "jpg")))
 
 
-def test_photographs(tmp_path):
+def test_photographs(tmp_path: Path) -> None:
     for index in range(5):
         folder = tmp_path / ("deep" if index % 2 else ".")
         folder.mkdir(exist_ok=True)
@@ -69,7 +71,7 @@ def test_photographs(tmp_path):
         load_photographs(tmp_path, 200)
 
 
-def test_photographs_that_cannot_serve(tmp_path):
+def test_photographs_that_cannot_serve(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         load_photographs(tmp_path / "none")
     with pytest.raises(DataError, match="0 photographs, but tasks need at least 2"):
@@ -79,7 +81,7 @@ def test_photographs_that_cannot_serve(tmp_path):
         load_photographs(tmp_path)
 
 
-def test_computer_made_photographs_are_reproducible():
+def test_computer_made_photographs_are_reproducible() -> None:
     first, again = procedural_photographs(2, 64, 5), procedural_photographs(2, 64, 5)
     assert [name for name, _ in first] == ["procedural-0", "procedural-1"]
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(first, again, strict=True))
@@ -87,7 +89,7 @@ def test_computer_made_photographs_are_reproducible():
     assert not np.array_equal(first[0][1], procedural_photographs(1, 64, 6)[0][1])
 
 
-def test_labelled_tasks_by_type(tmp_path):
+def test_labelled_tasks_by_type(tmp_path: Path) -> None:
     plain = read_csv(write_labelled(tmp_path, 12))
     with pytest.raises(DataError, match="column 'distortion'"):
         labelled_tasks(plain)
@@ -99,7 +101,7 @@ def test_labelled_tasks_by_type(tmp_path):
     low, high = data.mos.min(), data.mos.max()  # one scale for the whole set, not one a type
     np.testing.assert_allclose(tasks[0].quality, (data.mos[1::2] - low) / (high - low), atol=1e-6)
     assert tasks[0].references == references[1::2]
-    expected = cv2.imread(str(plain.paths[3]))[:, :, ::-1]
+    expected = np.asarray(cv2.imread(str(plain.paths[3])))[:, :, ::-1]
     assert np.array_equal(tasks[0].read(1), expected)
     with pytest.raises(DataError, match="no distortion type has 7 pictures"):
         labelled_tasks(data, min_pictures=7)

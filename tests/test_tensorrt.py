@@ -98,7 +98,7 @@ def test_the_check_finds_what_tensorrt_refuses() -> None:
     builder = GraphBuilder()
     x = builder.cast(builder.input("x", "u8", (2, 3)), "f32", "f")
     (mixed,) = builder.convert("LayerNormalization", {"n": "f32"}, x, builder.constant("w", [1.0] * 3, "f16"))
-    assert any("mixes" in problem for problem in unsupported(builder.model("g", mixed, (2, 3), {})))
+    assert any("mixes" in problem for problem in unsupported(builder.model("g", [(mixed, (2, 3))], {})))
 
 
 def test_the_cache_gives_back_what_was_stored_and_says_why_not(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_the_runtime_keeps_the_simulations_casts(value: float, expected: float) 
     builder = GraphBuilder(simulate_half=True)
     x = builder.cast(builder.input("x", "f32", ("batch",)), "f16", "x.half")
     twice = builder.op("Add", "twice", x, builder.constant("again", value, "f16"))
-    model = builder.model("sum", builder.cast(twice, "f32", "out"), ("batch",), {})
+    model = builder.model("sum", [(builder.cast(twice, "f32", "out"), ("batch",))], {})
     session = open_session(model.SerializeToString(), optimize=False)
     assert session.run(None, {"x": np.array([value], dtype=np.float32)})[0] == expected
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -65,6 +67,11 @@ def read(path: Path, sampling: Sampling | None = None) -> list[Frame]:
     return list(read_video(path, sampling))
 
 
+def index_of(frame: Frame) -> int:
+    assert frame.index is not None
+    return frame.index
+
+
 def off(image: UInt8Array, seed: int) -> float:
     """Mean difference in levels to the picture that was encoded."""
     return float(np.abs(image.astype(int) - picture(seed, *image.shape[:2])).mean())
@@ -84,7 +91,7 @@ def test_interlaced(codec: str, suffix: str, tmp_path: Path, pictures: list[UInt
         assert next(video.decode(video=0)).interlaced_frame
     frames = read(path)
     assert len(frames) == 10
-    assert max(off(frame.rgb(), frame.index) for frame in frames) < 4
+    assert max(off(frame.rgb(), index_of(frame)) for frame in frames) < 4
     if cv2.__version__.startswith("5."):  # which says that it gave them, and did not
         with pytest.raises(SourceError, match=r"i\.\w+: OpenCV .* gives its first frame twice"):
             OpenCvFile(path)
@@ -152,7 +159,7 @@ def test_codecs(codec: str, suffix: str, pix_fmt: str, tmp_path: Path, pictures:
     path = encode(tmp_path / f"v.{suffix}", pictures, codec, pix_fmt=pix_fmt, options=options)
     frames = read(path)
     assert len(frames) == 10
-    assert max(off(frame.rgb(), frame.index) for frame in frames) < 6
+    assert max(off(frame.rgb(), index_of(frame)) for frame in frames) < 6
 
 
 def test_a_missing_decoder_is_named(
@@ -222,7 +229,9 @@ def test_of_two_tracks_the_larger(tmp_path: Path) -> None:
     assert [frame.image.shape[:2] for frame in read(path)] == [(HEIGHT, WIDTH)] * 4
 
 
-MATRICES = {  # the first four of (a, b, u, c, d, v, x, y, w), and what numpy does for them
+Corner = tuple[int, int, int, int]
+MATRICES: dict[str, tuple[Corner, Callable[[Any], Any]]] = {
+    # The first four of (a, b, u, c, d, v, x, y, w), and what numpy does for them:
     "upright": ((1, 0, 0, 1), lambda image: image),
     "90": ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),
     "180": ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
@@ -270,7 +279,7 @@ def test_damaged_frames_are_named_and_left_out(tmp_path: Path) -> None:
         taken.extend(read_video(path))
     assert 15 <= len(taken) < 20
     for frame in taken:  # not one of them is anything but whole
-        np.testing.assert_array_equal(frame.rgb(), whole[frame.index])
+        np.testing.assert_array_equal(frame.rgb(), whole[index_of(frame)])
     left_out = sorted(set(range(20)) - {frame.index for frame in taken})
     assert f"left out ({left_out[0]}" in str(error.value)
     assert left_out[-1] % 5 == 4  # up to the next key frame
@@ -281,7 +290,7 @@ def test_a_file_cut_short(tmp_path: Path, pictures: list[UInt8Array]) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
     taken: list[int] = []
     with pytest.raises(SourceError, match="cut short or damaged"):
-        taken.extend(frame.index for frame in read_video(path))
+        taken.extend(index_of(frame) for frame in read_video(path))
     assert 4 <= len(taken) < 10
 
 
@@ -316,7 +325,7 @@ def test_without_pyav(tmp_path: Path, pictures: list[UInt8Array], monkeypatch: p
     monkeypatch.setattr("grmp_edge.runtime.video.files.has_pyav", lambda: False)
     for frame, image in zip(read_video(path), expected, strict=True):
         assert np.abs(frame.rgb().astype(int) - image).mean() < 2
-        assert frame.time_s == pytest.approx(frame.index / 10, abs=1e-3)
+        assert frame.time_s == pytest.approx(index_of(frame) / 10, abs=1e-3)
     still = encode(tmp_path / "still.avi", [picture(1)] * 4, "rawvideo", pix_fmt="bgr24")
     with pytest.raises(SourceError, match=r"gives its first frame twice; install PyAV"):
         list(read_video(still))

@@ -25,6 +25,7 @@ from grmp_edge.runtime.live.config import CameraConfig
 from grmp_edge.runtime.live.live import Live, LiveScore
 from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.runtime.video.capture import Capture, open_capture
+from grmp_edge.views import Views
 
 STEPS = (
     ("to_here", "drawn, encoded, sent, received, decoded: until grab() has it"),
@@ -62,20 +63,20 @@ class TimedScorer:
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
         self.capture: Timed | None = None
-        self.notes: dict[int, dict[str, float]] = {}  # by the identity of the prepared picture's memory
+        self.notes: dict[int, dict[str, float]] = {}  # by the identity of the prepared picture
         self.runs: list[tuple[float, float, dict[str, float]]] = []
 
-    def prepare(self, image: UInt8Array, bgr: bool = False) -> UInt8Array:
+    def prepare(self, image: UInt8Array, bgr: bool = False) -> Views:
         began = time.monotonic()
         prepared = self._scorer.prepare(image, bgr)
         assert self.capture is not None
         note = {**self.capture.times, "checked": began, "prepared": time.monotonic()}
-        self.notes = {**dict(list(self.notes.items())[-8:]), prepared.ctypes.data: note}
+        self.notes = {**dict(list(self.notes.items())[-8:]), id(prepared): note}
         return prepared
 
     def score_prepared(self, pictures: Any, batch: Any) -> Any:
         notes = self.notes
-        found = [notes.get(picture.ctypes.data) for picture in batch]
+        found = [notes.get(id(picture)) for picture in batch]
         began = time.monotonic()
         result = self._scorer.score_prepared(pictures, batch)
         ended = time.monotonic()

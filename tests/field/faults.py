@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fault_places import CLOCK_FILE, clock_environment, namespace, set_clock, small_disk
@@ -251,21 +252,25 @@ def _recovers(result: Result, sinks: list[QueuedSink], written: list[int], secon
     result.note += f"sink back after {time.monotonic() - began:.1f} s; "
 
 
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+
+
 def broker_down(result: Result, stack: contextlib.ExitStack, quick: bool) -> None:
     """The MQTT broker is killed and back after 5 s."""
     program = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
     if not Path(program).exists():
         raise NotHere("no mosquitto")
     port = free_port()
-    start = lambda: subprocess.Popen([program, "-p", str(port)], stderr=subprocess.DEVNULL)  # noqa: E731
-    broker = [start()]
-    stack.callback(lambda: (broker[-1].kill(), broker[-1].wait()))
+    start = partial(subprocess.Popen, [program, "-p", str(port)], stderr=subprocess.DEVNULL, text=True)
+    broker: list[subprocess.Popen[str]] = [start()]
+    stack.callback(lambda: _end(broker[-1]))
     sink = make_sink({"kind": "mqtt", "url": f"mqtt://127.0.0.1:{port}", "interval_s": 0.1})
     scene = _with_sinks(result, stack, quick, [sink])
     _recovers(Result(""), [sink], [5])
     with scene.fault():
-        broker[-1].kill()
-        broker[-1].wait()
+        _end(broker[-1])
         time.sleep(5.0)
         written = sink.stats().written
         broker.append(start())
@@ -292,15 +297,14 @@ ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Hook).serve_forever()
 def webhook_down(result: Result, stack: contextlib.ExitStack, quick: bool) -> None:
     """A webhook's receiver is gone for 5 s."""
     port = free_port()
-    start = lambda: subprocess.Popen([sys.executable, "-c", _RECEIVER, str(port)])  # noqa: E731
-    server = [start()]
-    stack.callback(lambda: (server[-1].kill(), server[-1].wait()))
+    start = partial(subprocess.Popen, [sys.executable, "-c", _RECEIVER, str(port)], text=True)
+    server: list[subprocess.Popen[str]] = [start()]
+    stack.callback(lambda: _end(server[-1]))
     sink = make_sink({"kind": "webhook", "url": f"http://127.0.0.1:{port}/", "events": ["score"]})
     scene = _with_sinks(result, stack, quick, [sink])
     _recovers(Result(""), [sink], [5])
     with scene.fault():
-        server[-1].kill()
-        server[-1].wait()
+        _end(server[-1])
         time.sleep(5.0)
         written = sink.stats().written
         server.append(start())
