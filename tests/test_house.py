@@ -14,6 +14,8 @@ from grmp_edge.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROOMS = ("train", "export", "runtime")
 
 
 def _commands() -> list[str]:
@@ -45,7 +47,7 @@ def test_every_command_is_in_the_readme_and_explains_its_options(command: str) -
 
 
 def test_rooms_are_relative_links() -> None:
-    for room in ("train", "export", "runtime"):
+    for room in ROOMS:
         link = ROOT / "grmp_edge" / room
         assert link.is_symlink() and link.readlink() == Path("..") / room
         assert (ROOT / room / "__init__.py").is_file()
@@ -76,7 +78,36 @@ def test_the_list_of_modules_is_up_to_date() -> None:
     ).stdout
     written = (ROOT / "docs" / "modules.md").read_text(encoding="utf-8")
     assert made == written, "run: python docs/modules.py"
-    for room in ("grmp_edge", "train", "export", "runtime"):
+    for room in ("grmp_edge", *ROOMS):
         for module in (ROOT / room).rglob("*.py"):
             if module.name not in ("__init__.py", "__main__.py"):
                 assert f"| {module.name} | " in written, f"{module} is not listed"
+
+
+def test_paths_and_names_in_the_guides_exist() -> None:
+    """Also that a table row's name is defined in the file named beside it."""
+    texts = [README, *(path.read_text(encoding="utf-8") for path in GUIDES)]
+    paths = {path for text in texts for path in re.findall(r"`((?:[a-z_]+/)+[\w*.-]*)`", text)}
+    inside = {
+        path for path in paths if path.split("/")[0] in (*ROOMS, "grmp_edge", "tests", "docs", "deploy")
+    }
+    assert {"runtime/sinks/make.py", "train/recipe/"} <= inside
+    assert not [path for path in inside if not list(ROOT.glob(path.rstrip("/")))]
+    rows = re.findall(r"`([\w/.]+\.py)`, `(\w+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert len(rows) >= 6
+    for path, name in rows:
+        assert re.search(rf"^{name}\b", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), (path, name)
+    links = {link for text in texts[1:] for link in re.findall(r"\]\((?!http)([^)#]+)\)", text)}
+    folders = (ROOT, ROOT / "docs")
+    assert not [link for link in links if not any((folder / link).exists() for folder in folders)]
+
+
+def test_terms_of_the_glossary_are_sorted_into_sections_and_stand_once() -> None:
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    terms = [
+        term
+        for line in re.findall(r"^- (\*\*.*?)[:.]", text, re.M)
+        for term in re.findall(r"\*\*(.+?)\*\*", line)
+    ]
+    assert len(terms) > 50
+    assert sorted({term for term in terms if terms.count(term) > 1}) == []
