@@ -190,7 +190,7 @@ def test_blocks_that_overflow_half_are_found_and_stay_in_float32(
     monkeypatch.setattr(pipeline, "fold", poison(louder(*blocks)))
     result = CliRunner().invoke(app, ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--fp16"])
     assert result.exit_code == 0, result.output
-    assert f"kept in float32: {', '.join(str(block) for block in blocks)}\n" in result.stdout
+    assert f"blocks left in float32: {', '.join(str(block) for block in blocks)}\n" in result.stdout
     bundle = Bundle.load(tmp_path / "b")
     assert bundle.parity["fp32_blocks"] == list(blocks)
     difference = bundle.parity["links"]["fp16_simulated"]["max_abs"]
