@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -27,6 +29,14 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 TINY_SIDE = 32  # what the tiny graph reads
 TINY_MOS = MosScale(1.0, 5.0)
+
+
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Poll for what another thread or process does without an event to wait on; the one place that does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
 
 
 def make_image(height: int = 48, width: int = 64, seed: int = 0) -> UInt8Array:

@@ -29,14 +29,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Poll for something that another thread or process does without an event to wait on."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def take(live: Live, enough: Callable[[list[LiveEvent]], bool], seconds: float = 40.0) -> list[LiveEvent]:
     """Events up to the first moment when they are enough; fails after ``seconds``."""
     found: list[LiveEvent] = []

@@ -81,6 +81,8 @@ class Archive(torch.nn.Module):
         return x
 
 
+# Torch deprecates TorchScript, in which OpenAI released its weights; here such a file is written.
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_every_file_format_gives_the_same_backbone(tmp_path: Path) -> None:
     tensors = {name: value.half().float() for name, value in state().items()}
     save_file(tensors, tmp_path / "w.safetensors")
@@ -133,6 +135,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")  # torch's word before it refuses
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
     mark, file = tmp_path / "ran", tmp_path / "w.pt"
     torch.save({"state_dict": state(), "extra": Payload(mark)}, file, _use_new_zipfile_serialization=zipped)

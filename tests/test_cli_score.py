@@ -11,7 +11,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -258,9 +257,9 @@ def test_ctrl_c_keeps_what_was_scored(tiny_bundle: Bundle, photos: Path, tmp_pat
     )
     assert run.stdout is not None
     shown = [run.stdout.readline() for _ in range(4)]
-    time.sleep(0.2)  # into the read that waits
-    run.send_signal(signal.SIGINT)
-    rest, errors = run.communicate(timeout=60)
+    with hang.open("wb"):  # opens once the command reads it, and closes after the command has ended
+        run.send_signal(signal.SIGINT)
+        rest, errors = run.communicate(timeout=60)
     assert run.returncode == 130
     assert "10.png" in shown[3]
     assert rest == ""

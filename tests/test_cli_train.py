@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import until
 from helpers_train import Tensors, write_labelled
 from safetensors.torch import load_file
 
@@ -176,8 +176,7 @@ def stopped(folder: Path, arguments: Sequence[object], number: signal.Signals) -
         command(*arguments, eager=True), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment(),
     )  # fmt: skip
-    while process.poll() is None and not progress_of(folder):
-        time.sleep(0.02)
+    until(lambda: process.poll() is not None or bool(progress_of(folder)), 300)
     process.send_signal(number)
     out, err = process.communicate()
     return process.returncode, out, err

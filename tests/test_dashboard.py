@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import UInt8Array, make_image
+from conftest import UInt8Array, make_image, until
 from helpers_dashboard import InThread, ask
-from helpers_live import FakeCapture, until
+from helpers_live import FakeCapture
 from PIL import Image
 
 from grmp_edge.bundle import Bundle

@@ -14,9 +14,9 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import encode, make_image
+from conftest import encode, make_image, until
 from helpers_dashboard import NAME, ask, running, write_video
-from helpers_live import free_port, http_cameras, until
+from helpers_live import free_port, http_cameras
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 

@@ -8,13 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import until
 from helpers_train import Tensors, tiny_model, write_labelled
 from safetensors.torch import load_file
 
@@ -203,8 +203,7 @@ def tuning(labels: Path, folder: Path, *more: object) -> list[object]:
 
 
 def wait_for(file: Path, processes: Sequence[subprocess.Popen[str]]) -> None:
-    while not file.exists() and all(process.poll() is None for process in processes):
-        time.sleep(0.02)
+    until(lambda: file.exists() or any(process.poll() is not None for process in processes), 300)
     assert file.exists(), [process.stderr and process.stderr.read() for process in processes]
 
 

@@ -332,7 +332,6 @@ def test_bench_command(tiny_bundle: Bundle) -> None:
     assert result.exit_code == 2 and len(result.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_bench_of_folding(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny_backbone(size=32, layers=3)
     monkeypatch.setattr(bench_fold_module, "load_backbone", lambda _config: backbone)

@@ -15,8 +15,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import UInt8Array, make_image, tiny_score
-from helpers_live import STALL, FakeCapture, free_port, http_cameras, opener, scores, take, until
+from conftest import UInt8Array, make_image, tiny_score, until
+from helpers_live import STALL, FakeCapture, free_port, http_cameras, opener, scores, take
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import SourceError, UsageError

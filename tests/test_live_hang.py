@@ -16,8 +16,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import UInt8Array, make_image
-from helpers_live import FakeCapture, frame_bytes, http_cameras, opener, scores, take, until
+from conftest import UInt8Array, make_image, until
+from helpers_live import FakeCapture, frame_bytes, http_cameras, opener, scores, take
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import SourceError

@@ -14,7 +14,8 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
-from helpers_live import SYSTEM, free_port, until
+from conftest import until
+from helpers_live import SYSTEM, free_port
 from paho.mqtt.enums import CallbackAPIVersion
 from test_sinks import LOST, alert_event, put, score_event
 

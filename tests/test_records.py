@@ -8,12 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import encode, make_image, tiny_score, write_clip
+from conftest import encode, make_image, tiny_score, until, write_clip
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import ImageError, UsageError
@@ -182,10 +181,12 @@ def test_resuming_a_killed_run_gives_the_same_file(tiny_bundle: Bundle, tmp_path
             [*COMMAND, *map(str, [*arguments, "--output", twice, "--resume"])],
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        until = time.monotonic() + 60
-        while not (twice.exists() and len(twice.read_bytes().splitlines()) >= kept):
-            assert time.monotonic() < until and process.poll() is None
-            time.sleep(0.02)
+
+        def enough(rows: int = kept) -> bool:
+            return twice.exists() and len(twice.read_bytes().splitlines()) >= rows
+
+        until(enough, 60)
+        assert process.poll() is None
         process.send_signal(signal_)
         _, errors = process.communicate(timeout=60)
         if signal_ == signal.SIGINT:

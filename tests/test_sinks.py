@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 import pytest
-from conftest import make_image
-from helpers_live import free_port, until
+from conftest import make_image, until
+from helpers_live import free_port
 
 from grmp_edge.errors import GrmpError, UsageError
 from grmp_edge.runtime.live.alert import Alert
@@ -298,7 +298,7 @@ from grmp_edge.runtime.sinks.make import make_sink
 from grmp_edge.runtime.sinks.queue import QueuedSink
 from grmp_edge.runtime.sinks.lines import LineWriter
 from test_sinks import put, score_event
-from helpers_live import until
+from conftest import until
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 kind, path = sys.argv[1:]
 if kind == "stdout":

@@ -241,7 +241,6 @@ def test_plain_clip_is_clip_without_prompts() -> None:
     assert run(build_plain(model), images) == pytest.approx(expected, abs=2e-6)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_the_traced_network_is_the_unfolded_one() -> None:
     model = tiny_model(seed=7)
     images = pictures(3)
