@@ -276,7 +276,8 @@ def test_a_closed_pipe_is_quiet(tiny_bundle: Bundle, photos: Path) -> None:
     assert run.stdout.readline()
     run.stdout.close()
     assert run.stderr is not None
-    assert run.stderr.read() == b""
+    with run.stderr:
+        assert run.stderr.read() == b""
     assert run.wait(60) == 141
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import UInt8Array, make_image, tiny_score, until
+from conftest import Float64Array, UInt8Array, make_image, tiny_score, until
 from helpers_live import STALL, FakeCapture, free_port, http_cameras, opener, scores, take
 
 from grmp_edge.bundle import Bundle
@@ -27,7 +27,6 @@ from grmp_edge.runtime.live.events import CameraEvent, CameraState, backoff
 from grmp_edge.runtime.live.live import Live, LiveScore
 from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.runtime.video.capture import EndOfStream, PermanentSourceError, is_live, open_capture
-from grmp_edge.score import Origin, Score
 from grmp_edge.views import Views
 
 
@@ -67,16 +66,16 @@ class SlowScorer:
     """A real scorer that holds each run until it is let go."""
 
     def __init__(self, scorer: Scorer) -> None:
-        self.scorer, self.gate = scorer, threading.Semaphore(0)
-        self.batches: list[list[str]] = []
+        self.scorer, self.bundle, self.gate = scorer, scorer.bundle, threading.Semaphore(0)
+        self.batches: list[Sequence[Views]] = []
         self.entered = threading.Event()
-        self.prepare = scorer.prepare
+        self.prepare, self.summarise = scorer.prepare, scorer.summarise
 
-    def score_prepared(self, origins: Sequence[Origin], batch: Sequence[Views]) -> list[Score]:
+    def read(self, batch: Sequence[Views]) -> list[Float64Array]:
         self.entered.set()
         self.gate.acquire()
-        self.batches.append([origin.source for origin in origins])
-        return self.scorer.score_prepared(origins, batch)
+        self.batches.append(batch)
+        return self.scorer.read(batch)
 
 
 @pytest.mark.parametrize(("policy", "expected"), [("latest", [0, 49]), ("every", [0, 42, 43, 44])])

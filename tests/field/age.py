@@ -16,9 +16,11 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from conftest import Float64Array
 from parts import FPS, UInt8Array, bundle_or_tiny, mjpeg_server, stamp
 
 from grmp_edge.runtime.live.config import CameraConfig
@@ -61,7 +63,7 @@ class TimedScorer:
     """A scorer that notes when it prepares and runs; one camera, so that notes and frames go in pairs."""
 
     def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
+        self._scorer, self.bundle, self.summarise = scorer, scorer.bundle, scorer.summarise
         self.capture: Timed | None = None
         self.notes: dict[int, dict[str, float]] = {}  # by the identity of the prepared picture
         self.runs: list[tuple[float, float, dict[str, float]]] = []
@@ -74,11 +76,11 @@ class TimedScorer:
         self.notes = {**dict(list(self.notes.items())[-8:]), id(prepared): note}
         return prepared
 
-    def score_prepared(self, pictures: Any, batch: Any) -> Any:
+    def read(self, batch: Sequence[Views]) -> list[Float64Array]:
         notes = self.notes
-        found = [notes.get(id(picture)) for picture in batch]
+        found = [notes.get(id(views)) for views in batch]
         began = time.monotonic()
-        result = self._scorer.score_prepared(pictures, batch)
+        result = self._scorer.read(batch)
         ended = time.monotonic()
         self.runs.extend((began, ended, note or {}) for note in found)
         return result
