@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 # The newest version that is read; a bundle is written as the oldest that will do. 1: no data files. 2: with
-# them, which a reader of 1 would leave behind in a copy and whose damage it would not notice. 3: several
-# views of a picture, of which older readers would score the whole alone.
+# them, which a reader of 1 would leave behind in a copy and whose damage it would not notice. 3: logits, and
+# several views of a picture, of which older readers would score the whole alone.
 SCHEMA_VERSION = 3
 PRECISIONS = ("fp32", "fp16", "int8")
 _MEANING = (
@@ -302,7 +302,7 @@ def write_bundle(
     Raises:
         BundleError: ``path`` is something other than a bundle and is not overwritten; or a graph keeps
             weights in a file that is not among ``files``.
-        ValueError: no graph reads one of ``files``.
+        ValueError: no graph reads one of ``files``, or there are views or causes without ``logits``.
     """
     refuse_other(path)
     reads = {precision: _external(file) for precision, (file, _) in graphs.items()}
@@ -314,6 +314,11 @@ def write_bundle(
     unread = {file.name for file in files} - {name for names in reads.values() for name in names}
     if unread:
         raise ValueError(f"no graph keeps weights in {sorted(unread)[0]}")
+    aggregate = aggregate or Aggregate()
+    views = {"native": preprocess.native, "rule": _VIEWS_RULE, "aggregate": aggregate.to_json()}
+    has_views = preprocess.native > 0 or aggregate != Aggregate()
+    if (has_views or causes) and not logits:
+        raise ValueError("views and causes are read from logits, which the graphs do not give")
     with replace_folder(path) as folder:
         listed, shared = {}, {}
         for precision, (file, opset) in graphs.items():
@@ -330,7 +335,7 @@ def write_bundle(
             shared[file.name] = asdict(DataFile(sha256_file(target), target.stat().st_size, readers))
         hashes = [str(entry["sha256"]) for entry in (*listed.values(), *shared.values())]
         data: dict[str, Any] = {
-            "schema_version": 3 if preprocess.native else 2 if shared else 1,
+            "schema_version": 3 if logits else 2 if shared else 1,
             "id": sha256_bytes("".join(hashes).encode())[:12],
             "backbone": dict(backbone),
             "preprocess": {
@@ -338,17 +343,7 @@ def write_bundle(
                 "crop": preprocess.crop,
                 **_MEANS,
             },
-            **(
-                {
-                    "views": {
-                        "native": preprocess.native,
-                        "rule": _VIEWS_RULE,
-                        "aggregate": (aggregate or Aggregate()).to_json(),
-                    }
-                }
-                if preprocess.native
-                else {}
-            ),
+            **({"views": views} if has_views else {}),
             **({"causes": list(causes)} if causes else {}),
             "normalization": {**asdict(normalization), "in_graph": True},
             "score": {"low": 0.0, "high": 1.0, "meaning": _MEANING},

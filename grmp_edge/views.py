@@ -94,25 +94,26 @@ class Aggregate:
 EVEN = Aggregate(0.5, 0.5)
 
 
-def checked_logits(logits: Float32Array, count: int) -> Float32Array:
-    """What a graph gave for ``count`` pictures, unless it is no logits at all."""
+def checked_logits(logits: Float32Array, count: int) -> Float64Array:
+    """What a graph gave for ``count`` views, (count, 1 + causes), unless these are no logits at all."""
     if logits.ndim != 2 or len(logits) != count or not np.isfinite(logits).all():
         raise BackendError(
-            f"the graph gave logits {logits.shape} for {count} pictures, or some that are not numbers",
+            f"the graph gave logits {logits.shape} for {count} views, or some that are not numbers",
             "export the checkpoint again, or try another --precision or --provider",
         )
-    return logits
+    return logits.astype(np.float64)
 
 
 def logit(scores: npt.ArrayLike) -> Float64Array:
-    """The inverse of :func:`sigmoid`; 0 and 1 are moved inside by 1e-6, which float32 can just tell."""
-    inside = np.clip(np.asarray(scores, np.float64), 1e-6, 1.0 - 1e-6)
+    """The inverse of :func:`sigmoid`: of any float32 in 0..1, a finite number that leads back to its bits."""
+    inside = np.clip(np.asarray(scores, np.float64), 1e-300, 1.0 - 2.0**-53)
     return np.asarray(np.log(inside / (1.0 - inside)))
 
 
 def sigmoid(logits: npt.ArrayLike) -> Float64Array:
     """Logits to 0..1, in float64."""
-    return np.asarray(1.0 / (1.0 + np.exp(-np.asarray(logits, np.float64))))
+    bounded = np.clip(np.asarray(logits, np.float64), -700.0, 700.0)  # exp overflows beyond
+    return np.asarray(1.0 / (1.0 + np.exp(-bounded)))
 
 
 def spread(height: int, width: int, count: int, side: int) -> tuple[Box, ...]:

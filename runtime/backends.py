@@ -44,6 +44,7 @@ PROVIDERS = {
 
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 Runner = Callable[[UInt8Array], Float32Array]  # (N, size, size, 3) to (N,)
 
 
@@ -89,8 +90,10 @@ class Backend(Protocol):
     def run(self, batch: UInt8Array) -> Float32Array:
         """Score uint8 (N, size, size, 3) RGB into float32 (N,)."""
 
-    def read(self, batch: UInt8Array) -> Float32Array:
-        """Read uint8 (N, size, size, 3) RGB into logits, float32 (N, 1 + causes), the score's first."""
+    def read(self, batch: UInt8Array) -> Float64Array:
+        """Read uint8 (N, size, size, 3) RGB into logits, float64 (N, 1 + causes), the score's first.
+
+        Of a graph without logits they are those of :meth:`run`, to the last bit."""
 
     def close(self) -> None:
         """Release the graph and its memory."""
@@ -173,14 +176,16 @@ class OnnxRuntimeBackend:
         clipped: Float32Array = np.clip(scores, 0.0, 1.0)
         return clipped
 
-    def read(self, batch: UInt8Array) -> Float32Array:
-        """Read uint8 (N, size, size, 3) RGB into logits, float32 (N, 1 + causes), the score's first.
+    def read(self, batch: UInt8Array) -> Float64Array:
+        """Read uint8 (N, size, size, 3) RGB into logits, float64 (N, 1 + causes), the score's first.
+
+        Of a graph without logits they are those of :meth:`run`, to the last bit.
 
         Raises:
             BackendError: the run failed, or gave something other than finite numbers.
         """
         if not self._logits:
-            return logit(self.run(batch))[:, None].astype(np.float32)
+            return logit(self.run(batch))[:, None]
         return checked_logits(self._raw(self._logits, batch), len(batch))
 
     def _raw(self, output: str, batch: UInt8Array) -> Float32Array:

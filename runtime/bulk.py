@@ -34,14 +34,14 @@ def cores() -> int:
 class BulkConfig:
     """How many pictures are in flight at once."""
 
-    batch: int = 8  # pictures per inference: where CPUs stop gaining
+    batch: int = 8  # views per inference, if one picture has no more: where CPUs stop gaining
     # Threads that read, decode and squash. None: one per core, at most 8 (inference is slower). What they
     # prepare ahead is bounded, so they do not starve inference.
     workers: int | None = None
     # Concurrent inferences. On a CPU, several with one thread each use the cores better than one with several
     # threads, which wait for each other at every operator; on a GPU one fills the device.
     runs: int = 1
-    frames_ahead: int = 16  # prepared frames held per video, 150 kB each at 224 pixels
+    frames_ahead: int = 16  # prepared frames held per video, 150 kB a view at 224 pixels
     # An incomplete batch runs when nothing has arrived for this long: frames from a slow pipe must not wait
     # for those of the next few seconds.
     max_wait_s: float = 0.25
@@ -89,7 +89,8 @@ def score_bulk(
         for item in decoder.results(items):
             if item is not None:
                 waiting.append(item)
-            full = sum(isinstance(entry, Prepared) for entry in waiting) >= config.batch
+            views = sum(len(entry.views.pixels) for entry in waiting if isinstance(entry, Prepared))
+            full = views >= config.batch
             if (waiting and item is None) or full or len(waiting) >= _FAILURES * config.batch:
                 pending.append((waiting, _run(scorer, runners, waiting)))
                 waiting = []

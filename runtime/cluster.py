@@ -23,7 +23,7 @@ from grmp_edge.files import Closing
 from grmp_edge.runtime.bulk import BulkConfig, score_bulk
 from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.runtime.sources.sources import Failure, Listed, Remote, Sampling
-from grmp_edge.score import Score
+from grmp_edge.score import Score, Tile
 
 __all__ = ["LOCAL", "RayConfig", "RayScorer"]
 
@@ -40,7 +40,7 @@ class RayConfig:
     actors: int = 1  # scorers, spread over the cluster's nodes
     cpus: float = 1.0  # cores that Ray reserves for each; a scorer runs as many threads
     gpus: float = 0.0  # GPUs, or fractions of one, for each
-    batch: int = 8  # pictures per inference: where CPUs stop gaining
+    batch: int = 8  # views per inference, if one picture has no more: where CPUs stop gaining
     workers: int | None = None  # decoding threads in each scorer; None: as many as it has cores
     # Names handed to a scorer at once: enough to keep its threads busy, few enough to balance the load.
     names: int = 64
@@ -69,6 +69,7 @@ class _Job:
     allow_cpu: bool
     config: BulkConfig
     sampling: Sampling = field(default_factory=Sampling)
+    tiles: bool = False
 
 
 class _Row(TypedDict):
@@ -95,6 +96,7 @@ class RayScorer(Closing):
         allow_cpu: bool = False,
         config: RayConfig | None = None,
         sampling: Sampling | None = None,
+        tiles: bool = False,
     ) -> None:
         """Connect, or start a local cluster.
 
@@ -110,7 +112,7 @@ class RayScorer(Closing):
         cores = threads or max(1, int(self.config.cpus))
         self._job = _Job(
             str(Path(bundle).absolute()), precision, provider, cores, allow_cpu,
-            BulkConfig(self.config.batch, self.config.workers or cores), sampling or Sampling(),
+            BulkConfig(self.config.batch, self.config.workers or cores), sampling or Sampling(), tiles,
         )  # fmt: skip
         self._ray = _connect(self.config)
 
@@ -166,7 +168,9 @@ class _Actor:
 
         cv2.setNumThreads(1)  # pictures are decoded in parallel already
         self._job = job
-        self._scorer = Scorer.open(job.bundle, job.precision, job.provider, job.threads, job.allow_cpu)
+        self._scorer = Scorer.open(
+            job.bundle, job.precision, job.provider, job.threads, job.allow_cpu, job.tiles
+        )
 
     def __call__(
         self, batch: dict[str, npt.NDArray[np.generic]]
@@ -215,6 +219,8 @@ def _from_json(data: bytes) -> Score | Failure:
     row = json.loads(data)
     if "failed" in row:
         return Failure(row["failed"], GrmpError(row["message"], row["remedy"]))
+    if row["tiles"] is not None:
+        row["tiles"] = tuple(Tile(**tile) for tile in row["tiles"])
     return Score(**row)
 
 

@@ -7,10 +7,10 @@ import math
 import shutil
 import statistics
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, Literal, TextIO
 
 from grmp_edge.errors import UsageError
 from grmp_edge.files import csv_row, replace_file
@@ -27,7 +27,7 @@ __all__ = [
     "printable",
 ]
 
-CSV_FIELDS = ("source", "value", "mos", "frame", "time_s", "latency_ms", "model")
+CSV_FIELDS = ("source", "value", "mos", "frame", "time_s", "latency_ms", "model", "cause")
 
 
 def csv_cells(score: Score) -> list[object]:
@@ -112,16 +112,19 @@ class PlainTable:
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._header = False
+        self._header = self._causes = False
 
     def add(self, score: Score) -> None:
         """Print one row, preceded by the header if it is the first."""
         if not self._header:
             self._header = True
-            print(f"{'score':>6}  {'mos':>7}  {'frame':>6}  {'time':>8}  source", file=self._out)
-        cells = _cells(score)
-        row = f"{cells[0]:>6}  {cells[1]:>7}  {cells[2]:>6}  {cells[3]:>8}  {cells[4]}"
-        print(row, file=self._out, flush=True)
+            self._causes = score.causes is not None  # whether the model names any: the same in all rows
+            self._print("score", "mos", "frame", "time", "cause", "source")
+        self._print(*_cells(score))
+
+    def _print(self, value: str, mos: str, frame: str, time: str, cause: str, source: str) -> None:
+        named = f"{cause:12}  " if self._causes else ""
+        print(f"{value:>6}  {mos:>7}  {frame:>6}  {time:>8}  {named}{source}", file=self._out, flush=True)
 
     def close(self) -> None:
         """Nothing to do: every row has been printed."""
@@ -155,24 +158,30 @@ class RichTable:
         rows = [_cells(score) for score in self._rows]
         colours = [_colour(score.value) for score in self._rows]
         self._rows = []
-        used = [index for index in range(4) if any(row[index] != "-" for row in rows)]
+        used = [index for index in range(5) if any(row[index] != "-" for row in rows)]
         table = Table()
         for index in used:
-            table.add_column(("score", "mos", "frame", "time")[index], justify="right", no_wrap=True)
+            justify: Literal["left", "right"] = "left" if index == 4 else "right"
+            table.add_column(_COLUMNS[index], justify=justify, no_wrap=True)
         table.add_column("source", overflow="fold")
         for row, colour in zip(rows, colours, strict=True):
             numbers = [Text(row[index], style=colour if index == 0 else "") for index in used]
-            table.add_row(*numbers, Text(row[4]))  # Text: a name may hold [brackets]
+            table.add_row(*numbers, Text(row[5]))  # Text: a name may hold [brackets]
         with self._around():
             Console(file=self._out).print(table)
 
 
-def _cells(score: Score) -> Sequence[str]:
+_COLUMNS = ("score", "mos", "frame", "time", "cause", "source")
+
+
+def _cells(score: Score) -> tuple[str, str, str, str, str, str]:
+    """A score in ``_COLUMNS``."""
     return (
         f"{score.value:.4f}",
         "-" if score.mos is None else f"{score.mos:.2f}",
         "-" if score.frame is None else str(score.frame),
         "-" if score.time_s is None else f"{score.time_s:.2f}s",
+        "-" if score.cause is None else printable(score.cause),
         printable(score.source),
     )
 

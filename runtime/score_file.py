@@ -22,6 +22,9 @@ __all__ = ["RECORD_FIELDS", "Done", "ScoreFile"]
 
 RECORD_FIELDS = (*CSV_FIELDS, "error")  # columns of a CSV; a JSON line has only those that apply
 
+# What CSVs had before models named causes; such a file is resumed as it is.
+_WITHOUT_CAUSE = tuple(name for name in RECORD_FIELDS if name != "cause")
+
 _SYNC_ROWS = 1000  # rows between two fsyncs: what a power cut may lose
 # The largest torn row: a longer damaged end is not ours to cut off. A name has at most 4096 bytes; JSON may
 # take six for each, a CSV two, and an error message repeats it. Names with line breaks are rare.
@@ -90,6 +93,7 @@ class ScoreFile(Closing):
         self._csv = path.suffix.lower() == ".csv"
         if path.suffix.lower() not in (".csv", ".jsonl", ".ndjson"):
             raise UsageError(f"{path}: --output is a .jsonl or a .csv file", "name it scores.jsonl")
+        self._columns: tuple[str, ...] = RECORD_FIELDS  # of a CSV
         self.rows = 0  # written by this run
         self._stream: IO[bytes] | None = None
 
@@ -107,7 +111,7 @@ class ScoreFile(Closing):
         except OSError as error:
             raise UsageError(f"{self.path}: cannot be written ({error.strerror})", "check --output") from None
         if self._csv and self._stream.seek(0, os.SEEK_END) == 0:
-            self._stream.write(csv_row(RECORD_FIELDS))
+            self._stream.write(csv_row(self._columns))
         self.done.seal()
         return self
 
@@ -122,20 +126,24 @@ class ScoreFile(Closing):
             os.fsync(self._stream.fileno())
 
     def _row(self, result: Score | Failure) -> bytes:
+        if isinstance(result, Score) and not self._csv:
+            return result.to_json().encode() + b"\n"
+        row: dict[str, object] = {"source": result.source, "model": self._model}
         if isinstance(result, Score):
-            return csv_row([*csv_cells(result), None]) if self._csv else result.to_json().encode() + b"\n"
-        row = {"source": result.source, "model": self._model, "error": str(result.error)}
-        if self._csv:
-            return csv_row(row.get(name) for name in RECORD_FIELDS)
-        return json.dumps(row).encode() + b"\n"
+            row = dict(zip(CSV_FIELDS, csv_cells(result), strict=True))
+        else:
+            row["error"] = str(result.error)
+        return csv_row(map(row.get, self._columns)) if self._csv else json.dumps(row).encode() + b"\n"
 
     def _mend(self) -> None:
         """Read the existing rows, and cut off the torn one that a crash may have left."""
         with self.path.open("r+b") as stream:
             whole = 0
             for number, end, raw in _records(stream, quoted=self._csv):
+                if number == 1 and self._csv and raw == csv_row(_WITHOUT_CAUSE):
+                    self._columns = _WITHOUT_CAUSE
                 row = self._parse(raw)
-                if row is None and number == 1 and self._csv and raw == csv_row(RECORD_FIELDS):
+                if row is None and number == 1 and self._csv and raw == csv_row(self._columns):
                     pass
                 elif row is None:
                     if stream.read(1):
@@ -166,7 +174,7 @@ class ScoreFile(Closing):
         try:
             if self._csv:
                 (cells,) = csv.reader(io.StringIO(raw.decode("utf-8", "surrogateescape"), newline=""))
-                row = dict(zip(RECORD_FIELDS, cells, strict=True))
+                row = dict(zip(self._columns, cells, strict=True))
                 if not row["error"]:
                     float(row["value"])
                 frame = int(row["frame"]) if row["frame"] else None

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.default_bundle import DEFAULT_BUNDLE
-from grmp_edge.errors import GrmpError
+from grmp_edge.errors import BackendError, GrmpError
 from grmp_edge.files import Closing
 from grmp_edge.preprocess import decode_image, read_image, to_rgb8
 from grmp_edge.runtime.backends import Backend, BackendOptions, open_backend
@@ -29,6 +29,10 @@ ImageLike: TypeAlias = str | Path | bytes | npt.NDArray[np.generic]
 
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
 Float64Array: TypeAlias = npt.NDArray[np.float64]
+
+# Views in one run, if there are not more pictures than that: 32 uploads of 5 views each in a single run would
+# take a gigabyte.
+_ROOM = 32
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ class Scorer(Closing):
             threads: CPU threads for inference; None leaves the choice to the backend.
             allow_cpu: run on the CPU if the requested provider does not work; ``backend.fallback`` then
                 says why.
-            tiles: give the score of each native crop, too (:attr:`Score.tiles`).
+            tiles: give the score of each native crop, too (:attr:`Score.tiles`), unless a call says
+                otherwise.
 
         Raises:
             BundleError: the bundle is missing or damaged, or lacks the precision.
@@ -84,16 +89,22 @@ class Scorer(Closing):
         backend = open_backend(path, bundle.graphs[precision], bundle.input_size, options, bundle)
         return cls(bundle, backend, precision, tiles)
 
-    def score(self, image: ImageLike, name: str | None = None) -> Score:
+    def score(self, image: ImageLike, name: str | None = None, tiles: bool | None = None) -> Score:
         """Score one picture; ``name`` becomes the result's ``source`` (default: its path).
+
+        ``tiles``: whether to give the score of each native crop (default: as :meth:`open` says).
 
         Raises:
             ImageError: it cannot be read, or is not a picture.
         """
-        return self.score_batch([image], None if name is None else [name])[0]
+        return self.score_batch([image], None if name is None else [name], tiles)[0]
 
-    def score_batch(self, images: Sequence[ImageLike], names: Sequence[str] | None = None) -> list[Score]:
+    def score_batch(
+        self, images: Sequence[ImageLike], names: Sequence[str] | None = None, tiles: bool | None = None
+    ) -> list[Score]:
         """Score several pictures as one batch, in order.
+
+        ``names`` and ``tiles``: as for :meth:`score`.
 
         Raises:
             ImageError: one of them cannot be read; then none is scored. :meth:`score_many` carries on.
@@ -104,7 +115,7 @@ class Scorer(Closing):
             Origin(names[index] if names is not None else _name(image, index))
             for index, image in enumerate(images)
         ]
-        return self.score_prepared(origins, [self.prepare(_pixels(image)) for image in images])
+        return self.score_prepared(origins, [self.prepare(_pixels(image)) for image in images], tiles)
 
     def score_many(
         self,
@@ -112,39 +123,44 @@ class Scorer(Closing):
         batch_size: int = 8,
         sampling: Sampling | None = None,
     ) -> Iterator[Score | Failure]:
-        """Score a stream in batches; at most ``batch_size`` prepared pictures are held.
+        """Score a stream in batches; little more than ``batch_size`` prepared views are held.
 
         Args:
             pictures: names as :func:`read_sources` takes them (files, folders, globs, videos), decoded
                 pictures, or failures from upstream, which are passed on.
-            batch_size: pictures per inference. CPUs stop gaining at 8.
+            batch_size: views per inference, if one picture has no more. CPUs stop gaining at 8.
             sampling: which frames of videos to score; default all.
 
         Yields:
             In the order of ``pictures``: a Score for each picture and a Failure for each that cannot be read.
         """
         if batch_size < 1:
-            raise ValueError(f"a batch of {batch_size} pictures")
+            raise ValueError(f"a batch of {batch_size} views")
         # The batch so far; failures wait in it too, so that the order holds.
         waiting: list[Prepared | Failure] = []
         ready = 0
         for item in _decoded(pictures, sampling):
-            waiting.append(item if isinstance(item, Failure) else self._prepared(item))
-            ready += isinstance(waiting[-1], Prepared)
-            if ready in (0, batch_size):
+            prepared = item if isinstance(item, Failure) else self._prepared(item)
+            waiting.append(prepared)
+            ready += len(prepared.views.pixels) if isinstance(prepared, Prepared) else 0
+            if not ready or ready >= batch_size:
                 yield from self._finish(waiting)
                 waiting, ready = [], 0
         yield from self._finish(waiting)
 
-    def prepare(self, image: UInt8Array, bgr: bool = False) -> Views:
+    def prepare(self, image: UInt8Array, bgr: bool = False, boxes: Sequence[Box] | None = None) -> Views:
         """Preprocess uint8 (H, W, 3), RGB or (with ``bgr``) BGR, into what the network reads of it.
+
+        ``boxes``: the native crops, by default as many as the bundle asks for; none: the whole alone.
 
         Raises:
             ImageError: ``image`` has another type or shape.
         """
-        return self.bundle.preprocess.views(image, bgr)
+        return self.bundle.preprocess.views(image, bgr, boxes)
 
-    def score_prepared(self, origins: Sequence[Origin], batch: Sequence[Views]) -> list[Score]:
+    def score_prepared(
+        self, origins: Sequence[Origin], batch: Sequence[Views], tiles: bool | None = None
+    ) -> list[Score]:
         """Score as one batch what :meth:`prepare` returned, and where each picture came from."""
         if not batch:
             return []
@@ -152,17 +168,35 @@ class Scorer(Closing):
         readings = self.read(batch)
         latency_ms = (time.perf_counter() - start) * 1000.0 / len(batch)
         return [
-            self.summarise(origin, views.boxes, logits, latency_ms)
+            self.summarise(origin, views.boxes, logits, latency_ms, tiles)
             for origin, views, logits in zip(origins, batch, readings, strict=True)
         ]
 
     def read(self, batch: Sequence[Views]) -> list[Float64Array]:
-        """The logits of all views in one run of the network: for each picture (1 + n, 1 + causes)."""
-        logits = self.backend.read(np.concatenate([views.pixels for views in batch])).astype(np.float64)
+        """The logits of all views, run together: for each picture (1 + n, 1 + causes).
+
+        Raises:
+            BackendError: the network failed, or gave other causes than the bundle names.
+        """
+        pixels = np.concatenate([views.pixels for views in batch])
+        room = max(_ROOM, len(batch))
+        logits = np.concatenate(
+            [self.backend.read(pixels[at : at + room]) for at in range(0, len(pixels), room)]
+        )
+        named, given = len(self.bundle.causes), logits.shape[1] - 1
+        if given != named:
+            raise BackendError(
+                f"the graph gives {given} causes and the bundle names {named}", "export the checkpoint again"
+            )
         return np.split(logits, np.cumsum([len(views.pixels) for views in batch])[:-1])
 
     def summarise(
-        self, origin: Origin, boxes: Sequence[Box], logits: Float64Array, latency_ms: float | None = None
+        self,
+        origin: Origin,
+        boxes: Sequence[Box],
+        logits: Float64Array,
+        latency_ms: float | None = None,
+        tiles: bool | None = None,
     ) -> Score:
         """One picture's score.
 
@@ -171,13 +205,15 @@ class Scorer(Closing):
             boxes: its native crops.
             logits: (1 + n, 1 + causes), of the whole and these crops.
             latency_ms: what to record.
+            tiles: whether to give the score of each crop (default: as :meth:`open` says).
         """
         bundle = self.bundle
-        value = float(sigmoid(bundle.aggregate(logits[:, 0])))
-        tiles = None
-        if self.tiles and boxes:
+        # In float32, as graphs give scores: one that came as a score leaves with the same bits.
+        value = float(np.float32(sigmoid(bundle.aggregate(logits[:, 0]))))
+        shown: tuple[Tile, ...] | None = None
+        if boxes and (self.tiles if tiles is None else tiles):
             values = sigmoid(logits[1:, 0]).tolist()
-            tiles = tuple(Tile(**asdict(box), value=own) for box, own in zip(boxes, values, strict=True))
+            shown = tuple(Tile(**asdict(box), value=own) for box, own in zip(boxes, values, strict=True))
         return Score(
             value=value,
             source=origin.source,
@@ -189,7 +225,7 @@ class Scorer(Closing):
             causes=dict(zip(bundle.causes, sigmoid(EVEN(logits[:, 1:])).tolist(), strict=True))
             if bundle.causes
             else None,
-            tiles=tiles,
+            tiles=shown,
         )
 
     def _prepared(self, picture: Picture) -> Prepared | Failure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -17,6 +17,7 @@ from PIL import Image
 from grmp_edge.bundle import Bundle, write_bundle
 from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
 from grmp_edge.score import MosScale
+from grmp_edge.views import Aggregate
 
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
@@ -29,6 +30,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 TINY_SIDE = 32  # what the tiny graph reads
 TINY_MOS = MosScale(1.0, 5.0)
+# Of the bundle with views: the causes, what a channel's mean adds to their logits, and how views become one.
+TINY_CAUSES = ("blur", "dark")
+TINY_WEIGHTS = np.array([[1 / 96] * 3, [0.05, -0.02, -0.01], [-0.02, -0.03, 0.01]])
+TINY_BIASES = np.array([-4.0, -2.0, 5.0])
+TINY_AGGREGATE = Aggregate(0.7, 0.2, 0.1)
 
 
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -58,6 +64,68 @@ def tiny_score(image: UInt8Array) -> float:
     """What the tiny graph must say of a decoded picture: sigmoid(mean of the input / 32 - 4), by numpy."""
     squashed = cv2.resize(image, (40, 40), interpolation=cv2.INTER_CUBIC)[4:36, 4:36]
     return float(1 / (1 + np.exp(-(squashed.astype(np.float64).mean() / 32 - 4))))
+
+
+def tiny_logits(views: UInt8Array) -> npt.NDArray[np.float64]:
+    """What the tiny graph with causes must give of views (N, 32, 32, 3): (N, 3), by numpy."""
+    means = views.astype(np.float64).mean(axis=(1, 2))
+    return np.asarray(means @ TINY_WEIGHTS.T + TINY_BIASES)
+
+
+def write_tiny_logits_graph(path: Path) -> None:
+    """uint8 (N, 32, 32, 3) -> logits float32 (N, 3), and their first column's sigmoid as scores (N,)."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float"], ["means"], axes=[1, 2], keepdims=0),
+        helper.make_node("MatMul", ["means", "weights"], ["products"]),
+        helper.make_node("Add", ["products", "biases"], ["logits"]),
+        helper.make_node("Gather", ["logits", "first"], ["logit"], axis=1),
+        helper.make_node("Sigmoid", ["logit"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", TINY_SIDE, TINY_SIDE, 3])],
+        [
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch"]),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(TINY_BIASES)]),
+        ],
+        [
+            numpy_helper.from_array(TINY_WEIGHTS.T.astype(np.float32), "weights"),
+            numpy_helper.from_array(TINY_BIASES.astype(np.float32), "biases"),
+            numpy_helper.from_array(np.array(0, np.int64), "first"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+
+def write_views_bundle(
+    path: Path,
+    native: int = 4,
+    causes: Sequence[str] = TINY_CAUSES,
+    aggregate: Aggregate | None = TINY_AGGREGATE,
+) -> Bundle:
+    """A bundle of schema 3 round the tiny graph with causes."""
+    made = path.parent / "model.onnx"
+    write_tiny_logits_graph(made)
+    return write_bundle(
+        path,
+        {"fp32": (made, 17)},
+        backbone={"name": "tiny"},
+        preprocess=Preprocess(40, TINY_SIDE, native=native),
+        normalization=NORMALIZATIONS["lite"],
+        mos=TINY_MOS,
+        parity={"images": "pictures: none"},
+        provenance={"made_by": "tests"},
+        aggregate=aggregate,
+        causes=causes,
+        logits="logits",
+    )
 
 
 def write_tiny_graph(path: Path, side: int = TINY_SIDE, scale: float = 1 / 32, shift: float = -4.0) -> None:
@@ -121,6 +189,14 @@ def tiny_bundle(tmp_path: Path) -> Bundle:
     folder = tmp_path / "made"
     folder.mkdir()
     return write_tiny_bundle(folder / "tiny.bundle")
+
+
+@pytest.fixture
+def views_bundle(tmp_path: Path) -> Bundle:
+    """It reads the whole and four native crops, and names two causes."""
+    folder = tmp_path / "made-views"
+    folder.mkdir()
+    return write_views_bundle(folder / "views.bundle")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import io
 import json
 import socket
 from collections import defaultdict
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -229,7 +230,7 @@ def test_scores_that_are_no_numbers_are_json(tiny_bundle: Bundle) -> None:
         record = to_record(event)
         assert record["event"] == "score"
         board.sink.put(event, {**record, "value": float("nan")})
-        live._last["a"] = SimpleNamespace(**{**vars(event.score), "value": float("nan")})  # type: ignore[assignment]
+        live._last["a"] = replace(event.score, value=float("nan"))
         update = board.update(board.cursor())
         board.sink.close()
     assert json.loads(json.dumps(update, allow_nan=False))["cameras"][0]["score"] is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -17,7 +18,10 @@ SIDE = 24
 SIZES = [(100, 200), (24, 24), (25, 300), (9, 60), (5, 7), (1, 1), (1080, 1920), (300, 24)]
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+UInt8Array = npt.NDArray[np.uint8]
+
+
+def picture(height: int, width: int, seed: int = 0) -> UInt8Array:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -93,8 +97,21 @@ def test_the_aggregate_is_linear_in_logits() -> None:
     assert alone == pytest.approx([0.9 * 2 - 0.1, 0.9 * 0.5 - 0.1])
     assert Aggregate()(logits) == pytest.approx(logits[0])
     assert EVEN(logits) == pytest.approx([(2 - 1) / 2, (0.5 + 1.5) / 2])
-    values = np.array([0.0, 1e-4, 0.3, 1.0])
-    assert sigmoid(logit(values)) == pytest.approx(np.clip(values, 1e-6, 1 - 1e-6))
+
+
+def test_a_score_and_its_logit_are_the_same_to_the_last_bit() -> None:
+    bits = np.random.default_rng(0).integers(0, np.float32(1.0).view(np.uint32), 20_000, dtype=np.uint32)
+    edges = np.array([0.0, 1e-45, 1e-38, 0.5, 1 - 2**-24, 1.0], np.float32)
+    values = np.concatenate([bits.view(np.float32), edges, np.linspace(0, 1, 5000, dtype=np.float32)])
+    assert np.isfinite(logit(values)).all()
+    assert np.array_equal(sigmoid(logit(values)).astype(np.float32), values)
+    with np.errstate(all="raise", under="ignore"):
+        assert sigmoid([-1e6, 1e6]) == pytest.approx([0, 1])
+
+
+def views_of(rotation: Rotation, image: UInt8Array) -> Views:
+    """What a camera's frame is read as."""
+    return rotation.add(Preprocess(26, SIDE).views(image, True), image)
 
 
 def test_a_cameras_crops_take_turns_until_the_whole_frame_has_been_seen() -> None:
@@ -103,28 +120,33 @@ def test_a_cameras_crops_take_turns_until_the_whole_frame_has_been_seen() -> Non
     every = set(cover(100, 150, SIDE))
     seen: list[Box] = []
     while len(seen) < len(every):
-        views = rotation.prepare(image)
+        views = views_of(rotation, image)
         assert views.pixels.shape[0] == 3
+        assert np.array_equal(views.pixels[0], Preprocess(26, SIDE)(image, True))
+        box = views.boxes[1]
+        cut = image[box.top : box.top + SIDE, box.left : box.left + SIDE, ::-1]
+        assert np.array_equal(views.pixels[2], cut)
         seen += views.boxes
     assert set(seen[: len(every)]) == every
     # Another size begins anew; a bundle without views has none.
-    assert set(rotation.prepare(picture(60, 60)).boxes) <= set(cover(60, 60, SIDE))
-    assert Rotation(Preprocess(26, SIDE), 2).prepare(image).boxes == ()
+    assert set(views_of(rotation, picture(60, 60)).boxes) <= set(cover(60, 60, SIDE))
+    assert views_of(Rotation(Preprocess(26, SIDE), 2), image).boxes == ()
+    assert views_of(Rotation(Preprocess(26, SIDE, native=4), 0), image).boxes == ()
 
 
 def test_what_was_read_of_other_places_counts_until_the_whole_changes() -> None:
     rotation = Rotation(Preprocess(26, SIDE, native=4), 1)
     image = picture(24, 48)  # two places
-    first = rotation.prepare(image)
+    first = views_of(rotation, image)
     places, logits = rotation.complete(first, np.array([[1.0], [0.5]]))
     assert places == first.boxes and logits[:, 0].tolist() == [1.0, 0.5]
-    second = rotation.prepare(image)
+    second = views_of(rotation, image)
     assert second.boxes != first.boxes
     places, logits = rotation.complete(second, np.array([[1.1], [-2.0]]))
     by_place = dict(zip(places, logits[1:, 0].tolist(), strict=True))
     assert by_place == {first.boxes[0]: 0.5, second.boxes[0]: -2.0} and logits[0, 0] == 1.1
     # The lens is covered: what was read of the other place speaks of another picture.
-    third = rotation.prepare(image)
+    third = views_of(rotation, image)
     places, logits = rotation.complete(third, np.array([[-3.0], [-4.0]]))
     assert places == third.boxes and logits[:, 0].tolist() == [-3.0, -4.0]
 

@@ -35,6 +35,15 @@ class CameraOptions:
     max_fps: Annotated[float | None, option("--max-fps", "Most frames scored per second and camera.")] = None
     max_age: Annotated[float | None, option("--max-age", "Drop frames older than this, in seconds.")] = None
     loop: Annotated[bool, option("--loop/--no-loop", "Play a file again when it ends.")] = True
+    crops: Annotated[
+        int | None,
+        option(
+            "--crops",
+            "Native crops of each frame, in turn, if the model reads any; default 2.",
+            PERFORMANCE,
+            min=0,
+        ),
+    ] = None
     below: Annotated[float | None, option("--below", "Alert below this score (0..1).", ALERTS)] = None
     drop: Annotated[
         float | None, option("--drop", "Alert this far below the camera's own usual score.", ALERTS)
@@ -60,6 +69,7 @@ class CameraOptions:
             max_fps=camera.max_fps if self.max_fps is None else self.max_fps,
             max_age_s=camera.max_age_s if self.max_age is None else self.max_age,
             loop=camera.loop and self.loop,
+            crops=camera.crops if self.crops is None else self.crops,
         )
 
 

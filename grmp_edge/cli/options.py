@@ -54,11 +54,11 @@ class BackendOptions:
         ),
     ] = None
 
-    def open(self, bundle: Path, precision: str) -> "Scorer":
+    def open(self, bundle: Path, precision: str, tiles: bool = False) -> "Scorer":
         """Open a bundle; warns on stderr if the CPU is used instead of the provider asked for."""
         from grmp_edge.runtime import Scorer
 
-        scorer = Scorer.open(bundle, precision, self.provider, self.threads, self.allow_cpu)
+        scorer = Scorer.open(bundle, precision, self.provider, self.threads, self.allow_cpu, tiles)
         if scorer.backend.fallback is not None:
             typer.echo(f"warning: running on the CPU: {scorer.backend.fallback}", err=True)
         return scorer

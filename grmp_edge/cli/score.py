@@ -77,12 +77,21 @@ def score(
             metavar="WxH:PIXELS",
         ),
     ] = None,
-    batch: Annotated[int, option("--batch", "Pictures in one run of the network.", PERFORMANCE, min=1)] = 8,
+    batch: Annotated[
+        int,
+        option(
+            "--batch", "Views in one run of the network: a picture has one or several.", PERFORMANCE, min=1
+        ),
+    ] = 8,
     precision: PrecisionOption = "fp32",
     backend: BackendOptions,
     workers: Annotated[
         int | None, option("--workers", "Threads that decode; default: one per core.", PERFORMANCE, min=1)
     ] = None,
+    tiles: Annotated[
+        bool,
+        option("--tiles", "In JSON, also the score and place of each native crop, if the model reads any."),
+    ] = False,
     every: Annotated[int, option("--every", "Of a video, every N-th frame.", min=1)] = 1,
     fps: Annotated[float | None, option("--fps", "Of a video, this many frames per second at most.")] = None,
     cluster: RayOptions,
@@ -99,11 +108,13 @@ def score(
         raise UsageError("nothing to score", "name pictures, videos or folders after the bundle")
     frames = RawFormat.parse(raw) if raw is not None else None
     _check(sources, output, resume, follow, frames is not None, fps, cluster.address is not None)
+    if tiles and not as_json and (output is None or output.suffix.lower() == ".csv"):
+        raise UsageError("--tiles is for JSON lines", "add --json, or --output scores.jsonl")
     # JSON lines on a terminal would run through the progress line.
     live = not quiet and sys.stderr.isatty() and not (as_json and sys.stdout.isatty())
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(
-            _open_engine(bundle, precision, backend, cluster, batch, workers, Sampling(every, fps))
+            _open_engine(bundle, precision, backend, cluster, batch, workers, Sampling(every, fps), tiles)
         )
         file = stack.enter_context(open_csv(csv)) if csv is not None else None
         rows = stack.enter_context(ScoreFile(output, engine.model_id, resume)) if output is not None else None
@@ -191,6 +202,7 @@ def _open_engine(
     batch: int,
     workers: int | None,
     sampling: Sampling,
+    tiles: bool,
 ) -> Iterator[_Engine]:
     """Prepare to score here, or on a Ray cluster."""
     if cluster.address is not None:
@@ -205,7 +217,7 @@ def _open_engine(
             workers=workers,
         )
         with RayScorer(
-            bundle, precision, backend.provider, backend.threads, backend.allow_cpu, config, sampling
+            bundle, precision, backend.provider, backend.threads, backend.allow_cpu, config, sampling, tiles
         ) as remote:
             yield remote
         return
@@ -218,7 +230,7 @@ def _open_engine(
     # Several runs of one thread instead of one of several; at most 8, since each holds its own memory.
     runs = min(8, cores()) if backend.threads is None else 1
     threads = backend.threads or max(1, cores() // runs)
-    with replace(backend, threads=threads).open(bundle, precision) as scorer:
+    with replace(backend, threads=threads).open(bundle, precision, tiles) as scorer:
         if scorer.backend.provider != "cpu":
             runs = 1
         yield _Local(scorer, BulkConfig(batch, workers, runs), sampling)

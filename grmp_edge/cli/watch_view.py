@@ -25,12 +25,13 @@ def plain_line(record: Record) -> str:
 
     at = time.strftime("%H:%M:%S", time.localtime(record["at"]))
     name = printable(record["camera"])
+    cause = f": {printable(record['cause'])}" if record["event"] != "camera" and "cause" in record else ""
     if record["event"] == "score":
-        return f"{at}  {record['value']:.4f}  age {record['age_ms']:6.1f} ms  {name}"
+        return f"{at}  {record['value']:.4f}  age {record['age_ms']:6.1f} ms  {name}{cause}"
     if record["event"] == "alert":
         word = "ALERT" if record["raised"] else "clear"
         what = "score" if record["kind"] == "low" else "drop to"
-        return f"{at}  {word}  {what} {record['value']:.4f}, limit {record['limit']:.4f}  {name}"
+        return f"{at}  {word}  {what} {record['value']:.4f}, limit {record['limit']:.4f}  {name}{cause}"
     detail = f": {printable(record['detail'])}" if "detail" in record else ""
     picture = "" if record["picture"] == "ok" else f", picture {record['picture']}"
     retry = f", again in {record['retry_s']:.0f} s" if "retry_s" in record else ""
@@ -71,7 +72,17 @@ def status_table(statuses: Sequence[CameraStatus], trends: Trends, lost: int) ->
     now = time.monotonic()
     caption = f"{lost} events lost by sinks; Ctrl-C ends" if lost else "Ctrl-C ends"
     table = Table(caption=caption, caption_justify="left")
-    for name in ("score", "trend", "state", "fps", "age", "dropped", "camera"):
+    causes = any(status.last is not None and status.last.causes for status in statuses)
+    for name in (
+        "score",
+        "trend",
+        *(["cause"] if causes else []),
+        "state",
+        "fps",
+        "age",
+        "dropped",
+        "camera",
+    ):
         right = name in ("score", "fps", "age", "dropped")
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "camera")
     for status in statuses:
@@ -86,6 +97,7 @@ def status_table(statuses: Sequence[CameraStatus], trends: Trends, lost: int) ->
         table.add_row(
             "-" if last is None else f"{last.value:.4f}",
             trends.line(status.camera),
+            *([Text(printable((last and last.cause) or "-"))] if causes else []),
             Text(state, style=colour),
             f"{stats.fps:.1f}",
             age,

@@ -41,7 +41,7 @@ class Camera:
         emit: Callable[[CameraEvent], None],
         opener: Callable[[CameraConfig], Capture] = open_capture,
     ) -> None:
-        """``prepare`` turns a BGR frame into network input; ``emit`` is called under ``ready``."""
+        """``prepare`` turns a BGR frame into its whole view; ``emit`` is called under ``ready``."""
         self.config = config
         self.label = config.label
         self._prepare, self._ready, self._emit, self._opener = prepare, ready, emit, opener

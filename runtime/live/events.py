@@ -36,7 +36,7 @@ class LiveFrame:
 
     camera: str
     image: UInt8Array  # (H, W, 3) BGR, as decoded
-    views: Views  # what the network reads of it
+    views: Views  # the whole, prepared; crops are added when it is scored
     captured_s: float  # time.monotonic() of its arrival, less the time it is known to have spent in buffers
     index: int  # counts all frames received from this camera, scored or not, from 0
 

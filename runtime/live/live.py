@@ -22,6 +22,7 @@ from grmp_edge.runtime.live.rotation import Rotation
 from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.runtime.video.capture import Capture, open_capture
 from grmp_edge.score import Origin, Score
+from grmp_edge.views import Views
 
 __all__ = ["AlertEvent", "CameraStatus", "Live", "LiveEvent", "LiveScore"]
 
@@ -158,9 +159,12 @@ class Live:
         ]
 
     def _camera(self, config: CameraConfig, opener: Callable[[CameraConfig], Capture]) -> Camera:
-        rotation = Rotation(self.scorer.bundle.preprocess, config.crops)
-        self._rotations[config.label] = rotation
-        return Camera(config, rotation.prepare, self._ready, self._changes.append, opener)
+        self._rotations[config.label] = Rotation(self.scorer.bundle.preprocess, config.crops)
+
+        def whole(image: UInt8Array) -> Views:
+            return self.scorer.prepare(image, True, ())
+
+        return Camera(config, whole, self._ready, self._changes.append, opener)
 
     def _gather(self) -> tuple[list[CameraEvent], list[LiveFrame], bool]:
         """Wait for events; return changes, the frames of one batch, and whether all cameras have ended."""
@@ -207,12 +211,14 @@ class Live:
 
     def _score(self, frames: Sequence[LiveFrame]) -> Iterator[LiveEvent]:
         began = time.monotonic()
-        readings = self.scorer.read([frame.views for frame in frames])
+        batch = [self._rotations[frame.camera].add(frame.views, frame.image) for frame in frames]
+        readings = self.scorer.read(batch)
         now = time.monotonic()
         latency_ms = (now - began) * 1000.0 / len(frames)
-        for frame, logits in zip(frames, readings, strict=True):
-            places, known = self._rotations[frame.camera].complete(frame.views, logits)
-            plain = self.scorer.summarise(Origin(frame.camera, frame.index), places, known, latency_ms)
+        for frame, views, logits in zip(frames, batch, readings, strict=True):
+            places, known = self._rotations[frame.camera].complete(views, logits)
+            origin = Origin(frame.camera, frame.index)
+            plain = self.scorer.summarise(origin, places, known, latency_ms, tiles=True)
             age_ms = (now - frame.captured_s) * 1000.0
             score = replace(plain, captured_s=frame.captured_s, age_ms=age_ms)
             self._scored[frame.camera] += 1

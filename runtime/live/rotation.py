@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.preprocess import Preprocess
-from grmp_edge.views import Box, Views, cover
+from grmp_edge.views import Box, Views, cover, crop
 
 __all__ = ["Rotation"]
 
@@ -27,26 +27,27 @@ class _Reading:
 
 
 class Rotation:
-    """Which crops of which frame are read, and what was read of each place last.
+    """Which crops of which frame are read, and what was read of each place last. For the scoring thread.
 
-    :meth:`prepare` is for the thread that reads the camera, :meth:`complete` for the one that scores.
+    The crops are chosen when a frame is scored, not when it arrives: frames that are replaced before their
+    turn would take crops with them, and with every second frame replaced, some places would never be read.
     """
 
     def __init__(self, preprocess: Preprocess, crops: int) -> None:
-        """``crops`` of each frame, 0 to the bundle's own number; a bundle without views takes none."""
-        self._preprocess = preprocess
-        self._crops = min(crops, preprocess.native)
+        """``crops`` of each frame; none if the bundle's model reads the whole alone."""
+        self._side = preprocess.crop
+        self._crops = crops if preprocess.native else 0
         self._boxes: tuple[Box, ...] = ()
         self._size, self._next = (0, 0), 0
         self._readings: dict[Box, _Reading] = {}
 
-    def prepare(self, image: UInt8Array) -> Views:
-        """The views of a frame, uint8 (H, W, 3) BGR: the whole, and the crops whose turn it is."""
+    def add(self, whole: Views, image: UInt8Array) -> Views:
+        """The views of a frame, uint8 (H, W, 3) BGR: the ``whole``, and the crops whose turn it is."""
         height, width = image.shape[:2]
         if not self._crops:
-            return self._preprocess.views(image, True, ())
+            return whole
         if (height, width) != self._size:
-            boxes = cover(height, width, self._preprocess.crop)
+            boxes = cover(height, width, self._side)
             # Neighbours far apart in time, so that a few frames already show all parts of the picture.
             step = _coprime(len(boxes))
             self._boxes = tuple(boxes[index * step % len(boxes)] for index in range(len(boxes)))
@@ -54,13 +55,14 @@ class Rotation:
         count = min(self._crops, len(self._boxes))
         chosen = [self._boxes[(self._next + index) % len(self._boxes)] for index in range(count)]
         self._next = (self._next + count) % len(self._boxes)
-        return self._preprocess.views(image, True, chosen)
+        crops = [crop(image, box, self._side)[None, :, :, ::-1] for box in chosen]
+        return Views(np.concatenate([whole.pixels, *crops]), tuple(chosen))
 
     def complete(self, views: Views, logits: Float64Array) -> tuple[tuple[Box, ...], Float64Array]:
         """Add what is known of the frame's other places.
 
         Args:
-            views: what :meth:`prepare` gave.
+            views: what :meth:`add` gave.
             logits: of these views, (1 + n, 1 + causes).
 
         Returns:
@@ -69,15 +71,15 @@ class Rotation:
         if not views.boxes:
             return (), logits
         whole = float(logits[0, 0])
-        kept = {
+        valid = {
             box: reading
             for box, reading in self._readings.items()
             if box in self._boxes and abs(reading.whole - whole) <= _OUTDATED
         }
-        kept.update((box, _Reading(own, whole)) for box, own in zip(views.boxes, logits[1:], strict=True))
-        self._readings = kept
-        places = tuple(sorted(kept, key=lambda box: (box.top, box.left)))
-        return places, np.stack([logits[0], *(kept[box].logits for box in places)])
+        valid.update((box, _Reading(own, whole)) for box, own in zip(views.boxes, logits[1:], strict=True))
+        self._readings = valid
+        places = tuple(sorted(valid, key=lambda box: (box.top, box.left)))
+        return places, np.stack([logits[0], *(valid[box].logits for box in places)])
 
 
 def _coprime(count: int) -> int:

@@ -24,8 +24,13 @@ __all__ = ["CsvWriter", "FrameWriter", "JsonlWriter", "SqliteWriter"]
 
 _COLUMNS = (
     "at", "event", "camera", "value", "mos", "age_ms", "latency_ms", "frame", "model", "state", "picture",
-    "kind", "raised", "limit", "detail",
+    "kind", "raised", "limit", "detail", "cause", "causes",
 )  # fmt: skip
+
+
+def _cell(record: Record, name: str) -> object:
+    value = record.get(name)
+    return json.dumps(value) if isinstance(value, dict) else value
 
 
 class _Lines:
@@ -121,18 +126,32 @@ class JsonlWriter(Writer):
 
 
 class CsvWriter(Writer):
-    """One row per event, not buffered; appends to an existing file."""
+    """One row per event, not buffered; appends to an existing file, with the columns that it has."""
 
     def __init__(self, path: Path) -> None:
-        self._lines = _Lines(path, csv_row(_COLUMNS, "backslashreplace"))
+        self._columns = _columns_of(path)
+        self._lines = _Lines(path, csv_row(self._columns, "backslashreplace"))
 
     def write(self, message: Message) -> None:
         """Append a row."""
-        self._lines.append(csv_row([message.record.get(name) for name in _COLUMNS], "backslashreplace"))
+        self._lines.append(
+            csv_row([_cell(message.record, name) for name in self._columns], "backslashreplace")
+        )
 
     def close(self) -> None:
         """Close the file."""
         self._lines.close()
+
+
+def _columns_of(path: Path) -> tuple[str, ...]:
+    """The columns of a CSV of events; those of an older version lack the last ones."""
+    if path.is_file():  # a pipe cannot be read back
+        with path.open("rb") as stream:
+            first = stream.readline(1000)
+        for count in range(len(_COLUMNS), 0, -1):
+            if first == csv_row(_COLUMNS[:count]):
+                return _COLUMNS[:count]
+    return _COLUMNS
 
 
 class SqliteWriter(Writer):
@@ -150,11 +169,15 @@ class SqliteWriter(Writer):
             self._base.execute("PRAGMA journal_mode=WAL")  # readers do not block the writer
             columns = ", ".join(f'"{name}"' for name in _COLUMNS)
             self._base.execute(f"CREATE TABLE IF NOT EXISTS events ({columns})")
+            there = {str(row[1]) for row in self._base.execute("PRAGMA table_info(events)")}
+            for name in _COLUMNS:  # a table of an older version lacks the last ones
+                if name not in there:
+                    self._base.execute(f'ALTER TABLE events ADD COLUMN "{name}"')
             self._base.execute('CREATE INDEX IF NOT EXISTS events_at ON events ("at")')
             self._base.commit()
         except sqlite3.Error as error:
             raise GrmpError(f"{path}: not usable as a database ({error})", "check the path") from None
-        self._insert = f"INSERT INTO events VALUES ({', '.join('?' * len(_COLUMNS))})"
+        self._insert = f"INSERT INTO events ({columns}) VALUES ({', '.join('?' * len(_COLUMNS))})"
         self._committed = self._cleaned = -1e9
         self._pending = 0  # rows in the open transaction
 
@@ -162,7 +185,7 @@ class SqliteWriter(Writer):
         """Insert a row; commits at most once a second."""
         with self._transaction(current=1):
             self._pending += 1
-            self._base.execute(self._insert, [message.record.get(name) for name in _COLUMNS])
+            self._base.execute(self._insert, [_cell(message.record, name) for name in _COLUMNS])
             self._commit_due()
 
     def idle(self) -> None:

@@ -29,7 +29,8 @@ class MqttWriter(Writer):
     Topics: ``PREFIX/NODE/status`` (``online`` or, as the last will, ``offline``; retained), and for each
     camera ``PREFIX/NODE/CAMERA/score``, ``.../state`` (retained) and ``.../alert``, all JSON but the first.
     NODE and CAMERA are names turned into one topic level by :func:`~grmp_edge.redact.slug`.
-    With ``discovery``, Home Assistant adds a sensor for each camera by itself.
+    With ``discovery``, Home Assistant adds a sensor for each camera by itself, and one for the cause of a low
+    score if the model names causes.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class MqttWriter(Writer):
                 raise UsageError(f"{key} {topic!r} cannot be a topic", "use no + and no #")
         self._node, self._base, self._discovery = slug(node), f"{prefix}/{slug(node)}", discovery
         self._throttle = Throttle(interval_s)
-        self._announced: dict[str, bytes] = {}  # by camera: its discovery message
+        self._announced: dict[str, bytes] = {}  # discovery messages by topic
         # Message ids of alerts not yet confirmed by the broker, and of all confirmed messages. Their lock is
         # never held while publishing: the client holds its own lock in its callback.
         self._waiting: set[int] = set()
@@ -95,7 +96,7 @@ class MqttWriter(Writer):
         record = message.record
         camera = slug(record["camera"])
         kind = {"score": "score", "alert": "alert", "camera": "state"}[record["event"]]
-        self._discover(record["camera"])
+        self._discover(record["camera"], "causes" in record)
         if kind != "alert" and not self._client.is_connected():
             reason, remedy = self._refused, "check its user and password"
             if not reason:
@@ -123,37 +124,49 @@ class MqttWriter(Writer):
             self._confirmed.clear()
         return len(self._waiting)
 
-    def _discover(self, camera: str) -> None:
-        with self._lock:
-            if not self._discovery or camera in self._announced:
-                return
-            name = slug(camera)
-            unique = f"{self._node}_{name}"
-            self._announced[camera] = json.dumps(
-                {
-                    "name": f"{camera} quality",
-                    "unique_id": unique,
-                    "object_id": unique,
-                    "state_topic": f"{self._base}/{name}/score",
-                    "value_template": "{{ (value_json.value * 100) | round(1) }}",
-                    "unit_of_measurement": "%",
-                    "state_class": "measurement",
-                    "json_attributes_topic": f"{self._base}/{name}/score",
-                    "availability_topic": f"{self._base}/status",
-                    "icon": "mdi:cctv",
-                    "device": {
-                        "identifiers": [self._node],
-                        "name": self._node,
-                        "sw_version": f"grmp-edge {__version__}",
-                    },
-                }
-            ).encode("ascii")
-        if self._client.is_connected():
-            self._announce(camera)
+    def _discover(self, camera: str, causes: bool) -> None:
+        name = slug(camera)
+        sensors = {
+            name: {
+                "name": f"{camera} quality",
+                "value_template": "{{ (value_json.value * 100) | round(1) }}",
+                "unit_of_measurement": "%",
+                "state_class": "measurement",
+                "json_attributes_topic": f"{self._base}/{name}/score",
+                "icon": "mdi:cctv",
+            }
+        }
+        if causes:
+            sensors[f"{name}_cause"] = {
+                "name": f"{camera} cause",
+                "value_template": "{{ value_json.cause | default('none') }}",
+                "icon": "mdi:image-broken-variant",
+            }
+        for sensor, own in sensors.items():
+            topic = f"{self._discovery}/sensor/{self._node}/{sensor}/config"
+            with self._lock:
+                if not self._discovery or topic in self._announced:
+                    continue
+                unique = f"{self._node}_{sensor}"
+                self._announced[topic] = json.dumps(
+                    {
+                        **own,
+                        "unique_id": unique,
+                        "object_id": unique,
+                        "state_topic": f"{self._base}/{name}/score",
+                        "availability_topic": f"{self._base}/status",
+                        "device": {
+                            "identifiers": [self._node],
+                            "name": self._node,
+                            "sw_version": f"grmp-edge {__version__}",
+                        },
+                    }
+                ).encode("ascii")
+            if self._client.is_connected():
+                self._announce(topic)
 
-    def _announce(self, camera: str) -> None:
-        topic = f"{self._discovery}/sensor/{self._node}/{slug(camera)}/config"
-        self._client.publish(topic, self._announced[camera], qos=1, retain=True)
+    def _announce(self, topic: str) -> None:
+        self._client.publish(topic, self._announced[topic], qos=1, retain=True)
 
     def _connected(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         if getattr(reason, "is_failure", False):
@@ -162,9 +175,9 @@ class MqttWriter(Writer):
         self._refused = ""
         client.publish(f"{self._base}/status", b"online", qos=1, retain=True)
         with self._lock:
-            cameras = list(self._announced)
-        for camera in cameras:  # again: the broker may have lost its retained messages
-            self._announce(camera)
+            topics = list(self._announced)
+        for topic in topics:  # again: the broker may have lost its retained messages
+            self._announce(topic)
 
     def close(self) -> None:
         """Publish ``offline``, since the broker sends no last will after a clean disconnect.

@@ -43,6 +43,8 @@ class _Measurements(TypedDict, total=False):
     age_ms: float  # from capture to result
     latency_ms: float  # the frame's share of the network's run
     captured_s: float  # time.monotonic() at the capture
+    cause: str  # the likeliest one, if it is likelier than not
+    causes: dict[str, float]  # what is wrong, each 0 to 1, if the model says
 
 
 class _Scored(_Measurements):
@@ -176,6 +178,10 @@ def to_record(event: LiveEvent) -> Record:
         value = getattr(score, key)
         if value is not None:
             record[key] = round(value, digits)
+    if score.cause is not None:
+        record["cause"] = score.cause
+    if score.causes is not None:
+        record["causes"] = {name: round(value, 3) for name, value in score.causes.items()}
     record |= {"frame": score.frame, "model": score.model}
     if isinstance(event, AlertEvent):
         alert = event.alert

@@ -27,6 +27,8 @@ from grmp_edge.views import checked_logits, logit
 
 __all__ = ["NativeConfig", "NativeDetails", "TensorRTBackend"]
 
+Float64Array = npt.NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class NativeConfig:
@@ -142,14 +144,16 @@ class TensorRTBackend:
         clipped: npt.NDArray[np.float32] = np.clip(scores, 0.0, 1.0)
         return clipped
 
-    def read(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Read uint8 (N, size, size, 3) RGB into logits, float32 (N, 1 + causes), the score's first.
+    def read(self, batch: npt.NDArray[np.uint8]) -> Float64Array:
+        """Read uint8 (N, size, size, 3) RGB into logits, float64 (N, 1 + causes), the score's first.
+
+        Of a graph without logits they are those of :meth:`run`, to the last bit.
 
         Raises:
             BackendError: the run failed, or gave something other than finite numbers.
         """
         if not self._logits:
-            return logit(self.run(batch))[:, None].astype(np.float32)
+            return logit(self.run(batch))[:, None]
         return checked_logits(self.raw(batch, self._logits), len(batch))
 
     def raw(self, batch: npt.NDArray[np.uint8], output: str = "") -> npt.NDArray[np.float32]:

@@ -19,6 +19,7 @@ from grmp_edge.runtime.web import prometheus
 from grmp_edge.runtime.web.history import COARSE_S, FINE_S, History, Point, WallClock
 from grmp_edge.runtime.web.messages import CameraJson, EventJson, HistoryJson, UpdateJson
 from grmp_edge.runtime.web.thumbnails import Thumbnails
+from grmp_edge.score import Tile
 
 __all__ = ["STEPS", "Cursor", "Dashboard"]
 
@@ -157,6 +158,9 @@ class Dashboard:
             "detail": stats.detail,
             "score": None if last is None else _number(last.value, 4),
             "mos": None if last is None else _number(last.mos, 3),
+            "cause": None if last is None else last.cause,
+            "causes": {} if last is None else {name: round(v, 3) for name, v in (last.causes or {}).items()},
+            "tiles": [] if last is None else [_tile(tile) for tile in last.tiles or ()],
             "scored_at": None if captured_s is None else round(captured_s + offset, 3),
             "age_s": None if captured_s is None else round(now - captured_s, 3),
             "latency_ms": None if last is None else _number(last.latency_ms, 2),
@@ -213,6 +217,10 @@ class Dashboard:
 
 def _at_wall_clock(points: Sequence[Point], step_s: int, offset: float) -> list[list[float]]:
     return [[round(step * step_s + offset, 3), mean, low] for step, mean, low in points]
+
+
+def _tile(tile: Tile) -> list[float]:
+    return [tile.left, tile.top, tile.width, tile.height, round(tile.value, 3)]
 
 
 def _number(value: float | None, digits: int) -> float | None:

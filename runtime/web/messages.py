@@ -26,6 +26,9 @@ class CameraJson(TypedDict):
     detail: str  # why it is in this state
     score: float | None  # 0 to 1
     mos: float | None
+    cause: str | None  # the likeliest one, if it is likelier than not
+    causes: dict[str, float]  # each 0 to 1; empty if the model names none
+    tiles: list[list[float]]  # [left, top, width, height, score] of native crops, in pixels of the frame
     scored_at: float | None
     age_s: float | None  # of the last scored frame
     latency_ms: float | None
@@ -46,6 +49,7 @@ class _EventDetails(TypedDict, total=False):
     raised: bool
     value: float
     limit: float
+    cause: str
     since_s: float
     state: str
     picture: Verdict

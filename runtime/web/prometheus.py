@@ -183,6 +183,10 @@ _PER_CAMERA: tuple[tuple[str, str, str, Callable[[CameraStatus], Mapping[str, fl
         lambda of: {picture: picture == of.stats.picture for picture in _PICTURES},
     ),
     (
+        "cause", "cause", "How likely this is wrong with the last frame, 0 to 1, if the model says.",
+        lambda of: (of.last and of.last.causes) or {},
+    ),
+    (
         "alert", "kind", "1 while an alert of this kind is raised.",
         lambda of: {kind: kind in of.alerts for kind in _ALERTS},
     ),

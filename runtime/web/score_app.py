@@ -40,7 +40,8 @@ def make_app(
     Routes: ``POST /score`` (an encoded picture as the body), ``POST /batch`` (multipart files),
     ``GET /metrics``, and KServe v2's ``/v2``, ``/v2/health/live``, ``/v2/health/ready``,
     ``/v2/models/grmp-edge`` and ``/v2/models/grmp-edge/ready``; ``/healthz`` and ``/readyz``.
-    ``?camera=NAME`` names the picture's source, in the answer and in the metrics' camera label.
+    ``?camera=NAME`` names the picture's source, in the answer and in the metrics' camera label;
+    ``?tiles=1`` asks for the score of each native crop.
     With a dashboard its routes too (:func:`~grmp_edge.runtime.web.dashboard_app.add_dashboard`).
     """
     metrics = prometheus.RequestMetrics(scorer) if prometheus.AVAILABLE else None
@@ -48,7 +49,7 @@ def make_app(
 
     app = FastAPI(title="grmp-edge", version=__version__, docs_url=None, redoc_url=None)
 
-    def work(pictures: Sequence[bytes], names: Sequence[str]) -> list[Score | GrmpError]:
+    def work(pictures: Sequence[bytes], names: Sequence[str], tiles: bool) -> list[Score | GrmpError]:
         images, results = [], dict[int, Score | GrmpError]()
         for index, data in enumerate(pictures):
             try:
@@ -56,14 +57,19 @@ def make_app(
             except GrmpError as error:
                 results[index] = error
         start = time.perf_counter()
-        scores = scorer.score_batch([image for _, image in images], [names[index] for index, _ in images])
+        scores = scorer.score_batch(
+            [image for _, image in images], [names[index] for index, _ in images], tiles
+        )
         if images and metrics is not None:
             metrics.inference(time.perf_counter() - start)
         results.update({index: score for (index, _), score in zip(images, scores, strict=True)})
         return [results[index] for index in range(len(pictures))]
 
-    async def run(pictures: Sequence[bytes], names: Sequence[str], camera: str) -> list[Score | GrmpError]:
-        results = await anyio.to_thread.run_sync(work, pictures, names, limiter=limiter)
+    async def run(
+        pictures: Sequence[bytes], names: Sequence[str], request: Request
+    ) -> list[Score | GrmpError]:
+        camera, tiles = _camera(request), request.query_params.get("tiles", "0") not in ("", "0", "false")
+        results = await anyio.to_thread.run_sync(work, pictures, names, tiles, limiter=limiter)
         if metrics is not None:
             for result in results:
                 metrics.result(camera, result)
@@ -71,8 +77,7 @@ def make_app(
 
     @app.post("/score")
     async def score(request: Request) -> Response:
-        name = _camera(request)
-        (result,) = await run([await request.body()], [name or "upload"], name)
+        (result,) = await run([await request.body()], [_camera(request) or "upload"], request)
         if isinstance(result, Score):
             return Response(result.to_json(), media_type="application/json")
         return JSONResponse({"detail": str(result)}, _status(result))
@@ -85,7 +90,7 @@ def make_app(
         names = [file.filename or f"image {index}" for index, file in enumerate(files)]
         if not files:
             return JSONResponse({"detail": "no files; send multipart/form-data (curl -F a=@1.jpg)"}, 422)
-        results = await run(pictures, names, _camera(request))
+        results = await run(pictures, names, request)
         body = ",".join(
             result.to_json() if isinstance(result, Score) else _failure(name, result)
             for name, result in zip(names, results, strict=True)
@@ -112,6 +117,7 @@ def _add_kserve(app: FastAPI, scorer: Scorer) -> None:
     bundle = scorer.bundle
     size = bundle.input_size
     graph = bundle.graphs[scorer.precision]
+    logits = {"name": graph.logits, "datatype": "FP32", "shape": [-1, 1 + len(bundle.causes)]}
 
     @app.get("/v2")
     async def server() -> dict[str, object]:
@@ -136,7 +142,10 @@ def _add_kserve(app: FastAPI, scorer: Scorer) -> None:
             "versions": [bundle.id],
             "platform": f"{scorer.backend.name}_{scorer.backend.provider}",
             "inputs": [{"name": graph.input, "datatype": "UINT8", "shape": [-1, size, size, 3]}],
-            "outputs": [{"name": graph.output, "datatype": "FP32", "shape": [-1]}],
+            "outputs": [
+                {"name": graph.output, "datatype": "FP32", "shape": [-1]},
+                *([logits] if graph.logits else []),
+            ],
         }
 
 

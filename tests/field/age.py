@@ -27,7 +27,7 @@ from grmp_edge.runtime.live.config import CameraConfig
 from grmp_edge.runtime.live.live import Live, LiveScore
 from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.runtime.video.capture import Capture, open_capture
-from grmp_edge.views import Views
+from grmp_edge.views import Box, Views
 
 STEPS = (
     ("to_here", "drawn, encoded, sent, received, decoded: until grab() has it"),
@@ -65,24 +65,25 @@ class TimedScorer:
     def __init__(self, scorer: Scorer) -> None:
         self._scorer, self.bundle, self.summarise = scorer, scorer.bundle, scorer.summarise
         self.capture: Timed | None = None
-        self.notes: dict[int, dict[str, float]] = {}  # by the identity of the prepared picture
+        self.bundle, self.summarise = scorer.bundle, scorer.summarise
+        self.notes: dict[bytes, dict[str, float]] = {}  # by the whole view's pixels
         self.runs: list[tuple[float, float, dict[str, float]]] = []
 
-    def prepare(self, image: UInt8Array, bgr: bool = False) -> Views:
+    def prepare(self, image: UInt8Array, bgr: bool = False, boxes: Sequence[Box] | None = None) -> Views:
         began = time.monotonic()
-        prepared = self._scorer.prepare(image, bgr)
+        prepared = self._scorer.prepare(image, bgr, boxes)
         assert self.capture is not None
         note = {**self.capture.times, "checked": began, "prepared": time.monotonic()}
-        self.notes = {**dict(list(self.notes.items())[-8:]), id(prepared): note}
+        self.notes = {**dict(list(self.notes.items())[-8:]), prepared.pixels[0].tobytes(): note}
         return prepared
 
     def read(self, batch: Sequence[Views]) -> list[Float64Array]:
         notes = self.notes
-        found = [notes.get(id(views)) for views in batch]
+        own = [notes.get(views.pixels[0].tobytes()) for views in batch]
         began = time.monotonic()
         result = self._scorer.read(batch)
         ended = time.monotonic()
-        self.runs.extend((began, ended, note or {}) for note in found)
+        self.runs.extend((began, ended, note or {}) for note in own)
         return result
 
 
