@@ -65,7 +65,6 @@ class TimedScorer:
     def __init__(self, scorer: Scorer) -> None:
         self._scorer, self.bundle, self.summarise = scorer, scorer.bundle, scorer.summarise
         self.capture: Timed | None = None
-        self.bundle, self.summarise = scorer.bundle, scorer.summarise
         self.notes: dict[bytes, dict[str, float]] = {}  # by the whole view's pixels
         self.runs: list[tuple[float, float, dict[str, float]]] = []
 
