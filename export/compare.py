@@ -140,7 +140,7 @@ def build_plain(model: GrmpIqa) -> onnx.ModelProto:
     emitter = Emitter(builder, folded)
     x = emitter.embed("f32")
     for index, block in enumerate(folded.blocks):
-        x = emitter.block(f"block{index}", emitter.enter(index, x), block, "f32")
+        x = emitter.block(f"block{index}", x, block, "f32")
     scores = emitter.head(emitter.class_token("cls", x))
     return builder.model("plain-clip", scores, {})
 
@@ -165,8 +165,6 @@ def build_unfolded(model: GrmpIqa) -> onnx.ModelProto:
         tokens = g.op("Reshape", f"{name}.prompts.tokens", tokens, g.ints(0, count, width))
         end = int(np.iinfo(np.int64).max)
         rest = g.op("Slice", f"{name}.rest", x, g.ints(skipped), g.ints(end), g.ints(1))
-        if index in folded.merging:
-            rest = emitter.merge(index, rest)
         cls = emitter.class_token(f"{name}.cls", x)
         x = g.op("Concat", f"{name}.in", cls, tokens, rest, axis=1)
         x, skipped = emitter.block(name, x, block, "f32"), 1 + count

@@ -100,6 +100,7 @@ class FoldedStem:
     fine_stage: int  # whose output is halved by a 2 x 2 convolution and added to the last one's
     fine_weight: Array  # (W, C, 2, 2)
     grid_weight: Array  # (W, C, 1, 1)
+    statistics_scale: Array  # (statistics,), 1 / their spread: apart, so that weights stay as they are stored
     class_weight: Array  # (statistics, W)
     token_weights: tuple[Array, ...]  # of each stage, (2 C, W): its means, then its deviations
 
@@ -124,26 +125,23 @@ class FoldedModel:
     proj: Array  # (W, E)
     direction: Array  # (E,): exp(logit_scale) * (text feature of high - of low quality)
     head_bias: float = 0.0  # added to the score's logit
+    # (statistics,), whose product with the scaled statistics is added, too; empty: nothing is
+    head_row: Array = field(default_factory=lambda: np.zeros(0, np.float32))
     causes: tuple[str, ...] = ()
     cause_rows: Array = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # (E, causes)
     cause_bias: Array = field(default_factory=lambda: np.zeros(0, np.float32))  # (causes,)
     native: int = 0  # crops beside the whole that a picture is scored by
     stem: FoldedStem | None = None
-    merging: tuple[int, ...] = ()  # blocks before which each 2 x 2 tokens become their mean
 
     @property
     def width(self) -> int:
         """W, the size of a token."""
         return int(self.tokens.shape[1])
 
-    def side(self, block: int) -> int:
-        """Tokens a side that block ``block`` works on; -1 means before the first."""
-        return (self.size // self.patch) >> sum(at <= block for at in self.merging)
-
-    def length(self, block: int) -> int:
-        """Tokens that flow through block ``block``, the class token among them."""
-        extras = 0 if self.stem is None else len(self.stem.stages)
-        return 1 + extras + self.side(block) ** 2
+    @property
+    def length(self) -> int:
+        """L, the tokens that flow, the class token among them."""
+        return len(self.tokens)
 
     @property
     def reads(self) -> bool:
@@ -184,6 +182,10 @@ def fold(model: GrmpIqa, prompts: bool = True) -> FoldedModel:
         projected = _wide(model.projected_prompts(index)) if prompts else np.zeros((0, model.image.width))
         blocks.append(_fold_block(block, projected))
     high, low = _wide(model.quality_features())
+    head_bias, head_row = float(model.head_bias), np.zeros(0, np.float32)
+    if stem is not None and bool(model.head_row.any()):
+        head_row = _array(model.head_row)
+        head_bias -= float(_wide(visual.embedding.stats_mean) * stem.statistics_scale @ _wide(model.head_row))
     scale = float(np.exp(_wide(model.clip.logit_scale)).item())
     first: Any = model.image.blocks[0]
     return FoldedModel(
@@ -201,13 +203,13 @@ def fold(model: GrmpIqa, prompts: bool = True) -> FoldedModel:
         direction=(float(model.head_scale) * scale * (high - low) + _wide(model.head_weight)).astype(
             np.float32
         ),
-        head_bias=float(model.head_bias),
+        head_bias=head_bias,
+        head_row=head_row,
         causes=model.causes,
         cause_rows=_array(model.cause_rows),
         cause_bias=_array(model.cause_bias),
         native=model.native,
         stem=stem,
-        merging=model.image.merging,
     )
 
 
@@ -221,12 +223,12 @@ def _fold_stem(visual: HybridVisual, mean: Wide, std: Wide) -> tuple[FoldedStem,
         weight = _wide(conv.weight) / _wide(getattr(embedding, f"{name}_std"))[:, None, None]
         tokens[1 + stages :] -= weight.sum(axis=(2, 3)) @ _wide(getattr(embedding, f"{name}_mean"))
         weights[name] = weight.astype(np.float32)
-    statistics_mean, statistics_std = _wide(embedding.stats_mean), _wide(embedding.stats_std)
+    statistics_scale = (1 / _wide(embedding.stats_std)).astype(np.float32)
+    centre = _wide(embedding.stats_mean) * statistics_scale
 
     def linear(layer: Any, place: int, start: int, stop: int) -> Array:
-        weight: Wide = _wide(layer.weight).T / statistics_std[start:stop, None]
-        tokens[place] -= statistics_mean[start:stop] @ weight
-        return weight.astype(np.float32)
+        tokens[place] -= centre[start:stop] @ _wide(layer.weight).T
+        return _array(layer.weight).T
 
     of_stages, start = [], 0
     for index, layer in enumerate(embedding.to_tokens):
@@ -242,6 +244,7 @@ def _fold_stem(visual: HybridVisual, mean: Wide, std: Wide) -> tuple[FoldedStem,
         fine_stage=FINE_STAGE,
         fine_weight=weights["fine"],
         grid_weight=weights["grid"],
+        statistics_scale=statistics_scale,
         class_weight=linear(embedding.to_class, 0, 0, start),
         token_weights=tuple(of_stages),
     )

@@ -1,4 +1,4 @@
-"""The pictures on which the parity gate compares scores."""
+"""The views of pictures on which the parity gate compares scores."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def gate_images(
             ``recorded``.
         recorded: pictures of the training; missing and damaged ones are skipped.
         preprocess: the graph's preprocessing.
-        count: how many; from more, evenly spaced ones are taken.
+        count: how many pictures; from more, evenly spaced ones are taken.
         seed: of the procedural pictures.
         fill: see above; there is always at least one picture.
 
     Returns:
-        uint8 (count or fewer, crop, crop, 3), and a description of how many come from where.
+        All their views, uint8 (n, crop, crop, 3), and a description of how many come from where.
 
     Raises:
         DataError: ``source`` is missing or names no picture.
@@ -50,7 +50,7 @@ def gate_images(
     pictures = []
     for path in _spaced(named, count):
         try:
-            pictures.append(preprocess(read_image(path)))
+            pictures.append(preprocess.views(read_image(path)).pixels)
         except ImageError:
             if source is not None:
                 raise
@@ -61,7 +61,9 @@ def gate_images(
         missing = count - len(pictures)
         pictures += _procedural(missing, preprocess, seed)
         parts.append(f"{missing} computer-made and distorted (seed {seed})")
-    return np.stack(pictures), "pictures: " + ", ".join(parts)
+    views = np.concatenate(pictures)
+    words = "pictures: " + ", ".join(parts)
+    return views, words + (f"; {len(views)} views" if preprocess.native else "")
 
 
 def _listed(source: Path) -> list[Path]:
@@ -106,9 +108,10 @@ def _procedural(count: int, preprocess: Preprocess, seed: int) -> list[Images]:
     kinds = sorted(DISTORTIONS)
     pictures = []
     for index in range(count):
-        picture = procedural_image(rng, max(32, preprocess.resize))
+        # Large enough for crops that differ.
+        picture = procedural_image(rng, max(32, preprocess.resize) * (2 if preprocess.native else 1))
         # Every sixth picture stays clean; the others go through all kinds and levels of distortion.
         if index % 6:
             picture = distort(picture, kinds[index % len(kinds)], index % 5 + 1, rng)
-        pictures.append(preprocess(picture))
+        pictures.append(preprocess.views(picture).pixels)
     return pictures

@@ -27,7 +27,7 @@ from grmp_edge.parity import Int8Report, ParityReport
 from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
 from grmp_edge.train.session.checkpoint import Checkpoint, load_checkpoint
 
-__all__ = ["GRAPH_FILES", "ExportConfig", "export_bundle"]
+__all__ = ["GRAPH_FILES", "ExportConfig", "export_bundle", "export_model"]
 
 GRAPH_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 
@@ -75,9 +75,15 @@ def export_bundle(
     # Refused before minutes of work; write_bundle checks it again.
     refuse_other(output)
     progress("loading the checkpoint")
-    loaded = load_checkpoint(checkpoint, config.weights)
+    return export_model(load_checkpoint(checkpoint, config.weights), output, config, progress)
+
+
+def export_model(
+    loaded: Checkpoint, output: Path, config: ExportConfig, progress: Callable[[str], None] = lambda _: None
+) -> Bundle:
+    """Export what a checkpoint holds; see :func:`export_bundle`. Its model is used up."""
     model = loaded.model
-    preprocess = Preprocess.for_size(model.image.size)
+    preprocess = Preprocess.for_size(model.image.size, model.native)
     images, source = gate_images(config.images, loaded.images, preprocess, config.parity.images)
     progress("folding")
     folded = fold(model)
@@ -87,6 +93,7 @@ def export_bundle(
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent) as folder:
         metadata = _metadata(loaded, folded, normalization, preprocess)
         backbone, provenance, mos = _backbone(loaded, folded), _provenance(loaded), loaded.mos
+        aggregate, causes, reads = model.aggregate, folded.causes, folded.reads
         # On disk instead of in memory, so that PyTorch's weights go once the reference is scored.
         spool = Spool(folded, Path(folder, "folded"))
         del folded
@@ -116,6 +123,9 @@ def export_bundle(
             mos=mos,
             parity=report,
             provenance=provenance,
+            aggregate=aggregate,
+            causes=causes,
+            logits="logits" if reads else "",
         )
 
 
@@ -187,7 +197,13 @@ def _metadata(
         "grmp_edge.input": f"images: uint8 (batch, {folded.size}, {folded.size}, 3), RGB",
         "grmp_edge.preprocess": f"OpenCV bicubic to {preprocess.resize}x{preprocess.resize}, "
         f"centre {preprocess.crop}x{preprocess.crop}",
-        "grmp_edge.output": "scores: float32 (batch,), 0 is bad, 1 is good",
+        "grmp_edge.output": "scores: float32 (batch,), 0 is bad, 1 is good"
+        + (
+            f"; logits: float32 (batch, {1 + len(folded.causes)}), of the score, then of "
+            + (", ".join(folded.causes) or "nothing else")
+            if folded.reads
+            else ""
+        ),
         "grmp_edge.normalization": f"{normalization.name}, in the graph",
         "grmp_edge.visual_prompts": f"{folded.prompts} in each of {len(folded.blocks)} blocks, folded",
     }
@@ -203,7 +219,6 @@ def _backbone(loaded: Checkpoint, folded: FoldedModel) -> BackboneReport:
         "patch": folded.patch,
         "width": folded.width,
         "blocks": len(folded.blocks),
-        "merging": list(folded.merging),
         "heads": folded.heads,
         "visual_prompts": folded.prompts,
     }

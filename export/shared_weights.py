@@ -1,9 +1,9 @@
-"""A bundle whose graphs share one copy of their weights: the backbone's own file beside them.
+"""A bundle whose graphs share one copy of their weights: the model's own files beside them.
 
-The embedded backbone is stored as float16 safetensors, and folding only transposes most of its weights. So
-the graphs of a model whose image blocks were not fine-tuned can read that file instead of holding copies, and
-the shipped bundle is hardly larger than the backbone. This is for such models only; the graphs of an ordinary
-bundle are self-contained.
+The embedded backbone's stem and the weights above it are stored as float16 safetensors, and folding only
+transposes most of them. So the graphs can read those files instead of holding copies, and the shipped bundle
+is hardly larger than the weights. This is for the model that ships; the graphs of an ordinary bundle are
+self-contained.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from grmp_edge.export.graph.external_data import Place, places, point
 
 __all__ = ["CONSTANTS", "share_weights"]
 
-CONSTANTS = "constants.safetensors"  # weights that several graphs hold and the backbone's file does not
+CONSTANTS = "constants.safetensors"  # weights that several graphs hold and none of the files does
 _SMALLEST = 4096  # bytes; smaller weights are not worth a reference
 
 _SCALES = (1.0, 0.125)  # 1 / sqrt(64) is what folding multiplies the queries of heads 64 wide by
@@ -38,37 +38,39 @@ _Key: TypeAlias = "tuple[str, tuple[int, ...], bytes]"  # type, shape, SHA-256 o
 
 @dataclass(frozen=True)
 class _Source:
-    """Float16 values of a file, and how to compute a weight from them."""
+    """Values of a file, and how to compute a weight from them."""
 
+    location: str  # the file's name
     place: Place
     order: tuple[int, ...]  # of the axes, after reading
     scale: float
 
 
-def share_weights(bundle: Bundle, weights: Path, output: Path) -> Bundle:
-    """Write a copy of a bundle whose graphs read their weights from a copy of ``weights`` beside them.
+def share_weights(bundle: Bundle, weights: Sequence[Path], output: Path) -> Bundle:
+    """Write a copy of a bundle whose graphs read their weights from copies of ``weights`` beside them.
 
-    The weights stay bit for bit the same: only values that the file holds exactly are taken from it.
+    The weights stay bit for bit the same: only values that a file holds exactly are taken from it.
 
     Args:
         bundle: an exported bundle with self-contained graphs.
-        weights: the backbone's float16 safetensors file, which is copied into the bundle.
+        weights: the float16 safetensors files of the model, which are copied into the bundle.
         output: the bundle to write; an older one is replaced in one step.
 
     Raises:
         BundleError: ``output`` is something other than a bundle.
-        ValueError: the graphs share nothing with the file: the image blocks are not the backbone's.
+        ValueError: the graphs share nothing with a file: it is of another model.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent) as temporary:
         folder = Path(temporary)
-        backbone = folder / weights.name
-        shutil.copyfile(weights, backbone)
         models = {name: onnx.load_model(bundle.graph(name)) for name in bundle.graphs}
-        sources = _sources(backbone)
-        if not sum([_refer(model, backbone.name, sources) for model in models.values()]):
-            raise ValueError(f"{weights} holds none of the weights of {bundle.path}")
-        files = [backbone]
+        files = []
+        for file in weights:
+            files.append(folder / file.name)
+            shutil.copyfile(file, files[-1])
+            sources = _sources(files[-1])
+            if not sum([_refer(model, file.name, sources) for model in models.values()]):
+                raise ValueError(f"{file} holds none of the weights of {bundle.path}")
         constants = _common(list(models.values()))
         if constants:
             files.append(folder / CONSTANTS)
@@ -90,6 +92,9 @@ def share_weights(bundle: Bundle, weights: Path, output: Path) -> Bundle:
             parity=bundle.parity,
             provenance=bundle.provenance,
             files=files,
+            aggregate=bundle.aggregate,
+            causes=bundle.causes,
+            logits=next(iter(bundle.graphs.values())).logits,
         )
 
 
@@ -123,38 +128,40 @@ def _ways(value: Array) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     if value.ndim == 2:
         yield (0, 1), value.shape
         yield (1, 0), (value.shape[1], value.shape[0])
+    elif value.ndim == 4:  # a convolution's
+        yield (0, 1, 2, 3), value.shape
     elif value.ndim == 3:  # the last block's, by head: keys (H, D, W) as stored, values (H, W, D) transposed
         heads, a, b = value.shape
         yield (0, 1, 2), (heads * a, b)
         yield (0, 2, 1), (heads * b, a)
 
 
-def _source(value: Array, sources: Mapping[_Key, tuple[Place, float]]) -> _Source | None:
-    """How to compute a weight exactly from a file, if that is possible."""
+def _source(value: Array, location: str, sources: Mapping[_Key, tuple[Place, float]]) -> _Source | None:
+    """How to compute a weight exactly from the file ``location``, if that is possible."""
     for order, stored in _ways(value):
         content = np.ascontiguousarray(value.transpose(np.argsort(order)))
         match = sources.get(_key(content.reshape(stored)))
         if match is not None:
             place, scale = match
-            return _Source(replace(place, shape=content.shape), order, scale)
+            return _Source(location, replace(place, shape=content.shape), order, scale)
     return None
 
 
 def _refer(model: onnx.ModelProto, location: str, sources: Mapping[_Key, tuple[Place, float]]) -> int:
-    """Make the weights that the backbone's file holds references to it; returns their number."""
+    """Make the weights that the file ``location`` holds references to it; returns their number."""
     nodes: list[onnx.NodeProto] = []
     count = 0
     for weight in list(_inline(model)):
-        source = _source(numpy_helper.to_array(weight), sources)
+        source = _source(numpy_helper.to_array(weight), location, sources)
         if source is not None:
-            _attach(model.graph, weight, location, source, nodes)
+            _attach(model.graph, weight, source, nodes)
             count += 1
     _prepend(model.graph, nodes)
     return count
 
 
 def _attach(
-    graph: onnx.GraphProto, weight: TensorProto, location: str, source: _Source, nodes: list[onnx.NodeProto]
+    graph: onnx.GraphProto, weight: TensorProto, source: _Source, nodes: list[onnx.NodeProto]
 ) -> None:
     """Make a weight a reference, and add the nodes that compute it, which runtimes run once at load."""
     target, stored = weight.data_type, source.place.data_type
@@ -174,7 +181,7 @@ def _attach(
     weight.data_type = source.place.data_type
     del weight.dims[:]
     weight.dims.extend(source.place.shape)
-    point(weight, location, source.place)
+    point(weight, source.location, source.place)
     for i, (op, attributes, others) in enumerate(steps):
         output = name if i == len(steps) - 1 else f"{name}.step{i}"
         nodes.append(helper.make_node(op, [last, *others], [output], name=output, **attributes))
@@ -230,6 +237,6 @@ def _refer_to_constants(models: Sequence[onnx.ModelProto], path: Path, constants
             stored = constants.get(weight.name)
             if stored is not None and _same(numpy_helper.to_array(weight), stored):
                 place = stored_at[weight.name]
-                source = _Source(place, tuple(range(len(place.shape))), 1.0)
-                _attach(model.graph, weight, path.name, source, nodes)
+                source = _Source(path.name, place, tuple(range(len(place.shape))), 1.0)
+                _attach(model.graph, weight, source, nodes)
         _prepend(model.graph, nodes)

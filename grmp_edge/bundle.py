@@ -55,7 +55,6 @@ class BackboneReport(TypedDict, total=False):
     patch: int  # pixels a side
     width: int  # channels of a token
     blocks: int
-    merging: list[int]
     heads: int
     visual_prompts: int  # of each block
 

@@ -9,7 +9,7 @@ __all__ = ["DEFAULT_BUNDLE", "DEFAULT_NAME", "EMBEDDED", "MANIFEST", "bundle_and
 
 # train/weights/README.md says what it can and cannot judge.
 DEFAULT_BUNDLE = Path(__file__).resolve().parent / "runtime" / "default_model"
-EMBEDDED = "embedded-s16"  # the backbone inside; its weights lie there for training, too
+EMBEDDED = "embedded-l0"  # the backbone inside
 DEFAULT_NAME = "default"  # stands for it wherever a bundle is named
 MANIFEST = "bundle.json"
 

@@ -182,7 +182,7 @@ def test_a_tensor_that_does_not_fit_is_named() -> None:
 
 def test_unknown_names() -> None:
     with pytest.raises(
-        ModelError, match=r"'ViT-Z-1' is not a model of open_clip; use embedded-s16 or one of ViT-"
+        ModelError, match=r"'ViT-Z-1' is not a model of open_clip; use embedded-l0 or one of ViT-"
     ):
         load_backbone(BackboneConfig("ViT-Z-1"))
     with pytest.raises(ModelError, match=r"'nope' is neither a weights file nor a tag of ViT-B-16; .*openai"):

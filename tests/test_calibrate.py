@@ -19,7 +19,7 @@ from grmp_edge.train.finetune.config import FinetuneConfig, Part
 from grmp_edge.train.finetune.label_scale import calibrate, platt
 from grmp_edge.train.finetune.loop import finetune, predict
 from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
-from grmp_edge.train.network.embedded import PROMPTS_PATH, load_prompts
+from grmp_edge.train.network.embedded import EMBEDDED_PATH, load_prompts
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.session.checkpoint import CheckpointWriter, load_parameters
 from grmp_edge.train.session.ranks import ALONE
@@ -73,7 +73,7 @@ def test_the_text_side_alone_moves() -> None:
 
 def test_the_scores_of_the_shipped_model_come_onto_the_labels_scale() -> None:
     model = GrmpIqa(load_backbone(BackboneConfig())).eval()
-    load_parameters(model, load_prompts(), PROMPTS_PATH)
+    load_parameters(model, load_prompts(), EMBEDDED_PATH)
     images, _ = blurred(32, 244)
     scores = predict(model, images).astype(np.float64)
     # Labels that follow the scores, higher and closer together, with errors.
@@ -106,16 +106,14 @@ def test_a_step_moves_the_text_side_by_its_part_of_the_rate() -> None:
 
 
 def test_the_embedded_backbone_is_calibrated_and_then_moves_its_image_tower() -> None:
-    usual = FinetuneConfig.of("embedded-s16")
+    usual = FinetuneConfig.of("embedded-l0")
     assert (usual.calibration_steps, usual.text_rate, usual.lr) == (400, 0.0, 0.5)
-    assert usual.image_blocks == 3 and FinetuneConfig.of("ViT-B-16").image_blocks is None
-    model = GrmpIqa(load_backbone(BackboneConfig()))
-    model.trained_image_blocks = usual.image_blocks
-    assert (model.first_trained_image_block,) == model.image.merging  # all that work on merged tokens
+    assert usual.image_blocks is None and FinetuneConfig.of("ViT-B-16").image_blocks is None
+    assert GrmpIqa(load_backbone(BackboneConfig())).first_trained_image_block == 1  # of two
     # Without image blocks the text side is all there is, at a rate of its own; what is set is kept.
-    alone = FinetuneConfig.of("embedded-s16", image_blocks=0)
+    alone = FinetuneConfig.of("embedded-l0", image_blocks=0)
     assert (alone.text_rate, alone.lr) == (1.0, 0.03)
-    kept = FinetuneConfig.of("embedded-s16", calibration_steps=0, text_rate=0.5, lr=0.0)
+    kept = FinetuneConfig.of("embedded-l0", calibration_steps=0, text_rate=0.5, lr=0.0)
     assert (kept.calibration_steps, kept.text_rate, kept.lr) == (0, 0.5, 0.0)
 
 

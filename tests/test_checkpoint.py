@@ -173,7 +173,7 @@ def test_damaged_or_foreign_settings(tmp_path: Path) -> None:
 def test_other_backbone_weights_are_refused(tmp_path: Path) -> None:
     save(tmp_path)
     edit(tmp_path, lambda c: c["backbone"].update(random_seed=1))
-    with pytest.raises(CheckpointError, match=r"other weights of embedded-s16 \(digest .*--weights"):
+    with pytest.raises(CheckpointError, match=r"other weights of embedded-l0 \(digest .*--weights"):
         load_checkpoint(tmp_path)
 
 

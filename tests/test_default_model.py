@@ -18,17 +18,18 @@ from onnx import TensorProto, numpy_helper
 
 from grmp_edge.bundle import Bundle, write_bundle
 from grmp_edge.default_bundle import DEFAULT_BUNDLE, bundle_and_sources
-from grmp_edge.errors import ModelError
+from grmp_edge.export.default_model import load_weights
 from grmp_edge.export.fold import fold
 from grmp_edge.export.graph.emit import GraphPrecision, build_onnx
 from grmp_edge.export.shared_weights import share_weights
 from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
 from grmp_edge.runtime import Scorer
 from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
-from grmp_edge.train.network.embedded import EMBEDDED_PATH, PROMPTS_PATH, load_prompts, save_prompts
+from grmp_edge.train.network.embedded import DEFAULT_PATH, EMBEDDED_PATH, STEM_PATH
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.runs import ModelConfig
 
+FILES = (STEM_PATH, EMBEDDED_PATH)
 PIXELS = np.random.default_rng(5).integers(0, 256, (3, 224, 224, 3), np.uint8)
 
 
@@ -52,24 +53,30 @@ def whole(model: GrmpIqa, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         folder / "bundle",
         graphs,
         backbone={},
-        preprocess=Preprocess.for_size(224),
-        normalization=NORMALIZATIONS["clip"],
+        preprocess=Preprocess.for_size(224, native=4),
+        normalization=NORMALIZATIONS["lite"],
         mos=None,
         parity={},
         provenance={},
+        aggregate=model.aggregate,
+        causes=model.causes,
+        logits="logits",
     )
 
 
 def run(path: Path) -> np.ndarray:
+    """Scores and logits (3, 2 + causes)."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return np.asarray(onnxruntime.InferenceSession(str(path), options).run(None, {"images": PIXELS})[0])
+    scores, logits = onnxruntime.InferenceSession(str(path), options).run(None, {"images": PIXELS})
+    return np.concatenate([scores[:, None], logits], axis=1)
 
 
 def test_shared_weights_score_the_same_bit_by_bit(whole: Bundle, tmp_path: Path) -> None:
-    shared = share_weights(whole, EMBEDDED_PATH, tmp_path / "shared")
+    shared = share_weights(whole, FILES, tmp_path / "shared")
     size = sum(path.stat().st_size for path in shared.path.iterdir())
-    assert size < 1.25 * EMBEDDED_PATH.stat().st_size
+    assert size < 1.1 * sum(path.stat().st_size for path in FILES)
+    assert (shared.aggregate, shared.causes) == (whole.aggregate, whole.causes)
     assert size < 0.5 * sum(path.stat().st_size for path in whole.path.iterdir())
     for precision in ("fp32", "fp16"):
         assert np.array_equal(run(whole.graph(precision)), run(shared.graph(precision)))
@@ -77,13 +84,14 @@ def test_shared_weights_score_the_same_bit_by_bit(whole: Bundle, tmp_path: Path)
 
 def test_what_is_shared_is_read_from_the_file(whole: Bundle, tmp_path: Path) -> None:
     """The scores follow the bytes of the file: there is no second copy of what it holds."""
-    shared = share_weights(whole, EMBEDDED_PATH, tmp_path / "shared")
-    file = shared.path / EMBEDDED_PATH.name
-    content = bytearray(file.read_bytes())
-    content[-2_000_000:] = bytes(2_000_000)
-    file.write_bytes(content)
-    for precision in ("fp32", "fp16"):
-        assert not np.array_equal(run(whole.graph(precision)), run(shared.graph(precision)))
+    for each in FILES:
+        shared = share_weights(whole, FILES, tmp_path / "shared")
+        file = shared.path / each.name
+        content = bytearray(file.read_bytes())
+        content[-2_000_000:] = bytes(2_000_000)
+        file.write_bytes(content)
+        for precision in ("fp32", "fp16"):
+            assert not np.array_equal(run(whole.graph(precision)), run(shared.graph(precision)))
 
 
 def test_a_model_of_other_weights_is_not_shared(whole: Bundle, tmp_path: Path) -> None:
@@ -97,40 +105,26 @@ def test_a_model_of_other_weights_is_not_shared(whole: Bundle, tmp_path: Path) -
         tmp_path / "other",
         {"fp32": (tmp_path / "model.onnx", 17)},
         backbone={},
-        preprocess=Preprocess.for_size(224),
-        normalization=NORMALIZATIONS["clip"],
+        preprocess=Preprocess.for_size(224, native=4),
+        normalization=NORMALIZATIONS["lite"],
         mos=None,
         parity={},
         provenance={},
     )
     with pytest.raises(ValueError, match="holds none"):
-        share_weights(bundle, EMBEDDED_PATH, tmp_path / "shared")
+        share_weights(bundle, FILES, tmp_path / "shared")
     assert not (tmp_path / "shared").exists()
 
 
-def test_prompts_belong_to_their_backbone(model: GrmpIqa, tmp_path: Path) -> None:
-    prompts = dict(model.prompt_parameters())
-    save_prompts(prompts, tmp_path / "own")
-    loaded = load_prompts(tmp_path / "own")
-    assert set(loaded) == set(prompts)
-    for name, value in prompts.items():
-        assert torch.equal(loaded[name], value.detach().half().float())
-    save_prompts(prompts, tmp_path / "strange", backbone="0" * 64)
-    with pytest.raises(ModelError, match="another backbone"):
-        load_prompts(tmp_path / "strange")
-    (tmp_path / "torn").write_bytes((tmp_path / "own").read_bytes()[:1000])
-    with pytest.raises(ModelError, match="cannot read"):
-        load_prompts(tmp_path / "torn")
-
-
-def test_what_ships_belongs_together(model: GrmpIqa) -> None:
-    assert {name: tuple(value.shape) for name, value in load_prompts(PROMPTS_PATH).items()} == {
-        name: tuple(value.shape) for name, value in model.prompt_parameters()
-    }
-    bundle = Bundle.load("default")
-    assert set(bundle.graphs) == {"fp32", "fp16", "int8"}
-    assert bundle.path == DEFAULT_BUNDLE
-    assert EMBEDDED_PATH.name in bundle.files and EMBEDDED_PATH.parent == bundle.path
+def test_what_ships_belongs_together() -> None:
+    bundle, loaded = Bundle.load("default"), load_weights(DEFAULT_PATH).model
+    assert set(bundle.graphs) == {"fp32", "fp16", "int8"} and bundle.path == DEFAULT_BUNDLE
+    assert {STEM_PATH.name, DEFAULT_PATH.name} <= set(bundle.files)
+    assert STEM_PATH.parent == DEFAULT_PATH.parent == bundle.path
+    assert (bundle.aggregate, bundle.causes, bundle.preprocess.native) == (loaded.aggregate, loaded.causes, 4)
+    with torch.no_grad():
+        expected = loaded.readings(loaded.image_features(loaded.pixels(torch.from_numpy(PIXELS))))
+    assert run(bundle.graph("fp32"))[:, 1:] == pytest.approx(expected.numpy(), abs=1e-4)
 
 
 def test_the_default_model_knows_ruin_in_every_precision() -> None:
@@ -183,8 +177,12 @@ def test_score_without_a_bundle(tmp_path: Path) -> None:
     decoded = cv2.imread(str(tmp_path / "a.png"))
     assert decoded is not None
     picture = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
-    cut = cv2.resize(picture, (244, 244), interpolation=cv2.INTER_CUBIC)[10:234, 10:234]
-    session = onnxruntime.InferenceSession(str(Bundle.load("default").graph("fp32")))
-    (expected,) = session.run(None, {"images": cut[None]})[0]
+    bundle = Bundle.load("default")
+    views = [cv2.resize(picture, (244, 244), interpolation=cv2.INTER_CUBIC)[10:234, 10:234]]
+    views += [picture[top : top + 224, left : left + 224] for top in (0, 76) for left in (0, 176)]
+    session = onnxruntime.InferenceSession(str(bundle.graph("fp32")))
+    logits = session.run(["logits"], {"images": np.stack(views)})[0][:, 0]
+    expected = bundle.aggregate.whole * logits[0] + bundle.aggregate.native * logits[1:].mean()
+    expected = 1 / (1 + np.exp(-(expected + bundle.aggregate.shift)))
     assert json.loads(line)["value"] == pytest.approx(float(expected), abs=1e-5)
     assert "the model that ships" in done.stderr

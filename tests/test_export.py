@@ -373,7 +373,7 @@ def test_export_command_on_a_real_checkpoint(tmp_path: Path, monkeypatch: pytest
     assert "next: grmp-edge score bundles/mine" in result.stderr
     assert "model.onnx" in result.stdout and "model.fp16.onnx" in result.stdout
     bundle = Bundle.load(tmp_path / "bundles" / "mine")
-    assert bundle.mos == MosScale(0.0, 100.0) and bundle.backbone["name"] == "embedded-s16"
+    assert bundle.mos == MosScale(0.0, 100.0) and bundle.backbone["name"] == "embedded-l0"
 
     monkeypatch.setattr(pipeline, "fold", poison(wrong_key_of_many))
     before = contents(tmp_path / "bundles")

@@ -293,7 +293,7 @@ CHOICE = ModelConfig(BackboneConfig(pretrained="random"), PromptConfig(visual_to
 def stage(
     tmp_path: Path, name: str, csv: Path, resume: bool = False, reporter: Any = None, **settings: Any
 ) -> Any:
-    config = FinetuneConfig.of("embedded-s16", **{"epochs": 3, "evaluate_every": 1, "lr": 0.01, **settings})
+    config = FinetuneConfig.of("embedded-l0", **{"epochs": 3, "evaluate_every": 1, "lr": 0.01, **settings})
     split = SplitConfig(labels=6, test_fraction=0.4, validation_fraction=0.34, seed=1)
     return run_finetune(tmp_path / name, CHOICE, None, read_csv(csv), split, config, resume, reporter)
 
@@ -337,10 +337,10 @@ def test_the_stage_never_looks_at_the_test_part_and_resumes(
 
 def test_the_embedded_backbone_learns_from_all_labels_unless_told(tmp_path: Path) -> None:
     csv = write_labelled(tmp_path / "data", 10)
-    config = FinetuneConfig.of("embedded-s16", epochs=1, calibration_steps=1, qgr=False)
+    config = FinetuneConfig.of("embedded-l0", epochs=1, calibration_steps=1, qgr=False)
     preset = PRESETS["default"]
     for given, counts in ((None, (6, 0)), (0.34, (4, 2))):
-        split = preset.split("embedded-s16", labels=6, test_fraction=0.4, validation_fraction=given, seed=1)
+        split = preset.split("embedded-l0", labels=6, test_fraction=0.4, validation_fraction=given, seed=1)
         folder = tmp_path / str(given)
         found = run_finetune(folder, CHOICE, None, read_csv(csv), split, config)["metrics"]
         assert (found["train"]["count"], found.get("validation", {"count": 0})["count"]) == counts

@@ -249,9 +249,9 @@ def test_no_more_layers_stay_in_float32_than_are_needed(tmp_path: Path, needed: 
             mean = 0.0 if len(wide) >= needed else 0.009
             return Verdict(mean, mean, 1.0, LIMITS["int8"], "")
 
-        def _scores(self, method: Method, strength: float, wide: frozenset[str], count: int) -> np.ndarray:
+        def _readings(self, method: Method, strength: float, wide: frozenset[str], count: int) -> np.ndarray:
             (alone,) = set(names) - wide
-            return self.gate.reference[:count] + harm[alone]
+            return self.gate.readings[:count] + harm[alone]
 
     gate = Gate(model, pictures(2), ParityConfig())
     found = Told(fold(model), pictures(2), gate, tmp_path, Int8Config(smoothing=(0.0,)), {}, lambda _: None)

@@ -312,6 +312,6 @@ def test_settings_go_with_the_backbone() -> None:
         1e-4,
         1e-2,
     )
-    embedded = MetaConfig.of("embedded-s16")
+    embedded = MetaConfig.of("embedded-l0")
     assert (embedded.epochs, embedded.inner_lr, embedded.outer_lr) == (3, 1e-3, 1.0)
     assert embedded.reset_per_task and embedded.support_batch == reference.support_batch

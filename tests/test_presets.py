@@ -35,7 +35,7 @@ def test_the_default_changes_nothing_of_the_configs() -> None:
     assert DEFAULT.meta("ViT-B-16", epochs=3) == MetaConfig(epochs=3)
     assert DEFAULT.finetune("ViT-B-16", lr=0.5) == FinetuneConfig(lr=0.5)
     assert DEFAULT.split("ViT-B-16", labels=50) == SplitConfig(50)
-    assert DEFAULT.finetune("embedded-s16", lr=None) == FinetuneConfig.of("embedded-s16")
+    assert DEFAULT.finetune("embedded-l0", lr=None) == FinetuneConfig.of("embedded-l0")
     phase = [memory_task(f"task {i}") for i in range(25)]
     assert DEFAULT.tasks([phase]) == [phase]
     assert leaks(DEFAULT.finetune("ViT-B-16")) == []
@@ -48,7 +48,7 @@ def test_the_reference_is_as_released_and_says_so() -> None:
     assert REFERENCE.finetune("ViT-B-16", lr=0.5) == wanted
     assert REFERENCE.split("ViT-B-16", labels=50, seed=4) == SplitConfig(50, validation_fraction=0.0, seed=4)
     said = leaks(REFERENCE.finetune("ViT-B-16"), {"meta_select_on": "target set"})
-    alike = REFERENCE.finetune("embedded-s16")
+    alike = REFERENCE.finetune("embedded-l0")
     assert (alike.calibration_steps, alike.text_rate, alike.average, alike.lr) == (0, 1.0, False, 0.03)
     assert len(said) == 2 and "test part" in said[0] and "target set" in said[1]
 
@@ -110,7 +110,7 @@ def test_options_override_the_preset() -> None:
         assert model.config().prompts.normalization == value
 
 
-@pytest.mark.parametrize("backbone", ["embedded-s16", "ViT-B-16"])
+@pytest.mark.parametrize("backbone", ["embedded-l0", "ViT-B-16"])
 def test_calibration_and_the_text_sides_rate_can_be_asked_for(backbone: str) -> None:
     from grmp_edge.cli.training_options import TuningOptions
 
@@ -119,7 +119,7 @@ def test_calibration_and_the_text_sides_rate_can_be_asked_for(backbone: str) -> 
         config = options.config(backbone, "auto")
         return config.calibration_steps, config.text_rate
 
-    usual = (400, 0.0) if backbone == "embedded-s16" else (0, 1.0)
+    usual = (400, 0.0) if backbone == "embedded-l0" else (0, 1.0)
     presets: dict[PresetName, tuple[int, float]] = {
         "default": usual,
         "reference": (0, 1.0),

@@ -129,7 +129,7 @@ def test_an_unfinished_pre_training_is_no_start(unfinished: Path, tmp_path: Path
     with pytest.raises(CheckpointError, match=r"epoch 4 of 9\); finish it with .*--resume -o .*--allow-unf"):
         refuse_unfinished(unfinished)
     data = read_csv(write_labelled(tmp_path / "data", 10))
-    split, config = SplitConfig(6, 0.4, 0.34), FinetuneConfig.of("embedded-s16", epochs=1, lr=0.01, qgr=False)
+    split, config = SplitConfig(6, 0.4, 0.34), FinetuneConfig.of("embedded-l0", epochs=1, lr=0.01, qgr=False)
     with pytest.raises(CheckpointError, match="unfinished run"):
         run_finetune(tmp_path / "run", CHOICE, unfinished, data, split, config)
     assert not (tmp_path / "run").exists()
@@ -144,7 +144,7 @@ def test_options_that_contradict_the_start_are_refused(unfinished: Path, tmp_pat
     common = ["--data", str(labels), "--from", str(unfinished), "-o", str(tmp_path / "run")]
     for command in (["train", "finetune"], ["evaluate", "--labels", "4"]):
         for option, value, has in (
-            ("backbone", "ViT-B-32", "embedded-s16"),
+            ("backbone", "ViT-B-32", "embedded-l0"),
             ("normalization", "clip", "imagenet"),
         ):
             shown = CliRunner().invoke(app, [*command, *common, f"--{option}", value])
@@ -160,7 +160,7 @@ def test_choosing_on_a_test_part_that_is_not_there_is_refused(tmp_path: Path) ->
         words = ["train", "finetune", "--data", str(labels), "--test-fraction", "0", *options]
         shown = CliRunner().invoke(app, [*words, "-o", str(tmp_path / "run")])
         assert shown.exit_code == 2 and "--test-fraction 0 leaves none" in shown.stderr
-    config = FinetuneConfig.of("embedded-s16", epochs=1, select_on="test")
+    config = FinetuneConfig.of("embedded-l0", epochs=1, select_on="test")
     with pytest.raises(UsageError, match="--test-fraction 0 leaves none"):
         run_finetune(tmp_path / "run", CHOICE, None, read_csv(labels), SplitConfig(6, 0.0), config)
 
@@ -181,7 +181,7 @@ def test_the_target_set_chooses_the_epoch_where_it_is_asked_to(tmp_path: Path) -
     # The leak travels with what is fine-tuned from there.
     split, tuning = (
         SplitConfig(6, 0.25, 0.34),
-        FinetuneConfig.of("embedded-s16", epochs=1, lr=0.01, qgr=False),
+        FinetuneConfig.of("embedded-l0", epochs=1, lr=0.01, qgr=False),
     )
     tuned = run_finetune(tmp_path / "tuned", CHOICE, tmp_path / "run", data, split, tuning)
     assert tuned["leaks"] == result["leaks"]

@@ -80,7 +80,7 @@ def emit_model(
     for index, block in enumerate(blocks):
         dtype: DType = "f32" if index in fp32_blocks else "f16" if precision == "fp16" else "f32"
         stream = "f32" if dtype == "f32" else stream
-        x = emitter.enter(index, builder.cast(x, stream, f"block{index}.in"))
+        x = builder.cast(x, stream, f"block{index}.in")
         emit = emitter.last_block if index == len(blocks) - 1 else emitter.block
         x = emit(f"block{index}", x, block, dtype)
     outputs = emitter.head(builder.cast(x, "f32", "cls"))
@@ -98,6 +98,7 @@ class Emitter:
         images = builder.input("images", "u8", ("batch", folded.size, folded.size, 3))
         self.pixels = builder.cast(images, "f32", "pixels")
         self._zeros: dict[DType, Value] = {}
+        self.straight: Value | None = None  # (B, 1), what statistics add to the score's logit
 
     def repeated(self, name: str, constant: Value) -> Value:
         """A constant (1, ...) of four axes, repeated over the batch.
@@ -160,7 +161,14 @@ class Emitter:
         flat = g.op("Reshape", "places.flat", places, g.ints(0, width, -1))
         rows = [g.op("Transpose", "places.rows", flat, perm=[0, 2, 1])]
         joined = g.op("Concat", "statistics", *statistics, axis=1)
-        inputs = [joined, *statistics]
+        scale = g.constant("statistics.scale", stem.statistics_scale, "f32")
+        joined = g.op("Mul", "statistics.scaled", joined, scale)
+        if len(self.folded.head_row):
+            row = g.constant("statistics.row", self.folded.head_row[:, None], "f32")
+            self.straight = g.op("MatMul", "statistics.logit", joined, row)
+        names = [f"statistics.{index}" for index in range(len(stem.stages))]
+        widths = g.ints(*(len(weight) for weight in stem.token_weights))
+        inputs = [joined, *g.ops("Split", "statistics.split", names, joined, widths, axis=1)]
         for index, (own, weight) in enumerate(
             zip(inputs, (stem.class_weight, *stem.token_weights), strict=True)
         ):
@@ -211,24 +219,6 @@ class Emitter:
         both = g.op("Concat", f"{name}.both", mean, g.op("Sqrt", f"{name}.deviation", shifted), axis=1)
         return g.op("Reshape", f"{name}.statistics", both, g.ints(0, -1))
 
-    def enter(self, index: int, x: Value) -> Value:
-        """The input (B, L, W) of a block, merged if the block merges tokens."""
-        if index not in self.folded.merging:
-            return x
-        g, name = self.g, f"block{index}.merge"
-        end = 1 + self.folded.side(index - 1) ** 2
-        rest = g.op("Slice", f"{name}.places", x, g.ints(1), g.ints(end), g.ints(1))
-        return g.op("Concat", name, self.class_token(f"{name}.cls", x), self.merge(index, rest), axis=1)
-
-    def merge(self, index: int, rest: Value) -> Value:
-        """Merge the tokens (B, S, W) before a block, without the class token, to (B, S / 4, W)."""
-        g, name = self.g, f"block{index}.merge"
-        half = self.folded.side(index)
-        # The batch and half of the rows share an axis, since every runtime supports five axes.
-        grid = g.op("Reshape", f"{name}.grid", rest, g.ints(-1, 2, half, 2, self.folded.width))
-        means = g.op("ReduceMean", f"{name}.means", grid, axes=[1, 3], keepdims=0)
-        return g.op("Reshape", f"{name}.rows", means, g.ints(-1, half * half, self.folded.width))
-
     def block(self, name: str, x: Value, block: FoldedBlock, dtype: DType) -> Value:
         """One whole block over (B, L, W), computed in ``dtype``; the result has the type of ``x``."""
         g = self.g
@@ -271,7 +261,7 @@ class Emitter:
         a (n Wv) = (a n) Wv.
         """
         g, heads, width = self.g, self.heads, self.folded.width
-        tokens = self.folded.length(len(self.folded.blocks) - 1)
+        tokens = self.folded.length
         prompts = int(block.prompt_keys.shape[1])
         normed = g.cast(self.norm(f"{name}.ln_1", x, block.ln_1), dtype, f"{name}.ln_1.out")
         first = self.linear(
@@ -333,6 +323,13 @@ class Emitter:
         along = g.op("MatMul", "along", feature, g.constant("direction", rows, "f32"))
         length = g.op("ReduceL2", "length", feature, axes=[2], keepdims=1)
         logit = g.op("Div", "logit", along, length)
+        if self.straight is not None:
+            # As all logits have it: the score's own, and nothing for the causes.
+            first = np.eye(1, len(bias), dtype=np.float32)
+            added = g.op("MatMul", "logit.straight", self.straight, g.constant("logit.first", first, "f32"))
+            logit = g.op(
+                "Add", "logit.both", logit, g.op("Unsqueeze", "logit.straight.rows", added, g.ints(1))
+            )
         if bias.any():
             logit = g.op("Add", "logit.sum", logit, g.constant("bias", bias, "f32"))
         outputs: list[Output] = []

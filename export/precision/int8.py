@@ -12,7 +12,7 @@ import numpy.typing as npt
 from grmp_edge.errors import ParityError
 from grmp_edge.export.fold import FoldedModel
 from grmp_edge.export.graph.save import data_file, discard, save_graph
-from grmp_edge.export.parity import Gate, graph_scores, link_report
+from grmp_edge.export.parity import Gate, graph_readings, link_report
 from grmp_edge.export.precision.activations import calibrate
 from grmp_edge.export.precision.quantize import Method, activation_scale, build_int8, layers, smooth
 from grmp_edge.parity import Int8GraphReport, Int8Report, Verdict
@@ -175,8 +175,8 @@ class _Search:
         harm = {}
         for name in names:
             self.progress(f"measuring {method} int8, {name} alone")
-            scores = self._scores(method, strength, frozenset(names) - {name}, count)
-            difference = float(np.abs(scores - self.gate.reference[:count]).mean())
+            readings = self._readings(method, strength, frozenset(names) - {name}, count)
+            difference = float(np.abs(readings - self.gate.readings[:count]).mean())
             harm[name] = np.nan_to_num(difference, nan=np.inf)
         ranked = sorted(names, key=lambda name: -harm[name])
         most = max(1, int(len(names) * self.config.most_wide))
@@ -204,15 +204,16 @@ class _Search:
 
     def _judge(self, method: Method, strength: float, wide: frozenset[str], words: str) -> Verdict:
         self.progress(words)
-        return self.gate.judge_scores("int8", self._scores(method, strength, wide, len(self.gate.images)))
+        readings = self._readings(method, strength, wide, len(self.gate.images))
+        return self.gate.judge_readings("int8", readings)
 
-    def _scores(
+    def _readings(
         self, method: Method, strength: float, wide: frozenset[str], count: int
     ) -> npt.NDArray[np.float64]:
         file = self.folder / "candidate.onnx"
         self.write(method, strength, wide, file)
         try:
-            return graph_scores(file, self.gate.images[:count], self.gate.config.batch)
+            return graph_readings(file, self.gate.images[:count], self.gate.config.batch)
         finally:
             discard(file)
 

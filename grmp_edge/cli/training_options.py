@@ -73,8 +73,8 @@ class ModelOptions:
         str | None,
         option(
             "--backbone",
-            "embedded-s16, or any ViT of open_clip such as ViT-B-16; default: that of --from, "
-            "else embedded-s16.",
+            "embedded-l0, or any ViT of open_clip such as ViT-B-16; default: that of --from, "
+            "else embedded-l0.",
         ),
     ] = None
     weights: Annotated[

@@ -201,7 +201,7 @@ def _pixels(model: GrmpIqa, images: UInt8Array, offset: int, flip: bool = False)
 
 def _places(model: GrmpIqa) -> int:
     """Tokens of a picture after the frozen blocks."""
-    return model.image.places(model.first_trained_image_block - 1)
+    return model.image.length
 
 
 @torch.no_grad()

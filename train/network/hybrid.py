@@ -56,13 +56,18 @@ class StemEmbedding(nn.Module):
         """(B, 112, 14, 14), (B, 192, 7, 7) and (B, 2976) to (B, 65, W)."""
         fine = (fine - self.fine_mean[:, None, None]) / self.fine_std[:, None, None]
         grid = (grid - self.grid_mean[:, None, None]) / self.grid_std[:, None, None]
-        stats = (stats - self.stats_mean) / self.stats_std
+        stats = self.standardised(stats)
         places = (self.fine(fine) + self.grid(grid)).flatten(2).transpose(1, 2)
         parts = torch.split(stats, [2 * channels for channels in CHANNELS], dim=1)
         tokens = torch.stack([layer(part) for layer, part in zip(self.to_tokens, parts, strict=True)], dim=1)
         cls = (self.class_embedding + self.to_class(stats))[:, None]
         embedded: Tensor = torch.cat([cls, tokens, places], dim=1) + self.positional_embedding
         return embedded
+
+    def standardised(self, stats: Tensor) -> Tensor:
+        """Statistics (B, 2976) as they enter the linear layers."""
+        standardised: Tensor = (stats - self.stats_mean) / self.stats_std
+        return standardised
 
 
 class HybridVisual(nn.Module):
@@ -82,22 +87,29 @@ class HybridVisual(nn.Module):
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, 224, 224) to tokens (B, 65, W) after ln_pre."""
-        embedded: Tensor = self.ln_pre(self.embedding(*self.stem(pixels)))
-        return embedded
+        return self.read(pixels)[0]
+
+    def read(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``embed``, and the standardised statistics (B, 2976)."""
+        fine, grid, stats = self.stem(pixels)
+        embedded: Tensor = self.ln_pre(self.embedding(fine, grid, stats))
+        return embedded, self.embedding.standardised(stats)
 
 
 def build_hybrid() -> CLIP:
     """Make the network with random weights from torch's global generator.
 
     Returns:
-        A ``CLIP`` of open_clip with this image tower, and the causes' scales and biases as parameters of its
-        own; float32 on the CPU, in training mode. Pictures: (N, 3, 224, 224) normalised by "lite"; texts:
-        (N, 77) int64 of the standard tokenizer; features (N, 256).
+        A ``CLIP`` of open_clip with this image tower, and the causes' scales and biases and the statistics'
+        row as parameters of its own; float32 on the CPU, in training mode. Pictures: (N, 3, 224, 224)
+        normalised by "lite"; texts: (N, 77) int64 of the standard tokenizer; features (N, 256).
     """
     small = {"width": 64, "head_width": 64, "layers": 1, "patch_size": 112, "image_size": SIZE}
     model = CLIP(embed_dim=EMBED_DIM, vision_cfg=small, text_cfg=dict(TEXT))
     model.visual = HybridVisual()
     model.native, model.aggregate = NATIVE, Aggregate(0.5, 0.5)
+    # From the standardised statistics straight to the score's logit: what a ridge regression found.
+    model.statistics_row = nn.Parameter(torch.zeros(STATISTICS), requires_grad=False)
     model.cause_scale = nn.Parameter(torch.full((len(CAUSES),), 2.5))  # its exponential multiplies
     model.cause_bias = nn.Parameter(torch.full((len(CAUSES),), -1.0))
     return model

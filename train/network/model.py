@@ -7,7 +7,7 @@ section 3.1-3.2.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from grmp_edge.preprocess import NORMALIZATIONS
 from grmp_edge.train.network.backbone import Backbone, settings_for
-from grmp_edge.train.network.merging import MergingBlock
 from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.network.towers import (
     ImageTower,
@@ -51,6 +50,8 @@ class GrmpIqa(nn.Module):
     head_scale: Tensor
     head_weight: Tensor
     head_bias: Tensor
+    # From standardised statistics (S,) straight to the score's logit; S is 0 where there is no stem.
+    head_row: Tensor
     cause_rows: Tensor  # (E, causes): products with a unit feature, plus the bias, are the causes' logits
     cause_bias: Tensor  # (causes,)
 
@@ -83,6 +84,8 @@ class GrmpIqa(nn.Module):
         self.register_buffer("head_scale", torch.ones(()), persistent=False)
         self.register_buffer("head_weight", torch.zeros(width), persistent=False)
         self.register_buffer("head_bias", torch.zeros(()), persistent=False)
+        row = getattr(self.clip, "statistics_row", torch.zeros(0))
+        self.register_buffer("head_row", row.detach().clone(), persistent=False)
         self._register_causes(width)
         # How a picture is looked at: crops beside the whole, and what becomes of all views' logits.
         self.native: int = getattr(self.clip, "native", 0)
@@ -176,7 +179,6 @@ class GrmpIqa(nn.Module):
         for index in range(start, stop):
             extra = extras[index - start] if extras else self.prompt_keys_values(index, len(tokens))
             queries = 1 if index == len(self.image.blocks) - 1 else None
-            tokens = self.image.enter(index, tokens)
             tokens = block_forward(self.image.blocks[index], tokens, extra=extra, queries=queries)
         return tokens
 
@@ -186,23 +188,33 @@ class GrmpIqa(nn.Module):
             return F.normalize(self.image.project(self.prompt_norm(widened(tokens[:, 0]))), dim=-1)
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, S, S) to unit features (B, E)."""
-        return self.image_head(self.image_tokens(self.image.embed(pixels), 0, len(self.image.blocks)))
+        """Normalised pixels (B, 3, S, S) to unit features (B, E).
+
+        Where statistics count straight, what they add to the score's logit is one more column, (B, E + 1).
+        """
+        tokens, straight = self._read(pixels)
+        feature = self.image_head(self.image_tokens(tokens, 0, len(self.image.blocks)))
+        return torch.cat([feature, straight], dim=-1)
+
+    def _read(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L, W), and what statistics add to the score's logit: (B, 1), or (B, 0) for nothing."""
+        if not len(self.head_row) or not bool(self.head_row.any()):
+            tokens = self.image.embed(pixels)
+            return tokens, tokens.new_zeros(len(tokens), 0, dtype=torch.float32)
+        tokens, statistics = self.image.visual.read(pixels)
+        with full_precision(tokens):
+            return tokens, widened(statistics) @ self.head_row[:, None]
 
     def image_features_unfolded(self, pixels: Tensor) -> Tensor:
         """The same feature by the paper's own data flow: 1 + T + patches tokens through whole blocks."""
-        tokens = self.image.embed(pixels)
+        tokens, straight = self._read(pixels)
         count = self.config.visual_tokens
         cls, rest = tokens[:, :1], tokens[:, 1:]
         for index, block in enumerate(self.image.blocks):
             prompts = self.prompt_dropout(self.projected_prompts(index).expand(len(pixels), -1, -1))
-            whole: Callable[[Tensor], Tensor] = block
-            if isinstance(block, MergingBlock):  # what flows merges, the prompts do not
-                flowing = self.image.enter(index, torch.cat([cls, rest], dim=1))
-                cls, rest, whole = flowing[:, :1], flowing[:, 1:], block.attend
-            tokens = whole(torch.cat([cls, prompts, rest], dim=1))
+            tokens = block(torch.cat([cls, prompts, rest], dim=1))
             cls, rest = tokens[:, :1], tokens[:, 1 + count :]
-        return self.image_head(tokens)
+        return torch.cat([self.image_head(tokens), straight], dim=-1)
 
     def quality_features(self) -> Tensor:
         """Unit text features (2, E) of the prompts for high and low quality, in this order."""
@@ -223,7 +235,7 @@ class GrmpIqa(nn.Module):
         """Scaled cosines (B, n), in float32, of unit image features (B, E) with unit text features (n, E)."""
         with full_precision(image_features):
             scale: Tensor = self.clip.logit_scale.exp()  # type: ignore[operator]
-            return scale * image_features @ text_features.T
+            return scale * image_features[:, : text_features.shape[1]] @ text_features.T
 
     def pixels(self, images: Tensor) -> Tensor:
         """Pictures (B, S, S, 3), uint8 RGB, to normalised pixels (B, 3, S, S) in float32."""
@@ -235,10 +247,14 @@ class GrmpIqa(nn.Module):
         return self.readings(encode(self.pixels(images)))[:, 0].sigmoid()
 
     def readings(self, features: Tensor) -> Tensor:
-        """Unit features (B, E) to logits (B, 1 + causes), in float32: of the score, and of each cause."""
+        """Features of :meth:`image_features` to logits (B, 1 + causes), in float32: score, then causes."""
         with full_precision(features):
+            features, straight = features.split(
+                [len(self.cause_rows), features.shape[1] - len(self.cause_rows)], 1
+            )
             high, low = self.logits(features, self.quality_features()).unbind(dim=-1)
             quality = self.head_scale * (high - low) + features @ self.head_weight + self.head_bias
+            quality = quality + straight.sum(dim=-1)
             causes = features @ self.cause_rows + self.cause_bias
             return torch.cat([quality[:, None], causes], dim=-1)
 

@@ -7,6 +7,7 @@ node by node.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
-__all__ = ["CHANNELS", "STATISTICS", "Stage", "Stem", "convert_stem", "load_stem", "save_stem"]
+from grmp_edge.files import replace_file
 
+__all__ = ["CHANNELS", "STATISTICS", "Stage", "Stem", "convert_stem", "read_stem", "save_stem"]
 
+_FORMAT = "grmp-edge-stem-1"
 # Added to a variance before its root, in activations' own units.
 STD_EPS = 1e-5
 
@@ -147,18 +150,22 @@ def convert_stem(state: Mapping[str, Tensor], eps: float = 1e-3) -> Stem:
     return stem.eval()
 
 
-def save_stem(stem: Stem, path: Path) -> None:
-    """Write float16 safetensors."""
+def save_stem(stem: Stem, path: Path) -> str:
+    """Write float16 safetensors, atomically; returns the file's SHA-256 in hex."""
     tensors = {name: value.to(torch.float16).contiguous() for name, value in stem.state_dict().items()}
-    save_file(
-        tensors,
-        path,
-        metadata={"format": "grmp-edge-stem-1", "origin": "EfficientNet-Lite0, Google, Apache-2.0"},
-    )
+    data = save(tensors, metadata={"format": _FORMAT, "origin": "EfficientNet-Lite0, Google, Apache-2.0"})
+    with replace_file(path) as temporary:
+        temporary.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
 
 
-def load_stem(path: Path) -> Stem:
-    """Read a file of ``save_stem``; float32, evaluation mode."""
-    stem = Stem()
-    stem.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+def read_stem(data: bytes) -> Stem:
+    """The stem in a file's content, as ``save_stem`` writes it; float32, evaluation mode.
+
+    Raises:
+        SafetensorError, RuntimeError: it is damaged, or of another architecture.
+    """
+    with torch.random.fork_rng(devices=[]):  # the random values are all replaced
+        stem = Stem()
+    stem.load_state_dict({name: value.float() for name, value in load(data).items()})
     return stem.eval()

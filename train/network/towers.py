@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from grmp_edge.errors import ModelError
 from grmp_edge.train.network.hybrid import SIDE, SIZE, WIDTH, HybridVisual
-from grmp_edge.train.network.merging import MergingBlock, merged, merging_blocks
 from grmp_edge.train.network.stem import CHANNELS
 
 __all__ = ["ImageTower", "TextTower", "block_forward", "full_precision", "keys_values", "widened"]
@@ -62,19 +61,9 @@ class ImageTower:
             raise ModelError(f"backbone {name!r} has no projection", "choose ViT-B-16 or another CLIP ViT")
 
     @property
-    def merging(self) -> tuple[int, ...]:
-        """The blocks before which tokens merge: none but in the embedded backbone."""
-        return merging_blocks(self.blocks)
-
-    def places(self, block: int) -> int:
-        """How many tokens block ``block`` works on, the class token among them."""
-        side = (self.size // self.patch) >> sum(at <= block for at in self.merging)
-        return 1 + self.extras + side * side
-
-    def enter(self, block: int, tokens: Tensor) -> Tensor:
-        """The tokens (B, L, W) that flow into block ``block``, merged if it is one that merges."""
-        module = self.blocks[block]
-        return merged(tokens, module.side) if isinstance(module, MergingBlock) else tokens
+    def length(self) -> int:
+        """How many tokens flow, the class token among them."""
+        return 1 + self.extras + (self.size // self.patch) ** 2
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, S, S) to tokens (B, 1 + patches, W), class token first, after ln_pre."""
@@ -98,7 +87,7 @@ class ImageTower:
         tokens = self.embed(pixels)
         for index, block in enumerate(self.blocks):
             queries = 1 if index == len(self.blocks) - 1 else None
-            tokens = block_forward(block, self.enter(index, tokens), queries=queries)
+            tokens = block_forward(block, tokens, queries=queries)
         return F.normalize(self.project(tokens[:, 0]), dim=-1)
 
 
@@ -186,7 +175,7 @@ def block_forward(
 
     Args:
         block: an open_clip ResidualAttentionBlock.
-        x: the tokens that flow, merged already where the block merges (``ImageTower.enter``).
+        x: the tokens that flow.
         extra: keys and values of tokens that are attended to but do not flow, each (heads, T, head_dim) or
             (B, heads, T, head_dim).
         queries: 1 to compute only the first token (all that is read of the last block); all by default.

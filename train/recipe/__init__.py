@@ -1,1 +1,1 @@
-"""How the shipped backbone was made: python -m grmp_edge.train.recipe"""
+"""How the shipped weights were made: python -m grmp_edge.train.recipe"""
