@@ -27,7 +27,12 @@ from grmp_edge.export.shared_weights import share_weights
 from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
 from grmp_edge.train.network.embedded import DEFAULT_PATH, STEM_PATH, load_prompts
 from grmp_edge.train.network.model import GrmpIqa
-from grmp_edge.train.session.checkpoint import Checkpoint, backbone_settings, load_parameters
+from grmp_edge.train.session.checkpoint import (
+    Checkpoint,
+    CheckpointConfig,
+    backbone_settings,
+    load_parameters,
+)
 
 __all__ = ["DefaultConfig", "load_weights", "make_default"]
 
@@ -52,7 +57,7 @@ def load_weights(weights: Path) -> Checkpoint:
     backbone = load_backbone(config)
     model = GrmpIqa(backbone).eval()
     load_parameters(model, load_prompts(weights), weights)
-    settings = {"backbone": backbone_settings(backbone, config), "prompts": asdict(model.config)}
+    settings = CheckpointConfig(backbone=backbone_settings(backbone, config), prompts=asdict(model.config))
     return Checkpoint(weights, model, None, settings, [])
 
 

@@ -228,7 +228,8 @@ def _fold_stem(visual: HybridVisual, mean: Wide, std: Wide) -> tuple[FoldedStem,
 
     def linear(layer: Any, place: int, start: int, stop: int) -> Array:
         tokens[place] -= centre[start:stop] @ _wide(layer.weight).T
-        return _array(layer.weight).T
+        weight: Array = _array(layer.weight).T
+        return weight
 
     of_stages, start = [], 0
     for index, layer in enumerate(embedding.to_tokens):

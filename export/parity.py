@@ -36,8 +36,8 @@ class ParityConfig:
     """What the gate demands."""
 
     limits: Mapping[str, Limit] = field(default_factory=lambda: LIMITS)  # by precision
-    # Enough for a rank correlation to mean something, few enough for a slow CPU. Of a model with several views
-    # of a picture, all are judged.
+    # Enough for a rank correlation to mean something, few enough for a slow CPU. Of a model with several
+    # views of a picture, all are judged.
     images: int = 32
     batch: int = 8
     check_images: int = 16  # scored again on the device, where an engine is built and somebody waits

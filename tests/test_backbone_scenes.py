@@ -11,7 +11,6 @@ from conftest import UInt8Array
 
 from grmp_edge.train.pictures.procedural import procedural_image
 from grmp_edge.train.recipe import light_and_lens as room
-from grmp_edge.train.recipe.groups import VARIANTS, Batch, Source, make_batch
 
 CHANGES = ("_SOFT", "_COLOUR", "_HAZE", "_LIGHT", "_TONE")
 

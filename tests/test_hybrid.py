@@ -93,11 +93,11 @@ def by_hand(stem: Stem, x: Tensor) -> Tensor:
         before, behind = same_padding(side, kernel, stride)
         patches = F.unfold(F.pad(x, (before, behind, before, behind)), kernel, stride=stride)
         patches = patches.reshape(len(x), groups, -1, patches.shape[-1])
-        made = torch.einsum("gok,bgkp->bgop", weight.reshape(groups, outputs // groups, -1), patches)
+        made: Tensor = torch.einsum("gok,bgkp->bgop", weight.reshape(groups, outputs // groups, -1), patches)
         return made.reshape(len(x), outputs, -(-side // stride), -1) + bias[:, None, None]
 
     def relu6(x: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(x, torch.tensor(0.0)), torch.tensor(6.0))
+        return x.clamp(0, 6)
 
     x, rows = relu6(conv(x.double(), "conv", 2)), []
     for index, stage in enumerate(STAGES):

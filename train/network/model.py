@@ -249,9 +249,8 @@ class GrmpIqa(nn.Module):
     def readings(self, features: Tensor) -> Tensor:
         """Features of :meth:`image_features` to logits (B, 1 + causes), in float32: score, then causes."""
         with full_precision(features):
-            features, straight = features.split(
-                [len(self.cause_rows), features.shape[1] - len(self.cause_rows)], 1
-            )
+            width = len(self.cause_rows)
+            features, straight = features[:, :width], features[:, width:]
             high, low = self.logits(features, self.quality_features()).unbind(dim=-1)
             quality = self.head_scale * (high - low) + features @ self.head_weight + self.head_bias
             quality = quality + straight.sum(dim=-1)
