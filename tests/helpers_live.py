@@ -221,6 +221,12 @@ class FakeCapture:
             raise SourceError("the hanging read came back")
         self._image = image
 
+    def passed_over(self) -> bool:
+        return False
+
+    def notice(self) -> str:
+        return ""
+
     def stamp_s(self) -> float | None:
         return None
 

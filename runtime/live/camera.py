@@ -16,7 +16,13 @@ from grmp_edge.runtime.live.config import CameraConfig
 from grmp_edge.runtime.live.events import CameraEvent, CameraState, CameraStats, LiveFrame, backoff
 from grmp_edge.runtime.live.no_picture import PictureCheck, Verdict
 from grmp_edge.runtime.live.staleness import ArrivalClock
-from grmp_edge.runtime.video.capture import Capture, EndOfStream, PermanentSourceError, open_capture
+from grmp_edge.runtime.video.capture import (
+    Capture,
+    DamagedFrame,
+    EndOfStream,
+    PermanentSourceError,
+    open_capture,
+)
 from grmp_edge.views import Views
 
 __all__ = ["Camera"]
@@ -53,6 +59,7 @@ class Camera:
         self._deadline: float | None = None  # when the call in progress counts as hanging
         self._starved = False  # no thread is reading, because too many hang
         self._failures = 0
+        self._notice = ""  # of how it is read
         self._arrivals: deque[float] = deque(maxlen=30)
 
     # For the consumer, which holds `ready` where the docstring says so.
@@ -165,27 +172,20 @@ class Camera:
     def _session(self, generation: int) -> None:
         """Open the source and read it until it fails or this thread must end."""
         config = self.config
-        self._guard(generation, config.open_timeout_s)
+        self._guard(generation, 2 * config.open_timeout_s)  # its connection, and its first frames
         capture: Capture | None = None
         try:
-            if self._opener is open_capture:
-                capture = open_capture(config, lambda now: self._calling(generation, now))
-            else:
-                capture = self._opener(config)
+            capture = self._opener(config)
             with self._ready:
                 if self._mine(generation):
                     self._stats.connects += 1
+            self._notice = capture.notice()
             self._read(capture, generation)
         finally:
             if capture is not None:
                 self._guard(generation, config.read_timeout_s)
                 capture.close()
             self._guard(generation, None)
-
-    def _calling(self, generation: int, now: bool) -> bool:
-        """Suspend the deadline while other cameras are opened: waiting for them is not hanging."""
-        self._guard(generation, self.config.open_timeout_s if now else None)
-        return self._mine(generation)
 
     def _guard(self, generation: int, seconds: float | None) -> None:
         """Set how long the next call may take; None: no call is in progress."""
@@ -216,12 +216,20 @@ class Camera:
                 if stale and config.policy == "latest":
                     self._stats.stale += 1
                     continue
+                if capture.passed_over():
+                    self._stats.thinned += 1
+                    continue
                 if now < due - 0.25 * period:  # a frame that is slightly early is not skipped
                     self._stats.thinned += 1
                     continue
-            due = max(due + period, now + 0.75 * period)
+            due, before = max(due + period, now + 0.75 * period), due
             try:
                 image = capture.retrieve()
+            except DamagedFrame:  # the next may be whole, and takes its place
+                due = before
+                with self._ready:
+                    self._stats.damaged += 1
+                continue
             except SourceError:
                 damaged += 1
                 with self._ready:
@@ -247,7 +255,7 @@ class Camera:
             stats.size = size
             # A repeated frame only counts; the state of the picture stays.
             shown = stats.picture if verdict == "repeated" else verdict
-            self._change(CameraState.RUNNING, shown)
+            self._change(CameraState.RUNNING, shown, self._notice)
             if frame is None:
                 stats.skipped[verdict] += 1
                 return

@@ -131,6 +131,10 @@ class SnapshotCapture:
             except (OSError, http.client.HTTPException) as error:
                 raise SourceError(f"{self._config.label}: {scrub(str(error))}", "it is tried again") from None
 
+    def passed_over(self) -> bool:
+        """False: every picture can be had."""
+        return False
+
     def stamp_s(self) -> float | None:
         """None: there are no time stamps."""
         return None
@@ -142,6 +146,10 @@ class SnapshotCapture:
     def retrieve(self) -> UInt8Array:
         """The picture, uint8 (H, W, 3) BGR."""
         return _decode(self._data, self._config.label)
+
+    def notice(self) -> str:
+        """Nothing."""
+        return ""
 
     def close(self) -> None:
         """Nothing to do: no connection stays open between pictures."""
@@ -207,6 +215,10 @@ class MjpegCapture:
             size += len(line)
         raise SourceError(f"{self._label}: a picture that never ends", "it is opened again")
 
+    def passed_over(self) -> bool:
+        """False: every picture can be had."""
+        return False
+
     def stamp_s(self) -> float | None:
         """None: there are no time stamps."""
         return None
@@ -218,6 +230,10 @@ class MjpegCapture:
     def retrieve(self) -> UInt8Array:
         """The picture, uint8 (H, W, 3) BGR."""
         return _decode(self._data, self._label)
+
+    def notice(self) -> str:
+        """Nothing."""
+        return ""
 
     def close(self) -> None:
         """Close the connection."""

@@ -7,9 +7,11 @@ from dataclasses import KW_ONLY, dataclass
 from grmp_edge.errors import UsageError
 from grmp_edge.redact import safe_name
 
-__all__ = ["POLICIES", "CaptureConfig", "check_positive"]
+__all__ = ["DECODE", "HARDWARE", "POLICIES", "CaptureConfig", "check_positive"]
 
 POLICIES = ("latest", "every")
+DECODE = ("auto", "all", "key")
+HARDWARE = ("cuda", "qsv", "vaapi", "drm")  # as FFmpeg names them
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,11 @@ class CaptureConfig:
     # rtsp:// only: frames arrive one interval earlier, through a local relay. None: on under `latest`, where
     # the age of every frame matters; `every` does not repay the relay's work.
     low_delay: bool | None = None
+    # Streams and files: all frames, key frames only (a tenth of the work, and less), or `auto`: key frames
+    # where max_fps is reached with them.
+    decode: str = "auto"
+    hardware: str | None = None  # decodes there if it can, else in software, and says so; None: software
+    score_damaged: bool = False  # a frame that the decoder knows not to be whole says nothing of the camera
     loop: bool = True  # a file starts again at its end, since a camera would not stop either
 
     def __post_init__(self) -> None:
@@ -34,6 +41,10 @@ class CaptureConfig:
             raise UsageError("a camera has an empty source", "give a device, a URL, gst: or file:")
         if self.policy not in POLICIES:
             raise UsageError(f"unknown policy {self.policy!r}", f"use {' or '.join(POLICIES)}")
+        if self.decode not in DECODE:
+            raise UsageError(f"unknown decode {self.decode!r}", f"use {', '.join(DECODE)}")
+        if self.hardware is not None and self.hardware not in HARDWARE:
+            raise UsageError(f"unknown hardware {self.hardware!r}", f"use {', '.join(HARDWARE)}")
         check_positive(self, "max_fps", "open_timeout_s", "read_timeout_s")
 
     @property

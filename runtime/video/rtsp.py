@@ -17,15 +17,14 @@ import contextlib
 import re
 import socket
 import threading
-import time
 from dataclasses import dataclass
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from grmp_edge.errors import SourceError
 from grmp_edge.redact import scrub, split_credentials
 from grmp_edge.runtime.video.config import CaptureConfig
 
-__all__ = ["RtspRelay", "wait_for_rtsp", "with_delimiters"]
+__all__ = ["RtspRelay", "escaped", "with_delimiters"]
 
 # Access unit delimiters that allow any slice type, by codec (H.264 7.3.2.4; H.265 7.3.2.5).
 _DELIMITERS = {"H264": b"\x09\xf0", "H265": b"\x46\x01\x50"}
@@ -33,7 +32,6 @@ _RTPMAP = re.compile(rb"a=rtpmap:(\d+) +(H26[45])/90000", re.IGNORECASE)
 _TRANSPORT = re.compile(rb"^transport: *(.*)$", re.IGNORECASE | re.MULTILINE)
 _MAX_STEP = 10 * 90_000  # ten seconds between frames; RTP's video clock runs at 90 kHz
 _MAX_TEXT = 1 << 16  # bytes of one answer
-_PORTS = {"rtsp": 554, "rtsps": 322}
 
 _TRIAL = 4  # frames whose marker bits are checked before they are relied on
 
@@ -138,6 +136,19 @@ def _packet(packet: bytes, state: _Connection) -> bytes:
     return passed + b"$" + bytes((channel,)) + len(own).to_bytes(2, "big") + own
 
 
+def escaped(source: str) -> str:
+    """The address with user and password percent-encoded, as FFmpeg requires."""
+    try:
+        bare, user, password = split_credentials(source)
+        parts = urlsplit(bare)
+    except ValueError:
+        return source
+    if not user:
+        return source
+    secret = f":{quote(password, safe='')}" if password else ""
+    return urlunsplit(parts._replace(netloc=f"{quote(user, safe='')}{secret}@{parts.netloc}"))
+
+
 class RtspRelay:
     """One relayed connection to a camera, on its own threads. FFmpeg opens :attr:`url`."""
 
@@ -154,43 +165,58 @@ class RtspRelay:
             SourceError: the address cannot be parsed.
         """
         try:
-            parts = urlsplit(config.source)
+            parts = urlsplit(escaped(config.source))
             self._target = (parts.hostname or "", parts.port or 554)
         except ValueError as error:
             raise SourceError(
                 f"{config.label}: {scrub(str(error))}", "escape its user and password"
             ) from None
         self._source, self._timeout_s = config.source, config.open_timeout_s
+        self._label = config.label
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(config.open_timeout_s)
         userinfo, at, _ = parts.netloc.rpartition("@")
         here = f"{userinfo}{at}127.0.0.1:{self._listener.getsockname()[1]}"
         self.url = urlunsplit(parts._replace(netloc=here))
-        self._threads = [threading.Thread(target=self._run, name=f"relay {config.label}", daemon=True)]
-        self._threads[0].start()
+        self._threads: list[threading.Thread] = []
 
-    def _run(self) -> None:
+    def connect(self) -> None:
+        """Connect to the camera; wait for FFmpeg on a thread.
+
+        Raises:
+            SourceError: the camera does not answer.
+        """
+        remedy = "check that the camera is on, and its address"
+        try:
+            server = socket.create_connection(self._target, self._timeout_s)
+        except TimeoutError:
+            raise SourceError(f"{self._label}: no answer after {self._timeout_s:.1f} s", remedy) from None
+        except OSError as error:
+            raise SourceError(f"{self._label}: {scrub(error.strerror or str(error))}", remedy) from None
+        self._sockets.append(server)
+        run = threading.Thread(target=self._run, args=(server,), name=f"relay {self._label}", daemon=True)
+        self._threads.append(run)
+        run.start()
+
+    def _run(self, server: socket.socket) -> None:
         """Pass FFmpeg's requests to the camera, and its answers back on another thread."""
-        with contextlib.suppress(OSError):
+        with server, contextlib.suppress(OSError):
             with self._listener:
                 client, _ = self._listener.accept()
             self._sockets.append(client)
             with client:
-                server = socket.create_connection(self._target, self._timeout_s)
-                self._sockets.append(server)
-                with server:
-                    server.settimeout(None)
-                    client.settimeout(None)
-                    server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    back = threading.Thread(target=self._back, args=(server, client), daemon=True)
-                    back.start()
-                    with contextlib.suppress(OSError):
-                        while data := client.recv(1 << 16):
-                            server.sendall(data)
-                    self._end()
-                    back.join()
+                server.settimeout(None)
+                client.settimeout(None)
+                server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                back = threading.Thread(target=self._back, args=(server, client), daemon=True)
+                back.start()
+                with contextlib.suppress(OSError):
+                    while data := client.recv(1 << 16):
+                        server.sendall(data)
+                self._end()
+                back.join()
 
     def _back(self, server: socket.socket, client: socket.socket) -> None:
         data, state = bytearray(), _Connection()
@@ -211,55 +237,6 @@ class RtspRelay:
     def close(self) -> None:
         """End the connection, and with it the threads."""
         self._end()
-        self._threads[0].join(1.0)
-
-
-def wait_for_rtsp(config: CaptureConfig) -> None:
-    """Send the server of ``config.source`` an OPTIONS request and wait for any answer.
-
-    Done before OpenCV opens the stream, since one opening in OpenCV delays all others. OPTIONS (RFC 2326,
-    10.1) needs no password. With an ``rtsps://`` server only the connection is tried. Takes at most
-    ``open_timeout_s``.
-
-    Raises:
-        SourceError: it does not answer, or does not speak RTSP.
-    """
-    remedy = "check that the camera is on, and its address"
-    try:
-        bare, _, _ = split_credentials(config.source)
-        parts = urlsplit(bare)
-        host, port = parts.hostname, parts.port or _PORTS[parts.scheme]
-    except (ValueError, KeyError):
-        return  # perhaps an unescaped password: FFmpeg may be able to parse it
-    if not host:
-        return
-    until = time.monotonic() + config.open_timeout_s
-    try:
-        with socket.create_connection((host, port), config.open_timeout_s) as server:
-            if parts.scheme == "rtsp":
-                _ask(server, bare, until)
-    except TimeoutError:
-        waited = config.open_timeout_s
-        raise SourceError(f"{config.label}: no answer after {waited:.1f} s", remedy) from None
-    except OSError as error:
-        raise SourceError(f"{config.label}: {scrub(error.strerror or str(error))}", remedy) from None
-    except ValueError as error:
-        raise SourceError(f"{config.label}: {error}", remedy) from None
-
-
-def _ask(server: socket.socket, url: str, until: float) -> None:
-    server.sendall(f"OPTIONS {url} RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: grmp-edge\r\n\r\n".encode())
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        rest = until - time.monotonic()
-        if rest <= 0:
-            raise TimeoutError
-        server.settimeout(rest)
-        data = server.recv(4096)
-        if not data:
-            raise ConnectionResetError("the server closed the connection")
-        answer += data
-        if not b"RTSP/".startswith(answer[:5]) or len(answer) > _MAX_TEXT:
-            raise ValueError("it does not speak RTSP")
-    with contextlib.suppress(OSError):
-        server.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(1.0)
+        self._listener.close()
