@@ -17,7 +17,7 @@ from conftest import UInt8Array, make_image
 from test_video_files import HEIGHT, WIDTH, damaged, encode, off, picture
 
 from grmp_edge.errors import SourceError, UsageError
-from grmp_edge.runtime.video import capture, stream
+from grmp_edge.runtime.video import stream
 from grmp_edge.runtime.video.base import DamagedFrame, EndOfStream, PermanentSourceError
 from grmp_edge.runtime.video.capture import OpenCvCapture, open_capture
 from grmp_edge.runtime.video.config import CaptureConfig
@@ -114,13 +114,14 @@ def test_damaged_frames_are_not_given_out(tmp_path: Path) -> None:
     for index, image in enumerate(pictures):
         if image is not None:
             np.testing.assert_array_equal(image, whole[index])
-    assert None not in list(played(opened(path, decode="all", score_damaged=True)))
+    scored = played(opened(path, decode="all", score_damaged=True))
+    assert all(image is not None for image in scored)
 
 
 def test_nothing_but_damaged_frames(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     source = opened(video, read_timeout_s=10.0)
-    monkeypatch.setattr(stream.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("grmp_edge.runtime.video.stream.time.monotonic", lambda: now[0])
     source._mark(True)
     now[0] = 9.0
     source._mark(True)
@@ -206,7 +207,7 @@ class Lying:
 
 
 def test_a_frame_that_opencv_did_not_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture.cv2, "VideoCapture", Lying)
+    monkeypatch.setattr(cv2, "VideoCapture", Lying)
     source = OpenCvCapture(CaptureConfig("0"), 0, cv2.CAP_V4L2)
     for _ in range(3):
         source.grab()

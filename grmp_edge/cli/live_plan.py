@@ -33,6 +33,18 @@ class CameraOptions:
         str | None, option("--policy", "latest: newest frame only (default); every: all, in order.")
     ] = None
     max_fps: Annotated[float | None, option("--max-fps", "Most frames scored per second and camera.")] = None
+    decode: Annotated[
+        str | None,
+        option(
+            "--decode",
+            "Frames of a stream to decode: all, key (key frames only), or auto (default): key frames if "
+            "--max-fps is reached with them.",
+            PERFORMANCE,
+        ),
+    ] = None
+    hardware: Annotated[
+        str | None, option("--hardware", "Decode streams with cuda, qsv, vaapi or drm.", PERFORMANCE)
+    ] = None
     max_age: Annotated[float | None, option("--max-age", "Drop frames older than this, in seconds.")] = None
     loop: Annotated[bool, option("--loop/--no-loop", "Play a file again when it ends.")] = True
     crops: Annotated[
@@ -67,6 +79,8 @@ class CameraOptions:
             alert=alert,
             policy=camera.policy if self.policy is None else self.policy,
             max_fps=camera.max_fps if self.max_fps is None else self.max_fps,
+            decode=camera.decode if self.decode is None else self.decode,
+            hardware=camera.hardware if self.hardware is None else self.hardware,
             max_age_s=camera.max_age_s if self.max_age is None else self.max_age,
             loop=camera.loop and self.loop,
             crops=camera.crops if self.crops is None else self.crops,

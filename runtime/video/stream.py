@@ -319,12 +319,12 @@ class FileCapture:
         self._path = Path(config.source.removeprefix("file:"))
         if not self._path.is_file():
             raise PermanentSourceError(f"{self._label}: no such file", "check the path after file:")
+        self._clock, self._began = FrameClock(None), time.monotonic()
         self._start()
 
     def _start(self) -> None:
         self._inner = StreamCapture(self._config, f"file:{self._path}", {})
-        self._clock, self._frames = FrameClock(None), 0
-        self._began = time.monotonic()
+        self._frames = 0
 
     def grab(self) -> None:
         """Take in the next frame and wait until it is due."""
