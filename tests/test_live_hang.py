@@ -136,7 +136,7 @@ def video(tmp_path: Path) -> Path:
 
 
 def test_a_silent_server_does_not_keep_others_from_being_opened(tiny_bundle: Bundle, video: Path) -> None:
-    """OpenCV opens one stream at a time: it must not be let in where nobody answers."""
+    """Streams are opened side by side."""
     accepted = threading.Semaphore(0)
     with slow_server(b"", accepted=accepted) as port, Scorer.open(tiny_bundle, threads=1) as scorer:
         silent = [
