@@ -339,8 +339,9 @@ class _Engine:
         self.session = onnxruntime.InferenceSession(
             base64.b64decode(plan["onnx"]), providers=["CPUExecutionProvider"]
         )
-        (self.input,), (self.output,) = self.session.get_inputs(), self.session.get_outputs()
-        self.num_io_tensors = 2
+        (self.input,), self.outputs = self.session.get_inputs(), self.session.get_outputs()
+        self.tensors = {value.name: value for value in (self.input, *self.outputs)}
+        self.num_io_tensors = len(self.tensors)
 
     def say(self, text: str) -> None:
         runtime = self.runtime()
@@ -354,17 +355,17 @@ class _Engine:
             self.trt.driver.broken.append("the runtime is gone before its engine")
 
     def get_tensor_name(self, index: int) -> str:
-        return str((self.input, self.output)[index].name)
+        return str(list(self.tensors)[index])
 
     def get_tensor_mode(self, name: str) -> str:
         return "input" if name == self.input.name else "output"
 
     def get_tensor_dtype(self, name: str) -> str:
-        value = self.input if name == self.input.name else self.output
+        value = self.tensors[name]
         return {"tensor(uint8)": "DataType.UINT8", "tensor(float)": "DataType.FLOAT"}.get(value.type, "other")
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        value = self.input if name == self.input.name else self.output
+        value = self.tensors[name]
         return tuple(size if isinstance(size, int) else -1 for size in value.shape)
 
     def get_tensor_profile_shape(self, name: str, index: int) -> Any:
@@ -386,7 +387,8 @@ class _Engine:
 class _Context:
     def __init__(self, engine: _Engine) -> None:
         self.trt, self.engine = engine.trt, weakref.ref(engine)
-        self.session, self.input, self.output = engine.session, engine.input.name, engine.output.name
+        self.session, self.input = engine.session, engine.input.name
+        self.outputs = {value.name: tuple(value.shape[1:]) for value in engine.outputs}
         self.shape: tuple[int, ...] = ()
         self.addresses: dict[str, int] = {}
         self.scratch = (0, 0)
@@ -411,7 +413,9 @@ class _Context:
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (self.shape if name == self.input else self.shape[:1]) or (-1,)
+        if not self.shape:
+            return (-1,)
+        return self.shape if name == self.input else (self.shape[0], *self.outputs[name])
 
     def infer_shapes(self) -> list[str]:
         return [] if self.shape else [self.input]
@@ -419,12 +423,12 @@ class _Context:
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self.addresses[name] = memory
         self.settled = False
-        return name in (self.input, self.output)
+        return name == self.input or name in self.outputs
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         driver, shape, engine = self.trt.driver, self.shape, self.engine()
         assert engine is not None
-        if set(self.addresses) != {self.input, self.output} or not shape or not self.scratch[0]:
+        if set(self.addresses) != {self.input, *self.outputs} or not shape or not self.scratch[0]:
             driver.broken.append("a run before all shapes, addresses and the scratch memory are set")
             return False
         if self.trt.refuse_run:
@@ -447,9 +451,11 @@ class _Context:
             driver.bytes_at(*settings[2], "device")
             size = int(np.prod(shape))
             pixels = np.frombuffer(driver.bytes_at(settings[1][context.input], size, "device"), np.uint8)
-            scores = context.session.run(None, {context.input: pixels.reshape(shape)})[0]
-            self_change = context.trt.change(np.asarray(scores)).astype(np.float32).tobytes()
-            driver.bytes_at(settings[1][context.output], shape[0] * 4, "device")[:] = self_change
+            names = list(context.outputs)
+            results = context.session.run(names, {context.input: pixels.reshape(shape)})
+            for name, result in zip(names, results, strict=True):
+                content = context.trt.change(np.asarray(result)).astype(np.float32).tobytes()
+                driver.bytes_at(settings[1][name], len(content), "device")[:] = content
             context.trt.executed.append(shape[0])
 
         driver.queue(stream_handle, work)

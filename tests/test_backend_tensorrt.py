@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import make_image, tiny_score, write_tiny_graph
+from conftest import make_image, tiny_logits, tiny_score, write_tiny_graph, write_views_bundle
 from cuda_header import constant, prototype
 from helpers_tensorrt import FakeDriver, FakeTensorRT
 
@@ -36,6 +36,7 @@ from grmp_edge.runtime.tensorrt.build import BuildConfig, build, open_native
 from grmp_edge.runtime.tensorrt.cuda import CudaDriver, DeviceBuffer, Gpu, PinnedBuffer, find_gpu
 from grmp_edge.runtime.tensorrt.engine_cache import EngineCache, Profile
 from grmp_edge.runtime.tensorrt.gate import check_engine
+from grmp_edge.views import sigmoid
 
 SIDE = 32
 ORIN = Gpu("Orin (nvgpu)", "8.7")
@@ -145,6 +146,55 @@ def test_large_batches_are_split_and_small_ones_filled_up(bundle: Bundle, driver
     assert backend.run(pictures(0)).shape == (0,)
     backend.close()
     assert driver.broken == [] and driver.idle
+
+
+def test_logits_are_a_second_output(tmp_path: Path, driver: FakeDriver) -> None:
+    bundle = write_views_bundle(tmp_path / "b")
+    images = pictures(11)
+    backend = opened(bundle, FakeTensorRT(driver))
+    for _ in range(3):  # the third runs as captured graphs
+        logits = backend.read(images)
+        assert logits.dtype == np.float64 and logits == pytest.approx(tiny_logits(images), abs=1e-4)
+        scores = backend.run(images)
+        assert scores == pytest.approx(1 / (1 + np.exp(-tiny_logits(images)[:, 0])), abs=1e-5)
+    assert backend.read(images[:0]).shape == (0, 3)
+    # Scratch, and in and out of input, scores and logits, each on both sides.
+    assert sorted(kind for kind, _ in driver.memory.values()) == ["device"] * 4 + ["host"] * 3
+    backend.close()
+    assert not driver.memory and not driver.broken
+
+
+def test_scores_alone_are_read_as_logits_to_the_bit(bundle: Bundle, driver: FakeDriver) -> None:
+    backend = opened(bundle, FakeTensorRT(driver))
+    images = pictures(9)
+    assert np.array_equal(sigmoid(backend.read(images)[:, 0]).astype(np.float32), backend.run(images))
+    backend.close()
+
+
+def test_an_engine_without_the_logits_or_with_unknown_ones_is_refused(
+    bundle: Bundle, tmp_path: Path, driver: FakeDriver
+) -> None:
+    trt = FakeTensorRT(driver)
+    views = write_views_bundle(tmp_path / "b")
+    for engine_of, graph in ((bundle, views), (views, bundle)):
+        plan = engine_bytes(engine_of, trt, Profile(1, 4, 4))
+        with pytest.raises(BackendError, match="unlike the bundle's graph"):
+            TensorRTBackend(plan, graph.graphs["fp32"], SIDE, trt, cuda=CudaDriver(library=driver))
+    other = replace(views.graphs["fp32"], logits="odds")
+    with pytest.raises(BackendError, match="has the tensors"):
+        TensorRTBackend(
+            engine_bytes(views, trt, Profile(1, 4, 4)), other, SIDE, trt, cuda=CudaDriver(library=driver)
+        )
+    assert not driver.memory and not driver.broken
+
+
+def test_logits_that_are_no_numbers_are_refused(tmp_path: Path, driver: FakeDriver) -> None:
+    backend = opened(
+        write_views_bundle(tmp_path / "b"), FakeTensorRT(driver, change=lambda own: own * np.nan)
+    )
+    with pytest.raises(BackendError, match="not numbers"):
+        backend.read(pictures(2))
+    backend.close()
 
 
 def test_only_so_many_batch_sizes_are_kept(bundle: Bundle, driver: FakeDriver) -> None:

@@ -46,8 +46,8 @@ def test_the_cameras_at_any_width(tiny_bundle: Bundle, tmp_path: Path) -> None:
         assert 0 < shown[1] < 1
         badges = json.loads(page.value(texts(".badge")))
         assert badges == ["● running", "▲ low score", "▲ reconnecting"]
-        assert "alert under 1.00" in page.value("document.querySelectorAll('svg')[1].textContent")
-        label = page.value("document.querySelectorAll('svg')[0].getAttribute('aria-label')")
+        assert "alert under 1.00" in page.value("document.querySelectorAll('.chart svg')[1].textContent")
+        label = page.value("document.querySelectorAll('.chart svg')[0].getAttribute('aria-label')")
         assert label.startswith("Score over the last 5 minutes: now 0.")
         assert page.value("document.querySelector('.picture').naturalWidth") == 320
         events = json.loads(page.value(texts("#events li")))
@@ -63,13 +63,15 @@ def test_the_cameras_at_any_width(tiny_bundle: Bundle, tmp_path: Path) -> None:
         for width, columns in ((360, 1), (1280, 2)):
             for dark in (False, True):
                 page.size(width, 900, dark)
-                page.until(f"innerWidth === {width} && document.querySelector('svg').clientWidth > 200")
+                page.until(
+                    f"innerWidth === {width} && document.querySelector('.chart svg').clientWidth > 200"
+                )
                 assert page.value("document.documentElement.scrollWidth") <= width
                 lefts = page.value("[...document.querySelectorAll('.camera')].map(c => c.offsetLeft)")
                 assert len(set(lefts)) == columns
                 assert bool(pixels(page)[-1, 2].mean() < 60) is dark
         page.value("document.querySelectorAll('#range input')[2].click()")
-        page.until("document.querySelector('svg').getAttribute('aria-label').includes('24 hours')")
+        page.until("document.querySelector('.chart svg').getAttribute('aria-label').includes('24 hours')")
         assert page.complaints == []
         served.process.kill()
         page.until("document.getElementById('link').textContent.startsWith('connection lost')")

@@ -1,7 +1,7 @@
 // The live page. Whatever comes from a camera (its name, its errors) is set as text, never as markup.
 
 import { Chart, clock } from "./chart.js";
-import { badge, count, duration, eventWords, without } from "./words.js";
+import { badge, causeWords, count, duration, eventWords, without } from "./words.js";
 
 const SILENT_MS = 10000; // a message arrives each second; after this long without one the connection is dead
 const RETRY_MS = 5000;
@@ -18,6 +18,12 @@ let lastEvent = 0; // number of the last event
 let span = 300;
 let serverNow = Date.now() / 1000;
 
+function drawn(name, attributes) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  return node;
+}
+
 // One camera
 
 class Card {
@@ -29,7 +35,7 @@ class Card {
     this.picture = this.at(".picture");
     this.number = 0; // of the picture shown
     this.loading = false;
-    this.chart = new Chart(this.at("svg"), this.at(".readout"));
+    this.chart = new Chart(this.at(".chart svg"), this.at(".readout"));
     this.picture.addEventListener("load", () => {
       this.loading = false;
       this.picture.hidden = false;
@@ -52,6 +58,8 @@ class Card {
     at(".detail").hidden = !camera.detail;
     at(".score strong").textContent = camera.score === null ? "–" : camera.score.toFixed(3);
     at(".score small").textContent = camera.mos === null ? "" : `MOS ${camera.mos.toFixed(2)}`;
+    at(".cause").textContent = causeWords(camera.cause);
+    at(".cause").title = Object.entries(camera.causes).map(([name, value]) => `${causeWords(name)} ${value.toFixed(2)}`).join("\n");
     at(".limits").textContent = camera.baseline === null ? "" : `usually ${camera.baseline.toFixed(2)}`;
     const dropped = camera.dropped.replaced + camera.dropped.stale + camera.dropped.expired;
     const values = {
@@ -60,6 +68,22 @@ class Card {
     };
     for (const field of node.querySelectorAll("dd")) field.textContent = values[field.dataset.key];
     this.showPicture(camera);
+    this.showTiles(camera);
+  }
+
+  showTiles({ tiles, size }) {
+    const svg = this.at("svg.tiles");
+    svg.replaceChildren();
+    if (document.body.dataset.tiles !== "on" || !size) return;
+    svg.setAttribute("viewBox", `0 0 ${size[0]} ${size[1]}`);
+    for (const [left, top, width, height, score] of tiles) {
+      const colour = `hsl(${Math.round(score * 120)} 90% 55%)`; // red is 0, green 1
+      const box = { x: left, y: top, width, height, stroke: colour };
+      svg.append(drawn("rect", box));
+      const text = drawn("text", { x: left + width / 2, y: top + height / 2, "font-size": size[0] / 32, "stroke-width": size[0] / 250 });
+      text.textContent = score.toFixed(2);
+      svg.append(text);
+    }
   }
 
   showPicture(camera) {
@@ -179,6 +203,7 @@ function apply(update) {
   for (const card of cards.values()) card.draw();
   showEvents(update.events ?? []);
   showSummary(update.cameras);
+  find("tiles").hidden = !update.cameras.some((camera) => camera.tiles.length);
   find("logout").hidden = !update.login;
   find("foot").textContent = `grmp-edge ${update.version} · model ${update.model}`;
 }
@@ -306,6 +331,13 @@ find("login").addEventListener("submit", async (event) => {
 find("logout").addEventListener("click", async () => {
   await fetch("v1/logout", { method: "POST" }).catch(() => {});
   showLogin();
+});
+
+find("tiles").addEventListener("click", () => {
+  const on = document.body.dataset.tiles !== "on";
+  document.body.dataset.tiles = on ? "on" : "off";
+  find("tiles").setAttribute("aria-pressed", String(on));
+  for (const card of cards.values()) card.showTiles(card.camera);
 });
 
 find("range").addEventListener("change", (event) => {

@@ -19,6 +19,11 @@ export function without(name, detail) {
   return detail.startsWith(`${name}: `) ? detail.slice(name.length + 2) : detail;
 }
 
+// low_contrast: "low contrast"
+export function causeWords(cause) {
+  return cause ? cause.replaceAll("_", " ") : "";
+}
+
 const STATES = { not_started: "starting", running: "running", restarting: "reconnecting", error: "error", stopped: "stopped" };
 const PICTURES = { frozen: "frozen picture", black: "black picture", no_signal: "no signal" };
 const ALERTS = { low: "low score", drop: "score dropped" };
@@ -38,7 +43,7 @@ export function eventWords(event) {
     const what = event.kind === "low" ? "score" : "score dropped to";
     const value = event.value.toFixed(3);
     return event.raised
-      ? ["bad", `Alert: ${what} ${value}, limit ${event.limit.toFixed(2)}, for ${duration(event.since_s)}`]
+      ? ["bad", `Alert: ${what} ${value}, limit ${event.limit.toFixed(2)}, for ${duration(event.since_s)}${event.cause ? `: ${causeWords(event.cause)}` : ""}`]
       : ["good", `Alert over: score ${value}`];
   }
   if (event.state === "running") {
