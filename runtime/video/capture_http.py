@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import http.client
+import re
 import time
 from typing import Any
 
@@ -12,17 +13,24 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import GrmpError, SourceError
+from grmp_edge.image_files import image_size
 from grmp_edge.preprocess import decode_image, swap_red_blue
 from grmp_edge.redact import scrub
 from grmp_edge.runtime.http_get import http_errors, open_url
 from grmp_edge.runtime.video.config import CaptureConfig
 
-__all__ = ["MjpegCapture", "SnapshotCapture", "open_http"]
+__all__ = ["MjpegCapture", "SnapshotCapture", "jpeg_end", "open_http"]
 
 UInt8Array = npt.NDArray[np.uint8]
 
 _MAX_PICTURE = 64 << 20  # bytes of one JPEG: an endless one must not fill the memory
+_MAX_PIXELS = 50_000_000  # 150 MB decoded; no camera sends more, and a few kB can declare it
 _MAX_LINE = 4096
+_UNTYPED = frozenset({"application/octet-stream", "binary/octet-stream", "text/plain"})  # the last: no type
+_SOI = b"\xff\xd8\xff"  # how each JPEG begins
+_PICTURES = (b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
+# In the entropy-coded data of a JPEG: a marker that ends it (not a stuffed byte, a restart or filling).
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _SNAPSHOT_PERIOD = 1.0  # seconds between snapshots if max_fps is not set: their servers are slow
 
 
@@ -34,12 +42,34 @@ def open_http(config: CaptureConfig) -> MjpegCapture | SnapshotCapture | None:
     """
     response = _request(config)
     kind = response.headers.get_content_type()
+    body = _Body(response, config.label, config.read_timeout_s)
     if kind.startswith("multipart/"):
-        return MjpegCapture(config, response)
+        return MjpegCapture(config, response, body)
+    if kind in _UNTYPED:
+        kind = _sniffed(response, body)
+        if kind == "multipart/x-mixed-replace":
+            return MjpegCapture(config, response, body)
     response.close()
     if kind.startswith("image/"):
         return SnapshotCapture(config)
     return None
+
+
+def _sniffed(response: Any, body: _Body) -> str:
+    """What an answer of no particular type holds, by its first bytes; "" if neither pictures nor parts."""
+    body.begin()
+    try:
+        head = body.some()
+        while len(head) < 16 and (more := body.some()):
+            head += more
+    except (SourceError, OSError, http.client.HTTPException):
+        return ""
+    body.unread(head)
+    if head.lstrip(b"\r\n").startswith(b"--"):
+        return "multipart/x-mixed-replace"
+    if head.startswith(_SOI):  # one picture has a length; without, more follow
+        return "image/jpeg" if response.headers.get("Content-Length") else "multipart/x-mixed-replace"
+    return "image/*" if head.startswith(_PICTURES) or head[8:12] == b"WEBP" else ""
 
 
 def _request(config: CaptureConfig) -> Any:
@@ -48,7 +78,44 @@ def _request(config: CaptureConfig) -> Any:
         return open_url(config.source, min(config.open_timeout_s, config.read_timeout_s))
 
 
+def jpeg_end(data: bytes | bytearray) -> int | None:
+    """Where the JPEG at the beginning of ``data`` ends; None: it goes on.
+
+    Segments are skipped by their lengths, so that a thumbnail within one does not count.
+    """
+    at = 2
+    while at + 2 <= len(data):
+        if data[at] != 0xFF:  # damaged: the next marker will do
+            marker = _MARKER.search(data, at)
+            if marker is None:
+                return None
+            at = marker.start()
+        kind = data[at + 1]
+        if kind == 0xD9:
+            return at + 2
+        if kind == 0xFF:
+            at += 1
+        elif kind <= 0x01 or 0xD0 <= kind <= 0xD8:  # markers without a segment
+            at += 2
+        elif at + 4 > len(data):
+            return None
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            if kind == 0xDA:  # the scan behind this header
+                marker = _MARKER.search(data, at)
+                if marker is None:
+                    return None
+                at = marker.start()
+    return None
+
+
 def _decode(data: bytes, label: str) -> UInt8Array:
+    size = image_size(data)
+    if size is not None and size[0] * size[1] > _MAX_PIXELS:
+        raise SourceError(
+            f"{label}: a picture of {size[0]} x {size[1]} pixels, more than {_MAX_PIXELS}",
+            "check the camera's address and settings",
+        )
     try:
         rgb = decode_image(data, name=label)
     except GrmpError as error:
@@ -76,6 +143,10 @@ class _Body:
         if time.monotonic() > self._until:
             raise SourceError(f"{self._label}: too slow, nothing complete in {self._timeout_s:.0f} s")
         return bytes(self._response.read1(1 << 16))
+
+    def unread(self, data: bytes) -> None:
+        """Put ``data`` back, to be read next."""
+        self._rest = data + self._rest
 
     def waiting(self) -> int:
         """How many bytes have arrived but are not read yet."""
@@ -158,10 +229,9 @@ class SnapshotCapture:
 class MjpegCapture:
     """An MJPEG stream: the parts of a multipart/x-mixed-replace answer, one JPEG each."""
 
-    def __init__(self, config: CaptureConfig, response: Any) -> None:
-        self._label = config.label
-        self._response = response
-        self._body = _Body(response, config.label, config.read_timeout_s)
+    def __init__(self, config: CaptureConfig, response: Any, body: _Body) -> None:
+        """``body`` reads ``response``."""
+        self._label, self._response, self._body = config.label, response, body
         self._boundary = (response.headers.get_param("boundary") or "").strip('"').lstrip("-").encode()
         self._data = b""
         self._at_part = False  # the boundary before the next part has already been read
@@ -184,7 +254,10 @@ class MjpegCapture:
             line = self._body.line(_MAX_LINE)
             if not line:
                 raise SourceError(f"{self._label}: the stream ended", "it is opened again")
-            line = line.strip()
+            if (at := line.find(_SOI)) >= 0:  # a picture without headers, or without their end
+                self._body.unread(line[at:])
+                break
+            line = line.strip(b"\0\t\r\n ")
             if not line and began:
                 break
             key, _, value = line.partition(b":")
@@ -198,10 +271,27 @@ class MjpegCapture:
             if len(data) < length:
                 raise SourceError(f"{self._label}: the stream ended", "it is opened again")
             return data
-        return self._until_boundary()
+        head = b""
+        while len(head) < len(_SOI) and (more := self._body.some()):
+            head += more
+        self._body.unread(head)
+        return self._until_end() if head.startswith(_SOI) else self._until_boundary()
+
+    def _until_end(self) -> bytes:
+        """A JPEG without a length: up to where it ends, not to the next one, which is yet to come."""
+        data = bytearray()
+        while len(data) <= _MAX_PICTURE:
+            piece = self._body.some()
+            if not piece:
+                raise SourceError(f"{self._label}: the stream ended", "it is opened again")
+            data += piece
+            if (end := jpeg_end(data)) is not None:
+                self._body.unread(bytes(data[end:]))
+                return bytes(data[:end])
+        raise SourceError(f"{self._label}: a picture that never ends", "it is opened again")
 
     def _until_boundary(self) -> bytes:
-        """A part without a length: everything up to the line with the boundary."""
+        """Another kind of picture without a length: everything up to the line with the boundary."""
         parts: list[bytes] = []
         size = 0
         while size <= _MAX_PICTURE:
@@ -224,8 +314,11 @@ class MjpegCapture:
         return None
 
     def overtaken(self) -> bool:
-        """Whether as many bytes as this part has are waiting behind it, as after a network stall."""
-        return self._body.waiting() >= len(self._data)
+        """Whether as many bytes as two such parts are waiting behind it, as after a network stall.
+
+        One part is no sign: it may have come while this one was being decoded.
+        """
+        return self._body.waiting() >= 2 * len(self._data)
 
     def retrieve(self) -> UInt8Array:
         """The picture, uint8 (H, W, 3) BGR."""
