@@ -69,4 +69,4 @@ def test_wrong_rules() -> None:
     assert not AlertRule().active
     for wrong in ({"below": 1.5}, {"drop": 0.0}, {"for_s": -1.0}, {"baseline_s": 0.0}):
         with pytest.raises(UsageError):
-            AlertRule(**wrong)
+            AlertRule(**wrong)  # type: ignore[arg-type]

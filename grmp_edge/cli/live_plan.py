@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -72,7 +72,7 @@ class CameraOptions:
 
     def apply(self, camera: CameraConfig) -> CameraConfig:
         """The camera with the settings that were given."""
-        rule = {"below": self.below, "drop": self.drop, "for_s": self.alert_for}
+        rule: dict[str, Any] = {"below": self.below, "drop": self.drop, "for_s": self.alert_for}
         alert = replace(camera.alert, **{key: value for key, value in rule.items() if value is not None})
         return replace(
             camera,

@@ -1,15 +1,57 @@
-"""Alerts: a camera's score is too low, or lower than usual for this camera."""
+"""Alerts on scores: too low, or lower than usual for this camera."""
 
 from __future__ import annotations
 
 import statistics
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from grmp_edge.errors import UsageError
+from grmp_edge.runtime.live.memory import Usual
 
-__all__ = ["Alert", "AlertRule", "AlertTracker"]
+__all__ = ["SEVERITY", "TOPICS", "Alert", "AlertKind", "AlertRule", "AlertTracker", "Preset", "Severity"]
+
+AlertKind = Literal[
+    "low", "drop", "trend", "offline", "black", "frozen", "no_signal", "covered", "moved", "blurred", "dark",
+    "bright",
+]  # fmt: skip
+Severity = Literal["critical", "warning", "notice"]
+
+# Critical: the camera shows nothing of its scene. Warning: badly. Notice: not yet.
+SEVERITY: Mapping[AlertKind, Severity] = {
+    "low": "warning", "drop": "warning", "trend": "notice", "offline": "critical", "black": "critical",
+    "frozen": "critical", "no_signal": "critical", "covered": "critical", "moved": "critical",
+    "blurred": "warning", "dark": "warning", "bright": "warning",
+}  # fmt: skip
+
+# The ONVIF imaging topics (tns1:VideoSource/...) that a video management system knows these faults by.
+TOPICS: Mapping[AlertKind, str] = {
+    "offline": "SignalLoss", "black": "SignalLoss", "frozen": "SignalLoss", "no_signal": "SignalLoss",
+    "covered": "GlobalSceneChange", "moved": "GlobalSceneChange", "blurred": "ImageTooBlurry",
+    "dark": "ImageTooDark", "bright": "ImageTooBright",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How readily alerts are raised."""
+
+    drop: float | None  # least fall below what is usual
+    first: float | None  # the same while the hour is not known yet: the first dusk is a fall of a quarter
+    spreads: float  # and at least this many standard deviations of this half hour
+    for_s: float  # over which the median score must have fallen: a lorry passes in less
+    shift: float  # threshold of the CUSUM over days, in standard deviations of a day
+    sure: float  # t statistic that a trend must have
+
+
+_PRESETS: Mapping[str, Preset] = {
+    "sensitive": Preset(0.09, 0.2, 3.0, 10.0, 6.0, 4.0),
+    "normal": Preset(0.12, 0.3, 3.0, 60.0, 10.0, 6.0),
+    "calm": Preset(0.2, 0.35, 6.0, 120.0, 16.0, 8.0),
+    "off": Preset(None, None, 0.0, 5.0, float("inf"), float("inf")),
+}
 
 
 @dataclass(frozen=True)
@@ -17,55 +59,106 @@ class AlertRule:
     """What raises and clears an alert. Times are in seconds, scores in 0..1."""
 
     below: float | None = None  # raised below this score; None: no absolute alert, since scenes differ
-    drop: float | None = None  # raised this far below the camera's own baseline; None: no relative alert
-    for_s: float = 5.0  # how long the condition must hold without a break: a lorry passes in less
+    drop: float | None = None  # raised this far below the camera's usual score; None: as the preset says
+    # How long the condition must hold without a break. None: 5 s for `below`, as the preset says for `drop`.
+    for_s: float | None = None
     hysteresis: float = 0.05  # cleared this far above the limit, so that noise does not toggle the alert
-    baseline_s: float = 600.0  # the baseline is the median over this long: half of it may be bad
+    baseline_s: float = 600.0  # until the memory knows the hour: the median over this long is the usual score
     warmup_s: float = 30.0  # no relative alert until the baseline covers this much
+    preset: str = "off"  # sensitive, normal, calm; off: only `below` and `drop`, where they are given
+    offline_s: float = 3.0  # a camera that is back within this raises nothing: many reconnect once a day
 
     def __post_init__(self) -> None:
         for key in ("below", "drop"):
             value = getattr(self, key)
             if value is not None and not 0 < value < 1:
                 raise UsageError(f"alert {key} is {value}", "use a score between 0 and 1")
-        if self.for_s < 0 or self.hysteresis < 0 or self.baseline_s <= 0 or self.warmup_s < 0:
+        times = (self.for_s or 0.0, self.hysteresis, self.warmup_s, self.offline_s)
+        if min(times) < 0 or self.baseline_s <= 0:
             raise UsageError("alert times and hysteresis cannot be negative")
+        if self.preset not in _PRESETS:
+            raise UsageError(f"alert preset {self.preset!r}", f"use {', '.join(_PRESETS)}")
+
+    @property
+    def settings(self) -> Preset:
+        """What the preset says."""
+        return _PRESETS[self.preset]
+
+    @property
+    def fall(self) -> float | None:
+        """How far below its usual score a camera must be; None: no relative alert."""
+        return self.settings.drop if self.drop is None else self.drop
+
+    @property
+    def drop_s(self) -> float:
+        """How long a drop must last."""
+        return self.settings.for_s if self.for_s is None else self.for_s
 
     @property
     def active(self) -> bool:
-        """Whether the rule can ever raise an alert."""
-        return self.below is not None or self.drop is not None
+        """Whether the rule can ever raise an alert on a score."""
+        return self.below is not None or self.fall is not None
+
+    def doubts(self, usual: float) -> list[str]:
+        """What is wrong with the limits for a camera whose score is usually ``usual``."""
+        doubts = []
+        if self.below is not None and self.below >= usual:
+            doubts.append(
+                f"below = {self.below:g} would be raised for ever: its score is usually {usual:.2f}"
+            )
+        elif self.below is not None and self.below < 0.1 * usual:
+            doubts.append(f"below = {self.below:g} is hardly ever raised: its score is usually {usual:.2f}")
+        if self.drop is not None and self.drop > usual / 2:
+            doubts.append(f"drop = {self.drop:g} is more than half of its usual {usual:.2f}: half is used")
+        return doubts
 
 
 @dataclass(frozen=True)
 class Alert:
     """An alert that has just been raised or cleared."""
 
-    kind: Literal["low", "drop"]  # below `below`, or below the baseline by `drop`
+    kind: AlertKind
     raised: bool  # False: it is over
-    value: float  # the score that raised or cleared it
-    limit: float  # what the score was compared with
-    since_s: float  # how long the condition had held
+    value: float | None = None  # the score that raised or cleared it
+    limit: float | None = None  # what the score was compared with
+    since_s: float = 0.0  # how long the condition had held
+    detail: str = ""  # in one line, without credentials
+    repeated: bool = False  # sent again on request or at the heartbeat: not a new alert
+
+    @property
+    def severity(self) -> Severity:
+        """How bad it is."""
+        return SEVERITY[self.kind]
+
+    @property
+    def topic(self) -> str:
+        """The ONVIF topic; empty where there is none."""
+        return TOPICS.get(self.kind, "")
+
+
+_FEWEST = 7  # scores behind a median, where a camera sends one a minute
 
 
 class _Condition:
     """One limit with its duration and hysteresis."""
 
-    def __init__(self, rule: AlertRule) -> None:
+    def __init__(self, for_s: float) -> None:
         self.raised = False
-        self._rule = rule
+        self._for_s = for_s
         self._since: float | None = None  # when the score first asked for a change of state
 
-    def step(self, now: float, value: float, limit: float) -> float | None:
+    def step(
+        self, now: float, value: float, limit: float, above: float, at_once: bool = False
+    ) -> float | None:
         """Take a score; if the state changes, return for how many seconds the condition held."""
-        changing = value >= limit + self._rule.hysteresis if self.raised else value < limit
+        changing = value >= limit + above if self.raised else value < limit
         if not changing:
             self._since = None
             return None
         if self._since is None:
             self._since = now
         duration = now - self._since
-        if duration < self._rule.for_s:
+        if duration < self._for_s and not at_once:
             return None
         self.raised, self._since = not self.raised, None
         return duration
@@ -75,60 +168,102 @@ class _Condition:
 
 
 class AlertTracker:
-    """The alerts of one camera. Not thread-safe."""
+    """The alerts of one camera's scores. Not thread-safe."""
 
     _BUCKETS = 120  # means behind the baseline: the median of this many is steady, and cheap
+    _EVERY_S = 1.0  # between medians
 
     def __init__(self, rule: AlertRule) -> None:
         self.rule = rule
-        self._low = _Condition(rule)
-        self._drop = _Condition(rule)
+        self._low = _Condition(5.0 if rule.for_s is None else rule.for_s)
+        self._drop = _Condition(rule.drop_s)
         self._means: deque[tuple[float, float]] = deque(maxlen=self._BUCKETS)
         self._bucket: list[float] = []
         self._bucket_start = 0.0
         self._seen_s = 0.0
         self._last: float | None = None
+        self._recent: deque[tuple[float, float]] = deque()  # scores of the last `drop_s` seconds
+        self._judged = float("-inf")
 
     @property
-    def raised(self) -> tuple[str, ...]:
+    def raised(self) -> tuple[AlertKind, ...]:
         """The kinds of alert raised now."""
-        pairs = (("low", self._low), ("drop", self._drop))
+        pairs: tuple[tuple[AlertKind, _Condition], ...] = (("low", self._low), ("drop", self._drop))
         return tuple(kind for kind, condition in pairs if condition.raised)
 
     @property
     def baseline(self) -> float | None:
-        """The camera's usual score; None until it is known."""
+        """The camera's usual score of the last minutes; None until it is known."""
         if self._seen_s < self.rule.warmup_s:
             return None
         # Copied in one step: another thread may read the status meanwhile.
         values = [mean for _, mean in list(self._means)] or list(self._bucket)
         return statistics.median(values) if values else None
 
+    def limit(self, usual: Usual | None) -> float | None:
+        """Below which score a drop is raised; None: not known yet.
+
+        Never more than half below what is usual, so that it can be reached.
+        """
+        fall = self.rule.fall
+        if fall is None:
+            return None
+        if usual is not None:
+            return usual.floor - min(max(fall, self.rule.settings.spreads * usual.spread), usual.floor / 2)
+        baseline = self.baseline
+        first = fall if self.rule.drop is not None else self.rule.settings.first or fall
+        return None if baseline is None else baseline - min(first, baseline / 2)
+
     def interrupted(self) -> None:
         """Restart the durations: the camera is lost or frozen, and gives no scores for a while."""
         self._last = None
+        self._recent.clear()
         self._low.interrupted()
         self._drop.interrupted()
 
-    def step(self, now: float, value: float) -> list[Alert]:
-        """Take a score (0..1) of ``now`` (monotonic seconds); return the alerts it raises or clears."""
+    def step(self, now: float, value: float, usual: Usual | None = None) -> list[Alert]:
+        """Take a score; return the alerts it raises or clears.
+
+        Args:
+            now: its time, monotonic seconds.
+            value: 0 to 1.
+            usual: what the camera's memory expects; None: it does not know yet, and the baseline is used.
+        """
         alerts = []
         if self.rule.below is not None:
-            duration = self._low.step(now, value, self.rule.below)
+            above = min(self.rule.hysteresis, self.rule.below / 2)
+            duration = self._low.step(now, value, self.rule.below, above)
             if duration is not None:
                 alerts.append(Alert("low", self._low.raised, value, self.rule.below, duration))
-        if self.rule.drop is not None:
-            baseline = self.baseline
-            if baseline is not None:
-                limit = baseline - self.rule.drop
-                duration = self._drop.step(now, value, limit)
-                if duration is not None:
-                    alerts.append(Alert("drop", self._drop.raised, value, limit, duration))
+        limit = self.limit(usual)
+        if limit is not None:
+            change = self._fallen(now, value, limit, usual)
+            if change is not None:
+                alerts.append(Alert("drop", self._drop.raised, value, limit, change))
         # The baseline rests while the alert is raised: a bad day must not become the norm.
         if not self._drop.raised:
             self._learn(now, value)
         self._last = now
         return alerts
+
+    def _fallen(self, now: float, value: float, limit: float, usual: Usual | None) -> float | None:
+        if usual is None:
+            above = min(self.rule.hysteresis, (self.rule.fall or 0.0) / 2, limit / 2)
+            return self._drop.step(now, value, limit, above)
+        # The median over the whole duration: neither a lorry nor the noise of single scores decides.
+        span = self.rule.drop_s
+        self._recent.append((now, value))
+        while len(self._recent) > _FEWEST and now - self._recent[1][0] >= span:
+            self._recent.popleft()
+        covered = len(self._recent) >= _FEWEST and now - self._recent[0][0] >= 0.7 * span
+        if not covered or now - self._judged < self._EVERY_S:
+            return None
+        self._judged = now
+        middle = statistics.median([score for _, score in self._recent])
+        # Raised below the lowest that dusk explains, cleared near what is usual: dawn must not clear it.
+        above = min(self.rule.hysteresis, (usual.floor - limit) / 2) + usual.centre - usual.floor
+        change = self._drop.step(now, middle, limit, above, at_once=True)
+        return None if change is None else span
 
     def _learn(self, now: float, value: float) -> None:
         if self._last is not None:
@@ -141,3 +276,28 @@ class AlertTracker:
             self._bucket = []
         while self._means and now - self._means[0][0] > self.rule.baseline_s:
             self._means.popleft()
+
+    def accept(self) -> list[Alert]:
+        """Make the present the normal: forget the baseline; return the drop it clears."""
+        raised, self._drop.raised = self._drop.raised, False
+        self._means.clear()
+        self._bucket, self._seen_s = [], 0.0
+        self.interrupted()
+        return [Alert("drop", False, detail="accepted as the new normal")] if raised else []
+
+    def to_json(self, now: float) -> dict[str, object]:
+        """What must survive a restart; ``now``: monotonic seconds."""
+        return {
+            "raised": list(self.raised),
+            "means": [[round(now - at, 1), round(mean, 5)] for at, mean in self._means],
+            "seen_s": round(self._seen_s, 1),
+        }
+
+    def restore(self, data: Mapping[str, object], now: float) -> None:
+        """Take what :meth:`to_json` gave."""
+        raised = cast("list[str]", data.get("raised", []))
+        self._low.raised = "low" in raised and self.rule.below is not None
+        self._drop.raised = "drop" in raised and self.rule.fall is not None
+        for age, mean in cast("list[tuple[float, float]]", data.get("means", [])):
+            self._means.append((now - float(age), float(mean)))
+        self._seen_s = float(cast("float", data.get("seen_s", 0.0)))

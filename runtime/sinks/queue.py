@@ -187,7 +187,7 @@ def to_record(event: LiveEvent) -> Record:
         alert = event.alert
         record |= {
             "event": "alert", "kind": alert.kind, "raised": alert.raised,
-            "limit": round(alert.limit, 6), "since_s": round(alert.since_s, 2),
+            "limit": round(alert.limit or 0.0, 6), "since_s": round(alert.since_s, 2),
         }  # fmt: skip
     return cast(Record, record)
 

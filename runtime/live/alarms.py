@@ -1,0 +1,234 @@
+"""All alarms of one camera: its scores, its state, and what its picture shows. One alarm for each fault."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from grmp_edge.redact import slug
+from grmp_edge.runtime.live.alert import Alert, AlertKind, AlertRule, AlertTracker
+from grmp_edge.runtime.live.change import shifted, trend
+from grmp_edge.runtime.live.memory import Memory, Usual, read_json, write_json
+from grmp_edge.runtime.live.no_picture import Verdict
+
+if TYPE_CHECKING:
+    from grmp_edge.runtime.live.tamper import Tamper
+
+__all__ = ["CameraAlarms"]
+
+UInt8Array = npt.NDArray[np.uint8]
+
+_SAVE_S = 900.0  # a crash loses the learning of a quarter of an hour
+_HOLD_S = 2.0  # a black or no-signal picture must last this long: some cameras send one at every switch
+_BACK_S = 2.0  # and a good one this long to clear it
+_FALLEN = 0.04  # least fall that a trend reports
+_OVER = 0.02  # the daily level within this of normal ends a trend
+
+
+class CameraAlarms:
+    """The alarms of one camera. Not thread-safe.
+
+    ``now`` is in monotonic seconds, ``at`` in seconds since 1970.
+
+    While a fault of the camera or its picture is raised, scores raise nothing: it is the same fault.
+    """
+
+    def __init__(
+        self,
+        rule: AlertRule,
+        camera: str,
+        model: str,
+        folder: Path | None = None,
+        tamper: Tamper | None = None,
+        now: float | None = None,
+        write: Callable[[Path, Mapping[str, object]], None] = write_json,
+    ) -> None:
+        """Read the camera's file in ``folder``, if there is one; None: nothing is kept on disk.
+
+        ``model``: id of the bundle. Another bundle's memory is not used: its scores mean something else.
+        ``write`` keeps the file; a busy disk must not hold up the caller.
+        """
+        self.rule, self._write = rule, write
+        self.tracker = AlertTracker(rule)
+        self.memory = Memory(model)
+        self.tamper = tamper
+        self.fresh = ""  # why nothing is remembered
+        self._path = None if folder is None else folder / f"{slug(camera)}.json"
+        self._fault: AlertKind | None = None  # of the camera or its picture, raised now
+        self._from_picture = False  # found by `tamper`
+        self._state: AlertKind | None = None  # what the camera's state asks for
+        self._since = 0.0
+        self._reported = False  # the camera has said anything since the start
+        self._detail = ""
+        self._trend: str | None = None  # what it says while it is raised
+        self._saved = time.monotonic() if now is None else now
+        if self._path is not None:
+            self._restore(read_json(self._path), self._saved)
+
+    @property
+    def raised(self) -> tuple[AlertKind, ...]:
+        """The kinds of alarm raised now."""
+        fault: tuple[AlertKind, ...] = () if self._fault is None else (self._fault,)
+        slow: tuple[AlertKind, ...] = () if self._trend is None else ("trend",)
+        return fault + self.tracker.raised + slow
+
+    def usual(self, at: float) -> Usual | None:
+        """What its score should be now; None: not known yet."""
+        return self.memory.usual(at)
+
+    def limits(self, at: float) -> dict[str, float]:
+        """The limits of its scores now, by kind of alarm."""
+        limits = {} if self.rule.below is None else {"low": self.rule.below}
+        drop = self.tracker.limit(self.usual(at))
+        return limits if drop is None else {**limits, "drop": drop}
+
+    def score(self, now: float, at: float, value: float) -> list[Alert]:
+        """Take a score."""
+        if self._fault is not None:
+            self.tracker.interrupted()
+            self.memory.add(at, value, learn=False)
+            return []
+        alerts = self.tracker.step(now, value, self.memory.usual(at))
+        if self.memory.add(at, value, learn=not self.raised):
+            alerts += self._slow()
+        return self._done(now, alerts)
+
+    def picture(self, now: float, at: float, image: UInt8Array) -> list[Alert]:
+        """Look at a frame, uint8 (H, W, 3) BGR, for a camera that is covered, moved, blurred or blinded."""
+        if self.tamper is None or (self._fault is not None and not self._from_picture):
+            return []
+        kind = self.tamper.step(now, at, image, learn="drop" not in self.raised)
+        if kind == self._fault:
+            return []
+        alerts = []
+        if self._fault is not None:
+            alerts.append(Alert(self._fault, False))
+        if kind is not None:
+            alerts.append(Alert(kind, True, since_s=self.tamper.HOLD_S))
+            self.tracker.interrupted()
+        self._fault, self._from_picture = kind, kind is not None
+        return self._done(now, alerts)
+
+    def change(self, now: float, state: str, picture: Verdict, detail: str = "") -> list[Alert]:
+        """Take the camera's state (``running``, ``restarting``, ...) and what its pictures show."""
+        wanted: AlertKind | None = None
+        if state in ("restarting", "error"):
+            wanted = "offline"
+        elif state == "running" and picture in ("black", "frozen", "no_signal"):
+            wanted = picture
+        if wanted != self._state:
+            self._state, self._since = wanted, now
+        self._detail, self._reported = detail, self._reported or state != "not_started"
+        if state != "running" or picture != "ok":
+            self.tracker.interrupted()
+        return self.tick(now)
+
+    def tick(self, now: float) -> list[Alert]:
+        """Raise or clear what the camera's state has asked for long enough. Call it some times a second."""
+        alerts: list[Alert] = []
+        if self._state != self._fault and self._reported:
+            lasted = now - self._since
+            if self._state is None:
+                if self._fault is not None and not self._from_picture and lasted >= _BACK_S:
+                    alerts.append(Alert(self._fault, False, since_s=lasted))
+                    self._fault = None
+            elif self._fault is None or self._state == "offline" or not self._from_picture:
+                needed = {"offline": self.rule.offline_s, "frozen": 0.0}.get(self._state, _HOLD_S)
+                if lasted >= needed:
+                    if self._fault is not None:  # the same camera, and no picture either way
+                        alerts.append(Alert(self._fault, False, since_s=lasted))
+                    alerts.append(Alert(self._state, True, since_s=lasted, detail=self._detail))
+                    self._fault, self._from_picture = self._state, False
+        return self._done(now, alerts)
+
+    def accept(self, now: float) -> list[Alert]:
+        """Make the present the normal: of its scores and its picture. Returns the alarms that this clears."""
+        detail = "accepted as the new normal"
+        alerts = self.tracker.accept()
+        self.memory.accept()
+        if self._trend is not None:
+            self._trend = None
+            alerts.append(Alert("trend", False, detail=detail))
+        if self.tamper is not None:
+            self.tamper.accept()
+            if self._fault is not None and self._from_picture:
+                alerts.append(Alert(self._fault, False, detail=detail))
+                self._fault, self._from_picture = None, False
+        self.save(now)
+        return alerts
+
+    def again(self) -> list[Alert]:
+        """All alarms that are raised, once more."""
+        details = {"trend": self._trend or "", str(self._fault): self._detail}
+        return [Alert(kind, True, detail=details.get(kind, ""), repeated=True) for kind in self.raised]
+
+    def save(self, now: float) -> None:
+        """Write its file; does nothing without a folder."""
+        self._saved = now
+        if self._path is None:
+            return
+        data: dict[str, object] = {
+            "memory": self.memory.to_json(),
+            "tracker": self.tracker.to_json(now),
+            "at": round(time.time(), 1),
+            "fault": self._fault,
+            "from_picture": self._from_picture,
+            "trend": self._trend,
+        }
+        if self.tamper is not None:
+            data["tamper"] = self.tamper.to_json()
+        self._write(self._path, data)
+
+    def _slow(self) -> list[Alert]:
+        """The tests of a day's end."""
+        levels, preset = self.memory.levels, self.rule.settings
+        if not levels:
+            return []
+        now = levels[-1][1]
+        if self._trend is not None:
+            if now < -_OVER:
+                return []
+            self._trend = None
+            return [Alert("trend", False)]
+        usual = self.memory.middle
+        if usual is None:
+            return []
+        left = usual / 2 if self.rule.below is None else max(0.0, usual - self.rule.below)
+        falling = trend(levels, left, preset.sure, _FALLEN)
+        detail = ""
+        if falling is not None:
+            day = levels[-1][0] + falling.days_left
+            date = time.strftime("%d %B %Y", time.gmtime(day * 86400.0)).lstrip("0")
+            detail = f"falls by {-falling.per_day:.3f} a day: at this rate unusable on {date}"
+        elif now < -_FALLEN and shifted(levels, preset.shift):
+            detail = f"{-now:.2f} below its normal for days"
+        if not detail:
+            return []
+        self._trend = detail
+        return [Alert("trend", True, usual + now, usual, detail=detail)]
+
+    def _done(self, now: float, alerts: list[Alert]) -> list[Alert]:
+        if alerts or now - self._saved >= _SAVE_S:
+            self.save(now)
+        return alerts
+
+    def _restore(self, data: Mapping[str, object], now: float) -> None:
+        memory = Memory.from_json(cast("dict[str, object]", data.get("memory") or {}), self.memory.model)
+        if memory is None:
+            self.fresh = "its memory is of another model" if data else "it is new"
+            return
+        self.memory = memory
+        away = max(0.0, time.time() - float(cast("float", data.get("at", 0.0))))
+        # A baseline of yesterday is no baseline; what the alert was, is.
+        self.tracker.restore(cast("dict[str, object]", data.get("tracker") or {}), now - min(away, 300.0))
+        self._fault = cast("AlertKind | None", data.get("fault"))
+        self._from_picture = bool(data.get("from_picture")) and self.tamper is not None
+        self._trend = cast("str | None", data.get("trend"))
+        self._since = now
+        if self.tamper is not None:
+            self.tamper.restore(cast("dict[str, object]", data.get("tamper") or {}))

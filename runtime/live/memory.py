@@ -1,0 +1,272 @@
+"""What is usual for a camera: its score over the day, learned over weeks and kept on disk.
+
+Two parts, so that what adapts cannot absorb a fault. The *anchor* is the profile of the first days.
+Afterwards it moves only when somebody accepts a new normal, or by at most :data:`DRIFT` a day. The *centre*
+follows the season: it may take any value that the anchor has within 90 minutes (dusk comes earlier weekly),
+and no other. A fault that lowers the whole day or the whole night lies outside, however slowly it comes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from grmp_edge.files import replace_file
+
+__all__ = ["BINS", "DRIFT", "Memory", "Usual"]
+
+FloatArray = npt.NDArray[np.float64]
+
+BINS = 48  # half hours of the day, in UTC: the sun knows no summer time
+DRIFT = 0.001  # a day: three hundredths a month, a tenth of the slowest fault that matters
+_BIN_S = 86400 // BINS
+_LEARNING = 5  # days until a half hour's anchor is fixed
+_KNOWN = 2  # days after which a half hour can be tested
+_NEAR = 3  # half hours by which dusk may have moved since the anchor was fixed
+_EDGE = 1  # half hours by which it may move from one day to the next
+_RATE = 0.2  # a day, of what the centre and the spread adapt: a week's memory
+_PRIOR = 0.03  # spread of a half hour before it is known, in scores
+_FLOOR = 0.01  # least spread: a still camera of a still scene still meets weather
+_DAYS = 120  # of levels kept: four months show the slowest trend
+_MINUTES = 8  # with scores, at least, for a half hour to count
+_PART = 8  # half hours, at least, for a day to count
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What a camera's score should be at a time."""
+
+    centre: float
+    floor: float  # the lowest centre within half an hour: dusk is not punctual
+    spread: float  # robust standard deviation of minute means
+
+
+class Memory:
+    """The usual scores of one camera. Times are in seconds since 1970. Not thread-safe.
+
+    The wall clock may jump: a step back or a gap ends the current half hour early, and costs that half hour.
+    """
+
+    def __init__(self, model: str) -> None:
+        """``model``: id of the bundle that gives the scores; another one's scores mean something else."""
+        self.model = model
+        self._first = np.full((_LEARNING, BINS), np.nan)  # medians of the first days
+        self._anchor = np.full(BINS, np.nan)
+        self._centre = np.full(BINS, np.nan)
+        self._spread = np.full(BINS, _PRIOR)
+        self._days = np.zeros(BINS, np.int64)
+        self._levels: list[tuple[int, float]] = []  # (day, median difference from the anchor)
+        self._today: dict[int, float] = {}  # by bin: today's difference from the anchor
+        self._minutes: list[float] = []  # means of the current half hour
+        self._clean = True  # nothing was raised in it
+        self._bin = -1  # half hours since 1970
+        self._minute, self._sum, self._count = -1, 0.0, 0
+        self._usual: tuple[int, Usual | None] = (-1, None)
+
+    @property
+    def levels(self) -> list[tuple[int, float]]:
+        """For each past day (days since 1970): how far its scores lay above the anchor, as a median."""
+        return list(self._levels)
+
+    @property
+    def days(self) -> int:
+        """Days that the best-known half hour has been seen."""
+        return int(self._days.max())
+
+    def usual(self, at: float) -> Usual | None:
+        """What is usual at a time; None until this half hour has been seen on two days."""
+        minute = int(at // 60)
+        if self._usual[0] != minute:
+            self._usual = (minute, self._at(at))
+        return self._usual[1]
+
+    @property
+    def middle(self) -> float | None:
+        """The median of the anchor; None until something is known."""
+        known = self._days >= _KNOWN
+        return float(np.median(self._anchor[known])) if known.any() else None
+
+    def band(self) -> list[tuple[float, float] | None]:
+        """Centre and spread for each half hour of the day in UTC; None where it is not known."""
+        return [
+            (float(self._centre[index]), float(self._spread[index])) if self._days[index] >= _KNOWN else None
+            for index in range(BINS)
+        ]
+
+    def add(self, at: float, value: float, learn: bool = True) -> bool:
+        """Take a score; ``learn``: nothing is wrong with the camera. Returns whether a day has ended."""
+        ended = False
+        minute = int(at // 60)
+        if minute != self._minute:
+            ended = self._end_minute(minute)
+        self._sum += value
+        self._count += 1
+        self._clean = self._clean and learn
+        return ended
+
+    def accept(self) -> None:
+        """Make the present the normal: the whole profile moves to where the camera is now."""
+        recent = np.array([*self._minutes[-15:], *([self._sum / self._count] if self._count else [])])
+        index = self._bin % BINS
+        if len(recent) and self._days[index]:
+            shift = float(np.median(recent)) - float(self._centre[index])
+            for profile in (self._anchor, self._centre, self._first):
+                profile += shift
+        self._levels, self._today, self._clean = [], {}, True
+        self._usual = (-1, None)
+
+    def seed(self, scores: Iterable[tuple[float | None, float]]) -> int:
+        """Learn from past scores, ``(at, value)`` in the order of time; returns how many were used.
+
+        Where no time is known, the scores' median and spread become the usual for the whole day.
+        """
+        timeless, used = [], 0
+        for at, value in scores:
+            used += 1
+            if at is None:
+                timeless.append(value)
+            else:
+                self.add(at, value)
+        if timeless:
+            middle = float(np.median(timeless))
+            unknown = self._days == 0
+            self._first[:_KNOWN, unknown] = middle
+            self._anchor[unknown] = self._centre[unknown] = middle
+            self._spread[unknown] = max(_PRIOR, 1.48 * float(np.median(np.abs(np.array(timeless) - middle))))
+            self._days[unknown] = _KNOWN
+        return used
+
+    def _at(self, at: float) -> Usual | None:
+        position = at / _BIN_S - 0.5
+        low = int(np.floor(position))
+        part, indices = position - low, [low % BINS, (low + 1) % BINS]
+        here = int(at // _BIN_S) % BINS
+        if self._days[here] < _KNOWN:
+            return None
+        if self._days[indices].min() < _KNOWN:
+            part, indices = 0.0, [here, here]
+        centre = (1 - part) * self._centre[indices[0]] + part * self._centre[indices[1]]
+        near = [(here + step) % BINS for step in range(-_EDGE, _EDGE + 1)]
+        spread = float(max(self._spread[indices]))
+        few = _PRIOR / np.sqrt(self._days[here])  # what a few days cannot tell
+        return Usual(
+            float(centre), float(min(centre, np.nanmin(self._centre[near]))), float(np.hypot(spread, few))
+        )
+
+    def _end_minute(self, minute: int) -> bool:
+        ended = False
+        if self._count:
+            self._minutes.append(self._sum / self._count)
+        half = minute * 60 // _BIN_S
+        if half != self._bin:
+            self._end_half_hour()
+            if self._bin >= 0 and half // BINS != self._bin // BINS:
+                ended = self._end_day(self._bin // BINS)
+            self._bin, self._minutes, self._clean = half, [], True
+        self._minute, self._sum, self._count = minute, 0.0, 0
+        return ended
+
+    def _end_half_hour(self) -> None:
+        if len(self._minutes) < _MINUTES:
+            return
+        index, minutes = self._bin % BINS, np.array(self._minutes)
+        middle = float(np.median(minutes))
+        if self._days[index] >= _KNOWN:
+            self._today[index] = middle - float(self._anchor[index])
+        if not self._clean:
+            return
+        days = int(self._days[index])
+        if days < _LEARNING:
+            self._first[days, index] = middle
+            self._anchor[index] = self._centre[index] = float(np.median(self._first[: days + 1, index]))
+        else:
+            step = np.clip(_RATE * (middle - self._anchor[index]), -DRIFT, DRIFT)
+            self._anchor[index] += step
+            near = self._anchor[[(index + step) % BINS for step in range(-_NEAR, _NEAR + 1)]]
+            moved = self._centre[index] + _RATE * (middle - self._centre[index])
+            self._centre[index] = np.clip(moved, np.nanmin(near), np.nanmax(near))
+        spread = max(_FLOOR, 1.48 * float(np.median(np.abs(minutes - self._centre[index]))))
+        # Clipped: one foggy half hour must not widen the band for a week, nor a fault for ever.
+        spread = min(spread, 2 * float(self._spread[index]))
+        self._spread[index] += _RATE * (spread - self._spread[index])
+        self._days[index] = days + 1
+        self._usual = (-1, None)
+
+    def _end_day(self, day: int) -> bool:
+        today, self._today = self._today, {}
+        if len(today) < _PART:
+            return False
+        self._levels = [*self._levels, (day, float(np.median(list(today.values()))))][-_DAYS:]
+        return True
+
+    def to_json(self) -> dict[str, object]:
+        """All of it, as JSON of bounded size."""
+        return {
+            "version": _VERSION,
+            "model": self.model,
+            "first": [_plain(row) for row in self._first],
+            "anchor": _plain(self._anchor),
+            "centre": _plain(self._centre),
+            "spread": _plain(self._spread),
+            "days": self._days.tolist(),
+            "levels": [[day, round(level, 5)] for day, level in self._levels],
+            "today": {str(index): round(value, 5) for index, value in self._today.items()},
+            "minutes": [round(value, 5) for value in self._minutes],
+            "clean": self._clean,
+            "bin": self._bin,
+            "minute": [self._minute, self._sum, self._count],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object], model: str) -> Memory | None:
+        """The memory that :meth:`to_json` gave; None if it is another model's, or not a memory."""
+        memory = cls(model)
+        if data.get("version") != _VERSION or data.get("model") != model:
+            return None
+        try:
+            memory._first = _array(data["first"], (_LEARNING, BINS))
+            memory._anchor = _array(data["anchor"], (BINS,))
+            memory._centre = _array(data["centre"], (BINS,))
+            memory._spread = _array(data["spread"], (BINS,))
+            memory._days = _array(data["days"], (BINS,)).astype(np.int64)
+            memory._levels = [(int(day), float(level)) for day, level in data["levels"]]  # type: ignore[attr-defined]
+            memory._today = {int(index): float(value) for index, value in data["today"].items()}  # type: ignore[attr-defined]
+            memory._minutes = [float(value) for value in data["minutes"]]  # type: ignore[attr-defined]
+            memory._clean, memory._bin = bool(data["clean"]), int(data["bin"])  # type: ignore[call-overload]
+            minute, total, count = data["minute"]  # type: ignore[misc]
+            memory._minute, memory._sum, memory._count = int(minute), float(total), int(count)  # type: ignore[has-type]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+        return memory
+
+
+def write_json(path: Path, data: Mapping[str, object]) -> None:
+    """Write a small file whole or not at all."""
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps(data, separators=(",", ":")), encoding="ascii")
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """What :func:`write_json` wrote; empty if there is none or it is damaged."""
+    try:
+        data = json.loads(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _plain(values: FloatArray) -> list[float | None]:
+    return [None if np.isnan(value) else round(float(value), 5) for value in values]
+
+
+def _array(values: object, shape: tuple[int, ...]) -> FloatArray:
+    array = np.array(values, dtype=np.float64)  # None becomes nan
+    if array.shape != shape:
+        raise ValueError(f"shape {array.shape}")
+    return array

@@ -1,0 +1,203 @@
+"""Plays weeks of scores in seconds through the real alarms: how soon is a fault raised?
+
+python tests/field/simulate.py                # the table
+python tests/field/simulate.py --months 2     # more months for the false alarms
+
+Each camera has day and night, weather (days alike, rain of up to .08 for hours), traffic (lorries of seconds,
+a van of minutes) and noise. Faults begin at a random hour after three weeks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from grmp_edge.runtime.live.alarms import CameraAlarms
+from grmp_edge.runtime.live.alert import AlertRule, AlertTracker
+from grmp_edge.runtime.live.memory import write_json
+
+FloatArray = npt.NDArray[np.float64]
+
+DAY = 86400
+START = 1_700_006_400  # midnight in UTC
+_KINDS: dict[str, tuple[float, float, float]] = {  # score by day, by night, noise of one score
+    "day and night": (0.75, 0.50, 0.03),
+    "car park": (0.45, 0.42, 0.03),
+    "noisy": (0.70, 0.60, 0.06),
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fall of the score by ``depth`` within ``lasts_s``, which then stays."""
+
+    lasts_s: float
+    depth: float = 0.3
+
+
+class World:
+    """A camera's scores, a day at a time."""
+
+    def __init__(self, kind: str, seed: int, step_s: int) -> None:
+        self.day, self.night, self.noise = _KINDS[kind]
+        self.rng = np.random.default_rng([seed, len(kind)])
+        self.step_s, self.weather = step_s, 0.0
+        self.phase = self.rng.uniform(0, 365)
+
+    def one_day(self, number: int) -> FloatArray:
+        """The scores of a day without a fault."""
+        rng, count = self.rng, DAY // self.step_s
+        hours = np.arange(count) * self.step_s / 3600.0
+        # Dusk moves by up to two minutes a day through the year.
+        light = 6.0 + 2.0 * np.sin(2 * np.pi * (number + self.phase) / 365)
+        lit = (hours > 12 - light) & (hours < 12 + light + rng.uniform(-0.1, 0.1))
+        scores = np.where(lit, self.day, self.night)
+        self.weather = 0.6 * self.weather + rng.normal(0, 0.012)
+        scores = scores + self.weather
+        if rng.random() < 0.35:  # rain: comes within 20 minutes, stays for hours
+            begin, hours_long, depth = rng.uniform(0, 20), rng.uniform(1, 8), rng.uniform(0.02, 0.08)
+            scores -= depth * np.clip(np.minimum(hours - begin, begin + hours_long - hours) * 3, 0, 1)
+        minutes = rng.normal(0, 0.02, DAY // 60)
+        minutes = np.convolve(minutes, np.ones(5) / 5, "same")
+        scores += np.interp(hours * 60, np.arange(DAY // 60), minutes)
+        for _ in range(rng.poisson(40)):  # lorries
+            at = rng.integers(count)
+            scores[at : at + max(1, int(rng.uniform(3, 12) / self.step_s))] -= rng.uniform(0.1, 0.4)
+        for _ in range(rng.poisson(1)):  # a van stops
+            at = rng.integers(count)
+            scores[at : at + int(rng.uniform(60, 600) / self.step_s)] -= rng.uniform(0.02, 0.1)
+        return np.clip(scores + rng.normal(0, self.noise, count), 0.01, 0.99)
+
+
+class Before:
+    """The alerts as they were: a rolling median of ten minutes and nothing else."""
+
+    def __init__(self) -> None:
+        self.tracker = AlertTracker(AlertRule(preset="off", drop=0.15, for_s=5.0))
+
+    def score(self, now: float, at: float, value: float) -> list[tuple[str, bool]]:
+        return [(alert.kind, alert.raised) for alert in self.tracker.step(now, value)]
+
+
+class After:
+    """The alarms as they are, optionally restarted in the middle of a fault."""
+
+    def __init__(self, preset: str, folder: Path) -> None:
+        self.rule, self.folder = AlertRule(preset=preset), folder
+        self.written: dict[str, object] = {}
+        self.alarms = self.start(0.0)
+
+    def start(self, now: float) -> CameraAlarms:
+        return CameraAlarms(self.rule, "camera", "model", self.folder, now=now, write=self.write)
+
+    def write(self, path: Path, data: Mapping[str, object]) -> None:
+        self.written[path.name] = data  # in memory: the disk of a test machine is slower than the weeks pass
+
+    def restart(self, now: float) -> None:
+        self.alarms.save(now)
+        for name, data in self.written.items():
+            write_json(self.folder / name, data)  # type: ignore[arg-type]
+        self.alarms = self.start(now)
+
+    def score(self, now: float, at: float, value: float) -> list[tuple[str, bool]]:
+        return [(alert.kind, alert.raised) for alert in self.alarms.score(now, at, value)]
+
+
+def play(
+    world: World, system: Before | After, first: int, days: int, fault: tuple[float, Fault] | None = None
+) -> Iterator[tuple[float, str]]:
+    """Yield (seconds since START, kind) for each alert raised from day ``first`` on."""
+    for number in range(first, first + days):
+        scores = world.one_day(number)
+        times = number * DAY + np.arange(len(scores)) * float(world.step_s)
+        if fault is not None:
+            begin, what = fault
+            scores = np.clip(
+                scores - what.depth * np.clip((times - begin) / max(what.lasts_s, 1), 0, 1), 0.01, 1
+            )
+        for now, value in zip(times.tolist(), scores.tolist(), strict=True):
+            for kind, raised in system.score(now, START + now, value):
+                if raised:
+                    yield now, kind
+
+
+def detect(kind: str, fault: Fault, preset: str, seed: int, restart: bool) -> tuple[str, float] | None:
+    """The first alert after the fault began: its kind, and the share of the fault that had happened."""
+    warm = 21
+    step = 20 if fault.lasts_s <= DAY else 60
+    world = World(kind, seed, step)
+    begin = warm * DAY + float(np.random.default_rng(seed).uniform(0, DAY))
+    with tempfile.TemporaryDirectory() as folder:
+        system: Before | After = Before() if preset == "before" else After(preset, Path(folder))
+        for _ in play(world, system, 0, warm):
+            pass
+        middle = begin + fault.lasts_s / 4  # before it can have been noticed
+        last = int((begin + fault.lasts_s) // DAY) + 2
+        for number in range(warm, last):
+            for now, what in play(world, system, number, 1, (begin, fault)):
+                if now >= begin:
+                    return what, (now - begin) / max(fault.lasts_s, 1.0)
+            if restart and isinstance(system, After) and (number + 1) * DAY > middle:
+                system.restart((number + 1) * DAY - 1.0)
+                restart = False
+    return None
+
+
+def false_alarms(kind: str, preset: str, seed: int, days: int) -> dict[str, int]:
+    """How many alerts a healthy camera raises, from its first hour on."""
+    world, count = World(kind, seed, 20), {"drop": 0, "trend": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        system: Before | After = Before() if preset == "before" else After(preset, Path(folder))
+        for _, what in play(world, system, 0, days):
+            count[what] += 1
+    return count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--months", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--presets", default="before,normal")
+    parser.add_argument("--only", default="")
+    options = parser.parse_args()
+    presets = options.presets.split(",")
+    hour = 3600.0
+    faults = {"a step": 1.0, "30 min": hour / 2, "4 h": 4 * hour, "1 day": DAY, "3 days": 3 * DAY}
+    faults |= {f"{days} days": float(days * DAY) for days in (7, 14, 30, 60)}
+    print(f"| a fall of 0.3 within | {' | '.join(f'{kind}, {p}' for kind in _KINDS for p in presets)} |")
+    for name, seconds in faults.items():
+        if options.only and name not in options.only.split(","):
+            continue
+        cells = []
+        for kind in _KINDS:
+            for preset in presets:
+                results = [
+                    detect(kind, Fault(seconds), preset, seed, bool(seed % 2))
+                    for seed in range(options.seeds)
+                ]
+                missed = sum(result is None for result in results)
+                # Times the length: seconds for a step, otherwise the share that had happened.
+                worst = max((result[1] for result in results if result), default=0.0)
+                kinds = "/".join(sorted({result[0] for result in results if result}))
+                share = f"{worst:.0f} s" if seconds <= 1 else f"{100 * worst:.0f} %"
+                cells.append(f"missed {missed} of {len(results)}" if missed else f"{share} {kinds}")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    cells = []
+    for kind in _KINDS:
+        for preset in presets:
+            counts = [false_alarms(kind, preset, seed, 30 * options.months) for seed in range(options.seeds)]
+            months = options.seeds * options.months
+            cells.append(
+                ", ".join(f"{sum(c[k] for c in counts) / months:.2f} {k}" for k in ("drop", "trend"))
+            )
+    print(f"| false alarms a camera-month | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
