@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +90,29 @@ def test_scores_alerts_discovery_and_the_last_will(tmp_path: Path) -> None:
         assert config["state_topic"] == "grmp-edge/edge1/gate/score"
         assert config["availability_topic"] == "grmp-edge/edge1/status"
         assert "value_json.value" in config["value_template"]
+        # A second sensor, once the model names causes.
+        cause = "homeassistant/sensor/edge1/gate_cause/config"
+        assert not ears.of(cause)
+        named = score_event(3)
+        named = replace(named, score=replace(named.score, causes={"blur": 0.9}))
+        put(sink, named)
+        until(lambda: bool(ears.of(cause)) and len(ears.of("grmp-edge/edge1/gate/score")) == 2)
+        assert json.loads(ears.of("grmp-edge/edge1/gate/score")[1])["cause"] == "blur"
+        config = json.loads(ears.of(cause)[0])
+        assert config["state_topic"] == "grmp-edge/edge1/gate/score"
+        assert (config["unique_id"], config["name"]) == ("edge1_gate_cause", "gate cause")
+        assert "value_json.cause" in config["value_template"]
 
         late = Listener(port)  # who comes later hears what is retained
-        until(lambda: len(late.heard) >= 3)
+        until(lambda: len(late.heard) >= 4)
         assert {(topic, kept) for topic, kept, _ in late.heard} == {
             ("grmp-edge/edge1/status", True), ("grmp-edge/edge1/gate/state", True),
-            ("homeassistant/sensor/edge1/gate/config", True),
+            ("homeassistant/sensor/edge1/gate/config", True), (cause, True),
         }  # fmt: skip
         late.close()
 
         stats = sink.close()
-        assert (stats.written, stats.failed, stats.lost) == (3, 0, 0)
+        assert (stats.written, stats.failed, stats.lost) == (4, 0, 0)
         until(lambda: ears.of("grmp-edge/edge1/status") == [b"online", b"offline"])
         assert not any(b"SECRET" in payload for _, _, payload in ears.heard)
 
