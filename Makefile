@@ -5,7 +5,7 @@ DEMO := .demo
 # Left out: what needs a GPU, TensorRT, Ray or Debian packages (see tests/README.md).
 MARKS ?= not gpu and not tensorrt and not ray and not system
 
-.PHONY: demo test clean
+.PHONY: demo test coverage clean
 
 demo: .venv-demo/installed
 	PATH="$(CURDIR)/.venv-demo/bin:$$PATH" bash docs/demo.sh $(DEMO)
@@ -15,6 +15,11 @@ test: .venv/installed
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -m '$(MARKS)' $(PYTEST_ARGS)
+
+# Apart from `test`, since tracing makes light tests half as slow again (heavy ones hardly).
+coverage: .venv/installed
+	-.venv/bin/python -m coverage run -m pytest -m '$(MARKS)' $(PYTEST_ARGS)
+	.venv/bin/python -m coverage report
 
 # A stamp newer than pyproject.toml: the second run installs nothing.
 .venv/installed: EXTRAS := cpu,train,export,data,dev
@@ -27,4 +32,4 @@ test: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-demo $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from grmp_edge.errors import DataError
 from grmp_edge.files import replace_folder
+from grmp_edge.preprocess import swap_red_blue
 from grmp_edge.train.pictures.distort import distort
 from grmp_edge.train.pictures.procedural import procedural_image
 
@@ -89,10 +90,10 @@ def _write_clip(path: Path, config: SampleConfig) -> None:
         drift = max(0.0, frame - config.clip_frames / 2) / (config.clip_frames / 2)
         if drift > 0:
             view = np.asarray(cv2.GaussianBlur(view, (0, 0), 0.5 + 5 * drift), dtype=np.uint8)
-        writer.write(cv2.cvtColor(view, cv2.COLOR_RGB2BGR))
+        writer.write(swap_red_blue(view))
     writer.release()
 
 
 def _write(path: Path, picture: UInt8Array) -> None:
-    if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
+    if not cv2.imwrite(str(path), swap_red_blue(picture)):
         raise DataError(f"{path}: cannot be written", "check the disk and the permissions")

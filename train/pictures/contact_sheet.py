@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from grmp_edge.errors import DataError
 from grmp_edge.files import replace_file
+from grmp_edge.preprocess import swap_red_blue
 from grmp_edge.train.pictures.distort import DISTORTIONS, LEVELS, distort
 
 __all__ = ["SheetConfig", "contact_sheet", "write_sheet"]
@@ -88,7 +89,7 @@ def write_sheet(sheet: UInt8Array, path: Path) -> None:
         DataError: OpenCV cannot write that format.
     """
     try:
-        done, data = cv2.imencode(path.suffix or ".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+        done, data = cv2.imencode(path.suffix or ".png", swap_red_blue(sheet))
     except cv2.error:
         done, data = False, np.empty(0, np.uint8)
     if not done:
