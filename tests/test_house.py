@@ -14,7 +14,11 @@ from grmp_edge.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-GUIDES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Without the log of experiments: an entry may name what a later one removed.
+GUIDES = [
+    ROOT / "CONTRIBUTING.md",
+    *sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem != "experiments"),
+]
 ROOMS = ("train", "export", "runtime")
 
 

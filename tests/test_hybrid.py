@@ -94,7 +94,8 @@ def by_hand(stem: Stem, x: Tensor) -> Tensor:
         patches = F.unfold(F.pad(x, (before, behind, before, behind)), kernel, stride=stride)
         patches = patches.reshape(len(x), groups, -1, patches.shape[-1])
         made: Tensor = torch.einsum("gok,bgkp->bgop", weight.reshape(groups, outputs // groups, -1), patches)
-        return made.reshape(len(x), outputs, -(-side // stride), -1) + bias[:, None, None]
+        summed: Tensor = made.reshape(len(x), outputs, -(-side // stride), -1) + bias[:, None, None]
+        return summed
 
     def relu6(x: Tensor) -> Tensor:
         return x.clamp(0, 6)
