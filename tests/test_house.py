@@ -101,7 +101,7 @@ def test_paths_and_names_in_the_guides_exist() -> None:
     assert len(rows) >= 6
     for path, name in rows:
         assert re.search(rf"^{name}\b", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), (path, name)
-    links = {link for text in texts[1:] for link in re.findall(r"\]\((?!http)([^)#]+)\)", text)}
+    links = {link for text in texts[1:] for link in re.findall(r"\]\((?!http)([^)#\s]+)\)", text)}
     folders = (ROOT, ROOT / "docs")
     assert not [link for link in links if not any((folder / link).exists() for folder in folders)]
 
