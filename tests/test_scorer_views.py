@@ -320,3 +320,13 @@ def test_the_server_answers_causes_and_tiles(views_bundle: Bundle) -> None:
         {"name": "scores", "datatype": "FP32", "shape": [-1]},
         {"name": "logits", "datatype": "FP32", "shape": [-1, 3]},
     ]
+
+
+def test_a_cluster_passes_causes_and_tiles_on() -> None:
+    from grmp_edge.runtime.cluster import _from_json, _to_json
+
+    for score in (
+        Score(0.5, "a", "m", causes={"blur": 0.2}, tiles=(Tile(1, 2, 3, 4, 0.5),)),
+        Score(0.5, "a", "m"),
+    ):
+        assert _from_json(_to_json(score)) == score
