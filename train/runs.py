@@ -9,15 +9,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from grmp_edge import __version__
 from grmp_edge.errors import CheckpointError, UsageError
 from grmp_edge.files import sha256_file
 from grmp_edge.preprocess import Preprocess
-from grmp_edge.train.data.labelled import Labelled, SplitConfig, data_digest, split_indices
+from grmp_edge.train.data.labelled import Labelled, SplitConfig, content_digest, data_digest, split_indices
+from grmp_edge.train.finetune.choose import (
+    learn_head,
+    prefers_qgr,
+    put_start_head,
+    report_line,
+    twin_part,
+)
 from grmp_edge.train.finetune.config import FinetuneConfig, Part
-from grmp_edge.train.finetune.loop import finetune, predict
+from grmp_edge.train.finetune.head import FitReport
+from grmp_edge.train.finetune.loop import finetune, predict, predict_part
+from grmp_edge.train.finetune.seen import predict_labelled, preprocess_of
 from grmp_edge.train.meta import MetaConfig, meta_train
 from grmp_edge.train.network.backbone import BackboneConfig, embedded_backbone, load_backbone, settings_for
 from grmp_edge.train.network.model import GrmpIqa
@@ -42,6 +52,7 @@ __all__ = [
     "ModelConfig",
     "build_network",
     "pick_device",
+    "put_shipped_prompts",
     "refuse_no_test_part",
     "run_finetune",
     "run_pretrain",
@@ -201,24 +212,28 @@ def run_finetune(
         }
     else:
         network, settings = build_network(model)
-        settings["pretrained_by"] = None
-        embedded = embedded_backbone(model.backbone.name)
-        if model.shipped_prompts and embedded and not model.backbone.pretrained:
-            path = embedded.prompts_path
-            load_parameters(network, embedded.load_prompts(), path)
-            settings["pretrained_by"] = {"prompts": path.name, "sha256": sha256_file(path)}
-    config = replace(config, precision=resolve_precision(config.precision, network.ctx.device))
+        settings["pretrained_by"] = put_shipped_prompts(network, model)
+    if data.memo is None:  # what is seen before learning is not looked at again after it
+        data = replace(data, memo={})
+    method = config.method if config.method != "auto" else "head" if network.native else "qgr"
+    config = replace(config, precision=resolve_precision(config.precision, network.ctx.device), method=method)
     split = split_indices(data, split_config)
     scale = data.scale_of([*split.train, *split.validation])
     quality = data.quality(scale)
-    side = Preprocess.for_size(network.image.size).resize
     used = [*split.train, *split.validation, *split.test]
-    reporter.start("reading pictures", len(used))
-    pixels = data.squashed(used, side, reporter.step)
     a, b = len(split.train), len(split.train) + len(split.validation)
     raw = (data.mos[used] - scale.low) / (scale.high - scale.low)
     places = {"train": slice(0, a), "validation": slice(a, b), "test": slice(b, None)}
-    parts = {name: Part(pixels[at], quality[used][at], raw[at]) for name, at in places.items()}
+    parts: dict[str, Part] = {}
+    if method in ("head", "ridge"):
+        digest = content_digest(data, used)
+    else:
+        reporter.start("reading pictures", len(used))
+        pixels, crops = data.viewed(used, preprocess_of(network), reporter.step)
+        for name, at in places.items():
+            own = None if crops is None else crops.take(range(len(used))[at])
+            parts[name] = Part(pixels[at], quality[used][at], raw[at], own)
+        digest = data_digest(pixels, data.mos[used])
     found_leaks = leaks(config, settings["pretrained_by"])
     settings |= {
         "stage": "finetune",
@@ -229,25 +244,56 @@ def run_finetune(
         "mos": asdict(scale),
         "data": {
             "name": data.name,
-            "digest": data_digest(pixels, data.mos[used]),
-            "counts": {name: len(part.images) for name, part in parts.items()},
+            "digest": digest,
+            "counts": {name: len(used[at]) for name, at in places.items()},
             "images": [str(data.paths[i].resolve()) for i in used],
         },
     }
     writer = CheckpointWriter(output, settings, curves_for(curves, output) if team.leads else None)
     state = begin_or_continue(writer, resume, reporter)
-    if state is not None and not goes_on(state, config.epochs, output, config.min_lr):
+    done = state is not None and state.progress.get("head") and state.progress["complete"]
+    if done or (state is not None and not goes_on(state, config.epochs, output, config.min_lr)):
+        assert state is not None
         return {**state.progress, "leaks": found_leaks}
-    before = {f"zero_shot_{name}": _measure(network, part) for name, part in parts.items() if name != "train"}
-    judge = parts["test"] if config.select_on == "test" else parts["validation"]
-    if state is not None:
-        # Only the prompts: finetune restores the trained blocks after the teacher has copied the plain CLIP.
-        prompts = {name for name, _ in network.prompt_parameters()}
-        load_parameters(network, {n: t for n, t in state.weights.items() if n in prompts}, output)
-    final = finetune(
-        network, parts["train"], judge if len(judge.images) else None, config, writer, state, reporter
-    )
-    metrics = {**before, **{name: _measure(network, part) for name, part in parts.items()}}
+
+    def measure(name: str) -> dict[str, float | None] | None:
+        """Agreement on a part, None if it is too small."""
+        if parts:
+            return _measure(network, parts[name])
+        rows = used[places[name]]
+        if len(rows) < 2:
+            return None
+        blank = np.zeros((0, 0, 0, 3), np.uint8)
+        labelled = Part(blank, quality[rows], raw[places[name]])
+        return labelled.measure(predict_labelled(network, data, rows, reporter.step))
+
+    if not parts:
+        reporter.start("looking at pictures", len(used) - a)
+    before = {f"zero_shot_{name}": measure(name) for name in places if name != "train"}
+    qgr = method != "head" and method != "ridge"
+    if method == "both" and state is None:
+        qgr, compared, by_qgr = prefers_qgr(network, data, split.train, parts["train"], config, reporter)
+        chosen = {**compared, "chosen": "QGR"} if qgr else compared
+        if qgr:
+            reporter.note(report_line(FitReport(**chosen), by_qgr))
+    if not qgr:
+        final = learn_head(network, data, split.train, quality[list(split.train)], config, reporter)
+    else:
+        judge = parts["test"] if config.select_on == "test" else parts["validation"]
+        if state is not None:
+            # Only prompts and head: finetune restores the trained blocks after the teacher has copied the
+            # plain CLIP.
+            names = {name for name, _ in network.prompt_parameters()} | set(network.head())
+            load_parameters(network, {n: t for n, t in state.weights.items() if n in names}, output)
+        else:
+            put_start_head(network, parts["train"])
+        learned = parts["train"]
+        if learned.crops is not None:
+            learned = replace(learned, twins=twin_part(network, data, split.train))
+        final = finetune(
+            network, learned, judge if len(judge.images) else None, config, writer, state, reporter
+        )
+    metrics = {**before, **{name: measure(name) for name in places}}
     progress = {
         **final.progress,
         "metrics": {name: measured for name, measured in metrics.items() if measured},
@@ -260,10 +306,24 @@ def run_finetune(
     return progress
 
 
+def put_shipped_prompts(network: GrmpIqa, model: ModelConfig) -> dict[str, str] | None:
+    """Put the prompts that ship with an embedded backbone into it, if ``model`` asks for them.
+
+    Returns:
+        Which they are, for config.json; None if there are none, or others were asked for.
+    """
+    embedded = embedded_backbone(model.backbone.name)
+    if not model.shipped_prompts or not embedded or model.backbone.pretrained:
+        return None
+    path = embedded.prompts_path
+    load_parameters(network, embedded.load_prompts(), path)
+    return {"prompts": path.name, "sha256": sha256_file(path)}
+
+
 def _measure(network: GrmpIqa, part: Part) -> dict[str, float | None] | None:
     if len(part.images) < 2:
         return None
-    return part.measure(predict(network, part.images, team=current_team()))
+    return part.measure(predict_part(network, part, team=current_team()))
 
 
 def refuse_no_test_part(select_on: str, test_fraction: float) -> None:

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import DataError, ImageError
-from grmp_edge.preprocess import read_image, squash
+from grmp_edge.preprocess import Preprocess, read_image, squash
 from grmp_edge.score import MosScale
 from grmp_edge.train.network.settings import BackboneSettings
+from grmp_edge.views import crop, spread
 
-__all__ = ["Labelled", "Split", "SplitConfig", "load_squashed", "read_csv", "split_indices"]
+__all__ = [
+    "Crops",
+    "Labelled",
+    "Split",
+    "SplitConfig",
+    "content_digest",
+    "data_digest",
+    "load_squashed",
+    "read_csv",
+    "split_indices",
+]
 
 _COLUMNS = {
     "image": ("image", "img_name", "image_name", "filename", "file", "path"),
@@ -28,6 +39,20 @@ _COLUMNS = {
     "reference": ("reference", "ref", "ref_img"),
     "distortion": ("distortion", "dist_type"),
 }
+
+
+@dataclass(frozen=True)
+class Crops:
+    """The native crops of some pictures, picture by picture."""
+
+    pixels: npt.NDArray[np.uint8]  # (m, S, S, 3)
+    of: npt.NDArray[np.int64]  # (m,), the picture of each
+
+    def take(self, index: Sequence[int]) -> Crops:
+        """Those of some pictures, which are then counted from 0."""
+        rows = [np.flatnonzero(self.of == picture) for picture in index]
+        of = np.repeat(np.arange(len(rows)), [len(one) for one in rows])
+        return Crops(self.pixels[np.concatenate(rows)] if rows else self.pixels[:0], of)
 
 
 @dataclass(frozen=True)
@@ -40,6 +65,8 @@ class Labelled:
     references: tuple[str, ...] | None = None  # the pristine picture each was made from, where known
     distortions: tuple[str, ...] | None = None  # the type of distortion, where known
     scale: MosScale | None = None  # the labels' declared scale; None: take the observed range
+    # Where what frozen networks see in the pictures is kept for the next split; None: nowhere.
+    memo: dict[Any, Any] | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -60,6 +87,17 @@ class Labelled:
             )
         return MosScale(float(chosen.min()), float(chosen.max()))
 
+    def picture(self, index: int) -> npt.NDArray[np.uint8]:
+        """One picture as it is, decoded: uint8 (H, W, 3) RGB.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        try:
+            return read_image(self.paths[index])
+        except ImageError as error:
+            raise DataError(error.message, "replace or remove the picture") from None
+
     def squashed(
         self, indices: Sequence[int], side: int, on_image: Callable[[], None] | None = None
     ) -> npt.NDArray[np.uint8]:
@@ -68,6 +106,34 @@ class Labelled:
         Overridden by sets whose pixels are not in files or are cached in memory.
         """
         return load_squashed([self.paths[i] for i in indices], side, on_image)
+
+    def viewed(
+        self,
+        indices: Sequence[int],
+        preprocess: Preprocess,
+        on_image: Callable[[], None] | None = None,
+        change: Callable[[npt.NDArray[np.uint8], int], npt.NDArray[np.uint8]] | None = None,
+    ) -> tuple[npt.NDArray[np.uint8], Crops | None]:
+        """The chosen pictures squashed, and their native crops where ``preprocess`` has any.
+
+        ``change`` maps a decoded picture and its index to the one that is looked at.
+        """
+        if not preprocess.native and change is None:
+            return self.squashed(indices, preprocess.resize, on_image), None
+        pixels = np.empty((len(indices), preprocess.resize, preprocess.resize, 3), np.uint8)
+        cut: list[npt.NDArray[np.uint8]] = []
+        of: list[int] = []
+        for place, index in enumerate(indices):
+            picture = self.picture(index)
+            picture = change(picture, index) if change else picture
+            pixels[place] = squash(picture, preprocess.resize)
+            height, width = picture.shape[:2]
+            boxes = spread(height, width, preprocess.native, preprocess.crop)
+            cut += [crop(picture, box, preprocess.crop) for box in boxes]
+            of += [place] * len(boxes)
+            if on_image:
+                on_image()
+        return pixels, Crops(np.stack(cut), np.array(of, np.int64)) if cut else None
 
     def quality(self, scale: MosScale) -> npt.NDArray[np.float32]:
         """Labels min-max scaled to 0..1 (the y of the quality loss), float32 (n,)."""
@@ -282,4 +348,14 @@ def data_digest(pixels: npt.NDArray[np.uint8], mos: npt.NDArray[np.float64]) -> 
     """SHA-256 over the decoded pixels and labels: a resumed run must see the same data."""
     digest = hashlib.sha256(np.ascontiguousarray(pixels).data)
     digest.update(np.ascontiguousarray(mos, dtype=np.float64).data)
+    return digest.hexdigest()
+
+
+def content_digest(data: Labelled, indices: Sequence[int]) -> str:
+    """As :func:`data_digest`, over the files as they are: for where they need not all be decoded."""
+    digest = hashlib.sha256()
+    for index in indices:
+        path = data.paths[index]
+        digest.update(path.read_bytes() if path.is_file() else data.picture(index).tobytes())
+    digest.update(np.ascontiguousarray(data.mos[list(indices)], dtype=np.float64).data)
     return digest.hexdigest()

@@ -57,6 +57,10 @@ class DataSet(Labelled):
     # (n, H, W, 3) RGB where the set is stored decoded; ``paths`` are then only names.
     pixels: UInt8Array | None = None
 
+    def picture(self, index: int) -> UInt8Array:
+        """One picture as it is stored."""
+        return super().picture(index) if self.pixels is None else np.asarray(self.pixels[index], np.uint8)
+
     def squashed(
         self, indices: Sequence[int], side: int, on_image: Callable[[], None] | None = None
     ) -> UInt8Array:

@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from grmp_edge.errors import CheckpointError
 from grmp_edge.files import sha256_file
-from grmp_edge.preprocess import Preprocess
 from grmp_edge.train.data.labelled import Labelled, split_indices
 from grmp_edge.train.evaluate.protocol import Measures, ProtocolConfig, SplitResult, label_name, measure
 from grmp_edge.train.evaluate.store import (
@@ -33,10 +32,11 @@ from grmp_edge.train.evaluate.store import (
 from grmp_edge.train.evaluate.tables import Tables
 from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.finetune.loop import predict
+from grmp_edge.train.finetune.seen import predict_labelled, preprocess_of
 from grmp_edge.train.network.backbone import settings_for
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.presets import leaks
-from grmp_edge.train.runs import ModelConfig, build_network, pick_device, run_finetune
+from grmp_edge.train.runs import ModelConfig, build_network, pick_device, put_shipped_prompts, run_finetune
 from grmp_edge.train.session.checkpoint import (
     WEIGHTS,
     CheckpointConfig,
@@ -90,7 +90,12 @@ class InMemory(Labelled):
     @classmethod
     def of(cls, data: Labelled) -> InMemory:
         """Wrap a set."""
-        return cls(data.name, data.paths, data.mos, data.references, data.distortions, data.scale, base=data)
+        own = (data.name, data.paths, data.mos, data.references, data.distortions, data.scale)
+        return cls(*own, memo={}, base=data)
+
+    def picture(self, index: int) -> UInt8Array:
+        """One picture as it is, decoded."""
+        return self.base.picture(index) if self.base else super().picture(index)
 
     def squashed(
         self, indices: Sequence[int], side: int, on_image: Callable[[], None] | None = None
@@ -139,6 +144,11 @@ def evaluate_models(
     else:
         method = f"{name}{', no MPP' if start is None else ''}{'' if finetune.qgr else ', no QGR'}"
         variants = [Variant(method if tables.baselines else "", tables.output, start, finetune)]
+        if start is None and training.model.shipped_prompts and finetune.method in ("auto", "head", "both"):
+            # What any learning must beat: plain ridge regression on what the same frozen network sees.
+            ridge = replace(finetune, method="ridge")
+            floor = Variant("ridge on frozen features", tables.output / "ridge", None, ridge, zero_shot=False)
+            variants = [replace(variants[0], method="few labels"), floor]
         tables.what = (
             f"{name}, {'without' if start is None else 'with'} MPP, "
             f"{'with' if finetune.qgr else 'without'} QGR"
@@ -346,6 +356,7 @@ def _run_split(
     if labels == 0:
         if variant.start is None:
             network, _ = build_network(built)
+            put_shipped_prompts(network, built)
         else:
             network = load_checkpoint(variant.start, weights).model
         epoch, on_test, zero_shot, scale = 0, False, None, data.scale_of(whole)
@@ -360,9 +371,8 @@ def _run_split(
         epoch, on_test = progress["epoch"], progress["selected_on_test"]
         zero_shot = progress["metrics"].get("zero_shot_test")
     network = network.to(pick_device(model.device))
-    side = Preprocess.for_size(network.image.size).resize
     test = list(split_indices(data, division).test)
-    predicted = predict(network, data.squashed(test, side))
+    predicted = _predict(network, data, test)
     return {
         "labels": labels,
         "split": split,
@@ -371,7 +381,7 @@ def _run_split(
         "selected_on_test": on_test,
         "metrics": measure(predicted, data.mos[test], scale),
         "zero_shot": zero_shot,
-        "cross": {other.name: _test_on(network, other, side) for other in cross},
+        "cross": {other.name: _test_on(network, other) for other in cross},
         "predictions": {
             "index": test,
             "mos": data.mos[test].tolist(),
@@ -381,13 +391,18 @@ def _run_split(
     }
 
 
-def _test_on(network: GrmpIqa, data: Labelled, side: int) -> Measures:
+def _predict(network: GrmpIqa, data: Labelled, indices: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Score pictures of a set, (n,) in 0..1, by all views that the network looks at."""
+    if network.native or len(network.head_statistics):
+        return predict_labelled(network, data, indices)
+    return predict(network, data.squashed(indices, preprocess_of(network).resize))
+
+
+def _test_on(network: GrmpIqa, data: Labelled) -> Measures:
     """Agreement on the whole of another set."""
     whole = range(len(data))
     chunks = (whole[at : at + 512] for at in range(0, len(data), 512))
-    values: npt.NDArray[np.float32] = np.concatenate(
-        [predict(network, data.squashed(chunk, side)) for chunk in chunks]
-    )
+    values: npt.NDArray[np.float32] = np.concatenate([_predict(network, data, chunk) for chunk in chunks])
     return measure(values, data.mos, data.scale_of(whole))
 
 

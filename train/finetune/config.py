@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -10,13 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.metrics import agreement
+from grmp_edge.train.data.labelled import Crops
 from grmp_edge.train.finetune.qgr import Projection
 from grmp_edge.train.network.backbone import settings_for
 from grmp_edge.train.network.settings import LearningSettings, given_only
 from grmp_edge.train.session.precision import Precision
 
-__all__ = ["FinetuneConfig", "Float32Array", "Part", "UInt8Array"]
+__all__ = ["FinetuneConfig", "Float32Array", "Method", "Part", "UInt8Array"]
 
+Method = Literal["auto", "head", "ridge", "qgr", "both"]
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
@@ -30,6 +33,10 @@ class FinetuneConfig(LearningSettings):
     patience: int = 6  # evaluations without improvement before the learning rate falls
     lr_factor: float = 0.3
     min_lr: float = 5e-7  # stop below it
+    # "head": ridge regression on the frozen network, in closed form, with its own score as the prior; "ridge":
+    # the same without that prior, to compare with; "qgr": the paper's; "both": the better of head and qgr by
+    # cross-validation within the labels. "auto": head for a network that looks at native crops, else qgr.
+    method: Method = "auto"
     qgr: bool = True
     projection: Projection = "per_tensor"
     # What chooses the epoch and drives the learning rate. "validation" is a part of the N labels; the
@@ -56,6 +63,18 @@ class Part:
     quality: Float32Array
     # Labels where some pass 0..1, the scale of the training pictures: clipped, they would tie. None: quality.
     labels: npt.NDArray[np.float64] | None = None
+    crops: Crops | None = None  # of a network that looks at them, too
+    twins: Part | None = None  # distorted copies of the first pictures, one each, to be ranked below them
+
+    def take(self, index: Sequence[int]) -> Part:
+        """Some of the pictures, without twins."""
+        rows = list(index)
+        return Part(
+            self.images[rows],
+            self.quality[rows],
+            None if self.labels is None else self.labels[rows],
+            None if self.crops is None else self.crops.take(rows),
+        )
 
     def measure(self, predicted: Float32Array) -> dict[str, float | None]:
         """SRCC, PLCC, KRCC and RMSE (in 0..1 units) of predictions, as plain JSON; None where undefined."""

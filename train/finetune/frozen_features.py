@@ -11,12 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from grmp_edge.train.data.labelled import Crops
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.network.towers import ImageTower
 from grmp_edge.train.session.precision import Numerics
 from grmp_edge.train.session.ranks import ALONE, Team
 
-__all__ = ["CentreScores", "FrozenCache", "Teacher", "group_size"]
+__all__ = ["CentreScores", "FrozenCache", "Teacher", "ViewScores", "group_size", "view_weights"]
 
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
@@ -160,8 +161,13 @@ class CentreScores:
     @torch.inference_mode()
     def predict(self) -> Float32Array:
         """The probability of high quality, float32 (n,) in 0..1."""
-        scores = self.model.readings(self.features())[:, 0].sigmoid()
+        scores = self.logits().sigmoid()
         return np.asarray(scores.cpu().numpy(), dtype=np.float32)
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        """The scores' logits, (n,)."""
+        return self.model.readings(self.features())[:, 0]
 
     @torch.no_grad()
     def features(self) -> Tensor:
@@ -188,6 +194,57 @@ class CentreScores:
             self.cached[at] = tokens
             self.used += size
         return tokens
+
+
+class ViewScores:
+    """As :class:`CentreScores` for a network that looks at native crops, too; float32.
+
+    Args:
+        model: scored with its current weights; its head does not read the stem's statistics.
+        images: squashed pictures, uint8 (n, R, R, 3).
+        crops: their native crops.
+        budget, batch, team: as for :class:`CentreScores`.
+    """
+
+    def __init__(
+        self,
+        model: GrmpIqa,
+        images: UInt8Array,
+        crops: Crops,
+        budget: int = 0,
+        batch: int = 64,
+        team: Team = ALONE,
+    ) -> None:
+        self.model = model
+        own = budget * len(images) // (len(images) + len(crops.of))
+        self.wholes = CentreScores(model, images, own, batch, team)
+        self.crops = CentreScores(model, crops.pixels, budget - own, batch, team)
+        self.mix = view_weights(model, len(images), crops.of)
+
+    @property
+    def most_bytes(self) -> int:
+        """The most bytes that will be cached."""
+        return self.wholes.most_bytes + self.crops.most_bytes
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        """The pictures' logits, (n,)."""
+        return self.mix @ torch.cat([self.wholes.logits(), self.crops.logits()]) + self.model.aggregate.shift
+
+    @torch.inference_mode()
+    def predict(self) -> Float32Array:
+        """The probability of high quality, float32 (n,) in 0..1."""
+        return np.asarray(self.logits().sigmoid().cpu().numpy(), dtype=np.float32)
+
+
+def view_weights(model: GrmpIqa, count: int, of: npt.NDArray[np.int64]) -> Tensor:
+    """What turns logits of n wholes and m crops into the pictures' logits, but for the shift: (n, n + m)."""
+    aggregate = model.aggregate
+    crops = np.bincount(of, minlength=count)
+    weights = np.zeros((count, count + len(of)), np.float32)
+    weights[np.arange(count), np.arange(count)] = aggregate.whole + np.where(crops, 0.0, aggregate.native)
+    weights[of, count + np.arange(len(of))] = aggregate.native / crops[of]
+    return torch.from_numpy(weights).to(model.ctx.device)
 
 
 def _pixels(model: GrmpIqa, images: UInt8Array, offset: int, flip: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from grmp_edge.errors import UsageError
 from grmp_edge.train.finetune.config import FinetuneConfig, Float32Array, Part, UInt8Array
-from grmp_edge.train.finetune.frozen_features import CentreScores, Teacher
+from grmp_edge.train.finetune.frozen_features import CentreScores, Teacher, ViewScores
 from grmp_edge.train.finetune.label_scale import calibrate
 from grmp_edge.train.finetune.state import TuningRun
 from grmp_edge.train.finetune.step import TuningStep
@@ -23,7 +23,7 @@ from grmp_edge.train.session.checkpoint import CheckpointWriter, State, copy_par
 from grmp_edge.train.session.progress import Reporter, Silent
 from grmp_edge.train.session.ranks import ALONE, Team, current_team
 
-__all__ = ["finetune", "predict"]
+__all__ = ["finetune", "predict", "predict_part"]
 
 # Between saves of a running fine-tuning: the most that a kill costs.
 _SAVE_EVERY_S = 15.0
@@ -58,11 +58,14 @@ def finetune(
         model.trained_image_blocks = config.image_blocks
     parameters = dict(model.finetune_parameters())
     prompted = copy_parameters(model.prompt_parameters())  # travel with the checkpoint, unchanged but ctx
+    if train.crops is not None:
+        prompted |= {name: value.clone() for name, value in model.head().items()}
     teacher = Teacher(model) if config.qgr else None
     team = current_team()
     model.eval()  # prompt dropout belongs to learning the prompts
     calibration = None
-    if resume is None and config.calibration_steps:
+    # With crops, the head has done so.
+    if resume is None and config.calibration_steps and train.crops is None:
         reporter.start("fitting the labels' scale", config.calibration_steps)
         calibration = calibrate(
             model, train.images, train.quality, config.calibration_steps, team, reporter.step
@@ -75,7 +78,15 @@ def finetune(
     memory = config.cache_bytes // (team.local_size if model.ctx.device.type == "cpu" else 1)
     judged = _Judge(model, judge, memory // 2, team) if judge else None
     step = TuningStep(
-        model, train.images, train.quality, config, memory - (judged.bytes if judged else 0), team, teacher
+        model,
+        train.images,
+        train.quality,
+        config,
+        memory - (judged.bytes if judged else 0),
+        team,
+        teacher,
+        train.crops,
+        train.twins,
     )
     step.scaler.restore(run.loss_scale)
     tensors, rates = step.tensors, step.rates
@@ -126,7 +137,7 @@ class _Judge:
 
     def __init__(self, model: GrmpIqa, part: Part, budget: int, team: Team) -> None:
         self.part = part
-        self.scores = CentreScores(model, part.images, budget, team=team)
+        self.scores = _scores(model, part, budget, team=team)
 
     @property
     def bytes(self) -> int:
@@ -139,6 +150,19 @@ class _Judge:
         p = np.clip(predicted.astype(np.float64), 1e-7, 1 - 1e-7)
         loss = -(self.part.quality * np.log(p) + (1 - self.part.quality) * np.log(1 - p)).mean()
         return self.part.measure(predicted)["srcc"], float(loss)
+
+
+def _scores(
+    model: GrmpIqa, part: Part, budget: int = 0, batch: int = 64, team: Team = ALONE
+) -> CentreScores | ViewScores:
+    if part.crops is None:
+        return CentreScores(model, part.images, budget, batch, team)
+    return ViewScores(model, part.images, part.crops, budget, batch, team)
+
+
+def predict_part(model: GrmpIqa, part: Part, team: Team = ALONE) -> Float32Array:
+    """Score a part's pictures by all views that it has: float32 (n,) in 0..1."""
+    return _scores(model, part, team=team).predict()
 
 
 def predict(model: GrmpIqa, images: UInt8Array, batch: int = 64, team: Team = ALONE) -> Float32Array:

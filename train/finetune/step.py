@@ -11,15 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from grmp_edge.errors import UsageError
-from grmp_edge.train.finetune.config import FinetuneConfig
-from grmp_edge.train.finetune.frozen_features import FrozenCache, Teacher, group_size
+from grmp_edge.train.data.labelled import Crops
+from grmp_edge.train.finetune.config import FinetuneConfig, Part
+from grmp_edge.train.finetune.frozen_features import FrozenCache, Teacher, group_size, view_weights
+from grmp_edge.train.finetune.head import MARGIN
 from grmp_edge.train.finetune.qgr import regularise
 from grmp_edge.train.network.losses import quality_loss, semantic_loss
 from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.network.towers import full_precision
 from grmp_edge.train.session.precision import LossScaler, Numerics
 from grmp_edge.train.session.ranks import ALONE, Team
 
 __all__ = ["TuningStep"]
+
+# Weight of ranking twins below their originals, against the labels' loss.
+_TWINS = 0.3
 
 
 class TuningStep:
@@ -36,6 +42,8 @@ class TuningStep:
         cache_bytes: for the frozen blocks' tokens.
         team: the ranks.
         teacher: made before anything moved, as it copies the plain CLIP; None without QGR.
+        crops: the pictures' native crops, of a network that looks at them.
+        twins: distorted copies of the first pictures, one each, with crops; they are to rank below.
     """
 
     def __init__(
@@ -47,13 +55,30 @@ class TuningStep:
         cache_bytes: int,
         team: Team = ALONE,
         teacher: Teacher | None = None,
+        crops: Crops | None = None,
+        twins: Part | None = None,
     ) -> None:
         device = model.ctx.device
         self.model, self.config, self.team = model, config, team
         self.numerics = Numerics.of(config.precision, device)
         self.scaler = LossScaler(self.numerics.precision == "fp16")
+        self.count, self.twins = len(images), 0
+        self.crops: FrozenCache | None = None
+        if crops is not None:
+            if twins is not None and twins.crops is not None:
+                self.twins = len(twins.images)
+                images = np.concatenate([images, twins.images])
+                both = np.concatenate([crops.of, self.count + twins.crops.of])
+                crops = Crops(np.concatenate([crops.pixels, twins.crops.pixels]), both)
+            share = cache_bytes * len(crops.of) // (len(crops.of) + len(images))
+            cache_bytes -= share
+            group = group_size(model, crops.pixels, config.batch, config.epochs, share)
+            # A rank asks for its own pictures' crops, whatever their numbers.
+            self.crops = FrozenCache(model, teacher, crops.pixels, share, group, self.numerics)
+            self.crops_of = [np.flatnonzero(crops.of == index).tolist() for index in range(len(images))]
         group = group_size(model, images, config.batch, config.epochs, cache_bytes)
-        self.cache = FrozenCache(model, teacher, images, cache_bytes, group, self.numerics, team)
+        shared = team if self.crops is None else ALONE
+        self.cache = FrozenCache(model, teacher, images, cache_bytes, group, self.numerics, shared)
         self.quality = torch.from_numpy(quality).to(device)
         text = {name for name, _ in model.text_parameters()}
         self.tensors: list[nn.Parameter] = []
@@ -104,10 +129,19 @@ class TuningStep:
     def _local(
         self, own: list[int], total: int, offset: int, flip: bool, losses: Tensor
     ) -> tuple[list[Tensor], list[Tensor | None]]:
-        tokens, teacher = self.cache.get(own, offset, flip)
-        count = None if len(own) == total else total
+        twins = [self.count + index for index in own if index < self.twins]
+        tokens, teacher = self.cache.get([*own, *twins], offset, flip)
+        count, mix = None if len(own) == total else total, None
+        if self.crops is not None:
+            rows = [self.crops_of[index] for index in (*own, *twins)]
+            more, known = self.crops.get([row for one in rows for row in one], 0, flip)
+            tokens = torch.cat([tokens, more])
+            teacher = torch.cat([teacher, known]) if teacher is not None and known is not None else None
+            of = np.repeat(np.arange(len(rows)), [len(one) for one in rows])
+            mix = view_weights(self.model, len(rows), of)
+        pairs = [place for place, index in enumerate(own) if index < self.twins]
         for numerics in self.numerics.attempts():
-            loss, semantic = self._losses(numerics, tokens, teacher, self.quality[own], count)
+            loss, semantic = self._losses(numerics, tokens, teacher, self.quality[own], count, mix, pairs)
             value = float(loss.detach())
             if math.isfinite(value):
                 break
@@ -124,13 +158,28 @@ class TuningStep:
         return list(toward), list(content)
 
     def _losses(
-        self, numerics: Numerics, tokens: Tensor, teacher: Tensor | None, quality: Tensor, count: int | None
+        self,
+        numerics: Numerics,
+        tokens: Tensor,
+        teacher: Tensor | None,
+        quality: Tensor,
+        count: int | None,
+        mix: Tensor | None,
+        pairs: Sequence[int],
     ) -> tuple[Tensor, Tensor | None]:
         model, text = self.model, self.model.text
         with numerics.autocast():
             features = model.image_head(model.image_tokens(tokens, self.first_image, len(model.image.blocks)))
-            classes = model.quality_features()
-            loss = quality_loss(model.logits(features, classes), quality, count)
+            if mix is None:
+                loss = quality_loss(model.logits(features, model.quality_features()), quality, count)
+            else:
+                with full_precision(features):
+                    logits = mix @ model.readings(features)[:, 0] + model.aggregate.shift
+                own, twins = logits[: len(quality)], logits[len(quality) :]
+                loss = quality_loss(torch.stack([own, torch.zeros_like(own)], dim=1), quality, count)
+                if pairs:
+                    short = (twins - own[list(pairs)] + MARGIN).relu().square().sum()
+                    loss = loss + _TWINS * short / (len(own) if count is None else count)
             if self.scene_tokens is None or teacher is None:
                 return loss, None
             scenes = text.project(text.run(self.scene_tokens, self.first_text), model.scene_ends)

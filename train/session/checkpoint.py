@@ -247,12 +247,14 @@ def _same_backbone(path: Path, recorded: Mapping[str, Any], weights: str | None)
 
 
 def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Copy tensors into the parameters of the same names.
+    """Copy tensors into the parameters, or buffers of the head, of the same names.
 
     Raises:
         CheckpointError: a name or shape does not match the model.
     """
-    own = dict(model.named_parameters())
+    own: dict[str, Tensor] = dict(model.named_parameters())
+    if isinstance(model, GrmpIqa):
+        own |= model.head()
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             raise CheckpointError(

@@ -25,6 +25,7 @@ _BEFORE = {
     "finetune.calibration_steps": 0,
     "finetune.text_rate": 1.0,
     "finetune.average": False,
+    "finetune.method": "qgr",
 }
 
 

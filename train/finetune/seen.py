@@ -1,0 +1,166 @@
+"""What a frozen network sees in labelled pictures: of each its whole and its crops, aggregated."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from grmp_edge.preprocess import Preprocess
+from grmp_edge.train.data.labelled import Labelled
+from grmp_edge.train.finetune.head import Head, Seen, Twins
+from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.pictures.twins import TWINS, twin
+from grmp_edge.views import sigmoid
+
+__all__ = [
+    "fingerprint",
+    "head_of",
+    "predict_labelled",
+    "preprocess_of",
+    "put_head",
+    "see",
+    "see_labelled",
+    "see_twins",
+    "twin_count",
+]
+
+UInt8Array = npt.NDArray[np.uint8]
+
+# Views computed together. On a CPU core, activations of more no longer fit its cache.
+_BATCH = {"cuda": 128, "cpu": 8}
+# Twins of the labelled pictures, at most: they cost as much as pictures do, and tell little more.
+MOST_TWINS = 64
+
+
+def preprocess_of(model: GrmpIqa) -> Preprocess:
+    """How pictures become the model's input."""
+    return Preprocess.for_size(model.image.size, model.native)
+
+
+def fingerprint(model: GrmpIqa) -> str:
+    """What distinguishes a model without its head from others."""
+    digest = hashlib.sha256(model.backbone.digest.encode())
+    for name, parameter in (*model.prompt_parameters(), *model.finetune_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def see(model: GrmpIqa, pictures: Iterator[UInt8Array]) -> Seen:
+    """Aggregate the model's own logit, features and statistics over the views of each picture.
+
+    Args:
+        model: its head plays no part.
+        pictures: the views (1 + crops, S, S, 3) of each.
+    """
+    device, texts = model.ctx.device, model.quality_features()
+    size, aggregate = _BATCH.get(device.type, 1), model.aggregate
+    rows: list[npt.NDArray[np.float64]] = []
+    waiting: list[UInt8Array] = []
+
+    def work() -> None:
+        views = np.concatenate(waiting)
+        parts = []
+        for at in range(0, len(views), size):
+            pixels = model.pixels(torch.from_numpy(views[at : at + size]).to(device))
+            tokens, statistics = model.look(pixels)
+            features = model.image_head(model.image_tokens(tokens, 0, len(model.image.blocks)))
+            high, low = model.logits(features, texts).unbind(dim=-1)
+            own = (high - low)[:, None]
+            parts.append(torch.cat([own, features, statistics], dim=1).double().cpu().numpy())
+        found = np.concatenate(parts)
+        at = 0
+        for views in waiting:
+            # The shift belongs to the logit alone.
+            row = aggregate(found[at : at + len(views)]) - aggregate.shift
+            row[0] += aggregate.shift
+            rows.append(row)
+            at += len(views)
+        waiting.clear()
+
+    for views in pictures:
+        waiting.append(views)
+        if sum(map(len, waiting)) >= 8 * size:
+            work()
+    if waiting:
+        work()
+    width = int(model.image.visual.output_dim)
+    table = np.stack(rows) if rows else np.zeros((0, 1 + width + len(model.head_statistics)))
+    return Seen(table[:, 0], table[:, 1 : 1 + width], table[:, 1 + width :])
+
+
+def head_of(model: GrmpIqa) -> Head:
+    """A model's head, in terms of a picture's aggregated logit."""
+    scale, together = float(model.head_scale), model.aggregate.whole + model.aggregate.native
+    return Head(
+        scale,
+        model.head_weight.double().cpu().numpy(),
+        model.head_statistics.double().cpu().numpy(),
+        together * float(model.head_bias) + model.aggregate.shift * (1 - scale),
+    )
+
+
+@torch.no_grad()
+def put_head(model: GrmpIqa, head: Head) -> None:
+    """The reverse of :func:`head_of`, in place."""
+    together = model.aggregate.whole + model.aggregate.native
+    bias = (head.bias - model.aggregate.shift * (1 - head.scale)) / together
+    model.head_scale.fill_(head.scale)
+    model.head_weight.copy_(torch.from_numpy(head.weight))
+    model.head_statistics.copy_(torch.from_numpy(head.of_statistics))
+    model.head_bias.fill_(bias)
+
+
+def predict_labelled(
+    model: GrmpIqa, data: Labelled, indices: Sequence[int], on_image: Callable[[], None] = lambda: None
+) -> npt.NDArray[np.float32]:
+    """Score the chosen pictures of a set by all their views: float32 (n,) in 0..1."""
+    return sigmoid(head_of(model)(see_labelled(model, data, indices, on_image))).astype(np.float32)
+
+
+def see_labelled(
+    model: GrmpIqa, data: Labelled, indices: Sequence[int], on_image: Callable[[], None] = lambda: None
+) -> Seen:
+    """The chosen pictures of a set; what ``data.memo`` has is not computed again."""
+    return _recalled(model, data, [(index, "") for index in indices], on_image)
+
+
+def see_twins(
+    model: GrmpIqa, data: Labelled, indices: Sequence[int], on_image: Callable[[], None] = lambda: None
+) -> Twins:
+    """Distorted twins of the first pictures among ``indices``, one each: the faults take turns."""
+    kinds, chosen = list(TWINS), list(indices)[:MOST_TWINS]
+    keys = [(index, kinds[index % len(kinds)]) for index in chosen]
+    return Twins(_recalled(model, data, keys, on_image), np.arange(len(keys), dtype=np.int64))
+
+
+def twin_count(indices: Sequence[int]) -> int:
+    """How many pictures :func:`see_twins` makes."""
+    return min(len(indices), MOST_TWINS)
+
+
+def _recalled(
+    model: GrmpIqa, data: Labelled, keys: Sequence[tuple[int, str]], on_image: Callable[[], None]
+) -> Seen:
+    mark, memo = fingerprint(model), data.memo
+    preprocess = preprocess_of(model)
+    known = {} if memo is None else memo
+    missing = [key for key in dict.fromkeys(keys) if (mark, key) not in known]
+
+    def pictures() -> Iterator[UInt8Array]:
+        for index, kind in missing:
+            picture = data.picture(index)
+            yield preprocess.views(twin(picture, kind, index) if kind else picture).pixels
+            on_image()
+
+    seen = see(model, pictures())
+    for place, key in enumerate(missing):
+        known[mark, key] = (seen.logits[place], seen.features[place], seen.statistics[place])
+    rows = [known[mark, key] for key in keys]
+    logits, features, statistics = (np.array(part, dtype=np.float64) for part in zip(*rows, strict=True))
+    return Seen(logits, features, statistics)
