@@ -15,6 +15,7 @@ import numpy.typing as npt
 from grmp_edge import __version__
 from grmp_edge.bundle import BackboneReport, Bundle, refuse_other, write_bundle
 from grmp_edge.errors import MissingDependencyError
+from grmp_edge.export.fault_check import fault_shares, fault_warning
 from grmp_edge.export.fold import FoldedModel, fold
 from grmp_edge.export.gate_images import gate_images
 from grmp_edge.export.graph.emit import OPSET, build_onnx
@@ -85,6 +86,9 @@ def export_model(
     model = loaded.model
     preprocess = Preprocess.for_size(model.image.size, model.native)
     images, source = gate_images(config.images, loaded.images, preprocess, config.parity.images)
+    faults = fault_shares(model, loaded.images, progress)
+    if warning := fault_warning(faults):
+        progress(warning)
     progress("folding")
     folded = fold(model)
     normalization = NORMALIZATIONS[model.config.normalization]
@@ -101,6 +105,8 @@ def export_model(
         del loaded, model
         stages = _Stages(spool, Path(folder), metadata, progress)
         report: ParityReport = {"images": source}
+        if faults:
+            report["faults"] = faults
         stages.fp32(gate)
         if config.fp16:
             report["fp32_blocks"] = stages.fp16(gate)

@@ -138,6 +138,7 @@ class ParityReport(TypedDict, total=False):
     check: CheckReport
     fp32_blocks: list[int]
     int8: Int8Report
+    faults: dict[str, float]  # the share of training pictures whose score each plain fault lowers
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ def run_finetune(
         settings["pretrained_by"] = put_shipped_prompts(network, model)
     if data.memo is None:  # what is seen before learning is not looked at again after it
         data = replace(data, memo={})
-    method = config.method if config.method != "auto" else "head" if network.native else "qgr"
+    method = config.method
     config = replace(config, precision=resolve_precision(config.precision, network.ctx.device), method=method)
     split = split_indices(data, split_config)
     scale = data.scale_of([*split.train, *split.validation])

@@ -175,9 +175,11 @@ def evaluate(
             from grmp_edge.train.evaluate.splits import TrainingConfig, evaluate_models
 
             start = protocol.start
+            own = (protocol.no_mpp, protocol.meta_epochs, protocol.ablate, tasks.given, start)
+            shipped = model.ships and model.preset == "default" and not any(own)
             if start is not None:
                 model.check_start(start)
-            elif not protocol.no_mpp:
+            elif not protocol.no_mpp and not shipped:
                 start = output / "pretrain"
                 meta = MetaOptions(protocol.meta_epochs, seed=split.seed)
                 run = RunOptions(resume=True, precision=protocol.train_precision)
@@ -189,8 +191,8 @@ def evaluate(
                 keep_checkpoints=protocol.keep_checkpoints,
             )
             training = TrainingConfig(
-                model.config(),
-                tuning.config(name, protocol.train_precision),
+                model.config(shipped_prompts=shipped),
+                tuning.config(name, protocol.train_precision, shipped),
                 start,
                 protocol.ablate,
                 protocol.allow_unfinished,

@@ -100,9 +100,11 @@ def train(
     from grmp_edge.train.runs import run_finetune
     from grmp_edge.train.session.checkpoint import CheckpointWriter
 
-    config = tuning.config(model.name, run.precision)
+    # The prompts that ship were learned with the backbone; tasks of the user's own replace them.
+    shipped = model.ships and model.preset == "default" and not (no_mpp or tasks.given or meta.meta_epochs)
+    config = tuning.config(model.name, run.precision, shipped)
     labelled, division = _read_and_divide(sets, spec, split.config(model.name, labels), config)
-    start = None if no_mpp else output / "pretrain"
+    start = None if no_mpp or shipped else output / "pretrain"
     if not run.resume:
         CheckpointWriter(output, {}).refuse_overwrite()  # before the first stage, not after it
     with working() as reporter:
@@ -110,7 +112,7 @@ def train(
             pretrain_into(start, model, tasks, meta, labelled, run, reporter)
         result = run_finetune(
             output,
-            model.config(),
+            model.config(shipped_prompts=shipped),
             start,
             labelled,
             division,
@@ -183,7 +185,7 @@ def finetune(
     if start is not None:
         model.check_start(start)
     backbone = model.name_after(start)
-    config = tuning.config(backbone, run.precision)
+    config = tuning.config(backbone, run.precision, start is None and model.ships)
     labelled, division = _read_and_divide(sets, spec, split.config(backbone, labels), config)
     network = model.config(shipped_prompts=start is None)
     with working() as reporter:

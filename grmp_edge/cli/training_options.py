@@ -109,6 +109,13 @@ class ModelOptions:
         """The backbone's."""
         return self.backbone or EMBEDDED
 
+    @property
+    def ships(self) -> bool:
+        """Whether weights and prompts of the backbone ship with the project, and are asked for."""
+        from grmp_edge.train.network.backbone import embedded_backbone
+
+        return not self.weights and embedded_backbone(self.name) is not None
+
     def name_after(self, start: Path | None) -> str:
         """The backbone of a pre-training checkpoint, or of the options if there is none."""
         if start is None:
@@ -178,6 +185,11 @@ class TaskOptions:
         int | None, option("--max-photos", "Use no more than this many photographs.", PAPER, min=2)
     ] = None
     seed: opt.Seed = 0
+
+    @property
+    def given(self) -> bool:
+        """Whether any source of tasks is given."""
+        return any((self.photos, self.meta_data, self.distortions, self.max_photos))
 
     def build(self, reporter: "Reporter", preset: "Preset") -> "tuple[list[list[Task]], dict[str, Any]]":
         """Make the phases of tasks, and their description for config.json.
@@ -368,6 +380,15 @@ class TuningOptions:
             min=0.0,
         ),
     ] = None
+    method: Annotated[
+        Literal["head", "qgr", "both"] | None,
+        option(
+            "--method",
+            "head: regression on the frozen network, in seconds; qgr: the paper's training; both: the one "
+            "that ranks better within the labels. Default: head for the embedded backbone as it ships, else "
+            "qgr, as with any of its options.",
+        ),
+    ] = None
     no_qgr: Annotated[bool, option("--no-qgr", "Fine-tune without gradient regularisation.", PAPER)] = False
     strength: Annotated[
         float | None,
@@ -394,13 +415,20 @@ class TuningOptions:
     seed: opt.Seed = 0
     preset: PresetOption = "default"
 
-    def config(self, backbone: str, precision: TrainPrecision) -> "FinetuneConfig":
-        """Settings for ``run_finetune``."""
+    @property
+    def of_qgr(self) -> bool:
+        """Whether any setting of QGR's own is given."""
+        own = (self.epochs, self.lr, self.batch, self.calibrate, self.text_rate, self.strength)
+        return any(value is not None for value in own) or self.no_qgr or self.preset != "default"
+
+    def config(self, backbone: str, precision: TrainPrecision, shipped: bool = False) -> "FinetuneConfig":
+        """Settings for ``run_finetune``; ``shipped``: it starts from an embedded backbone as it ships."""
         from grmp_edge.train.network.settings import CALIBRATION_STEPS
         from grmp_edge.train.presets import preset_named
 
         return preset_named(self.preset).finetune(
             backbone,
+            method=self.method or ("head" if shipped and not self.of_qgr else None),
             epochs=self.epochs,
             lr=self.lr,
             batch=self.batch,

@@ -144,7 +144,7 @@ def evaluate_models(
     else:
         method = f"{name}{', no MPP' if start is None else ''}{'' if finetune.qgr else ', no QGR'}"
         variants = [Variant(method if tables.baselines else "", tables.output, start, finetune)]
-        if start is None and training.model.shipped_prompts and finetune.method in ("auto", "head", "both"):
+        if start is None and training.model.shipped_prompts and finetune.method in ("head", "both"):
             # What any learning must beat: plain ridge regression on what the same frozen network sees.
             ridge = replace(finetune, method="ridge")
             floor = Variant("ridge on frozen features", tables.output / "ridge", None, ridge, zero_shot=False)
@@ -393,7 +393,7 @@ def _run_split(
 
 def _predict(network: GrmpIqa, data: Labelled, indices: Sequence[int]) -> npt.NDArray[np.float32]:
     """Score pictures of a set, (n,) in 0..1, by all views that the network looks at."""
-    if network.native or len(network.head_statistics):
+    if network.native or len(network.head_row):
         return predict_labelled(network, data, indices)
     return predict(network, data.squashed(indices, preprocess_of(network).resize))
 

@@ -1,4 +1,4 @@
-"""From labels to a network that scores as they say: the head in closed form, QGR, or the better of the two."""
+"""From labels to a network that scores as they say: a head in closed form, QGR, or the better of them."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def put_start_head(network: GrmpIqa, part: Part) -> None:
     if part.crops is None:
         return
     logits = ViewScores(network, part.images, part.crops).logits().double().cpu().numpy()
-    features, statistics = len(network.head_weight), len(network.head_statistics)
+    features, statistics = len(network.head_weight), len(network.head_row)
     seen = Seen(logits, np.zeros((len(logits), features)), np.zeros((len(logits), statistics)))
     put_head(network, start_head(seen, part.quality))
 
@@ -164,4 +164,4 @@ def prefers_qgr(
 
 
 def _untouched(network: GrmpIqa) -> Head:
-    return Head(1.0, np.zeros(len(network.head_weight)), np.zeros(len(network.head_statistics)), 0.0)
+    return Head(1.0, np.zeros(len(network.head_weight)), np.zeros(len(network.head_row)), 0.0)

@@ -19,7 +19,7 @@ from grmp_edge.train.session.precision import Precision
 
 __all__ = ["FinetuneConfig", "Float32Array", "Method", "Part", "UInt8Array"]
 
-Method = Literal["auto", "head", "ridge", "qgr", "both"]
+Method = Literal["qgr", "head", "ridge", "both"]
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
@@ -33,10 +33,10 @@ class FinetuneConfig(LearningSettings):
     patience: int = 6  # evaluations without improvement before the learning rate falls
     lr_factor: float = 0.3
     min_lr: float = 5e-7  # stop below it
-    # "head": ridge regression on the frozen network, in closed form, with its own score as the prior; "ridge":
-    # the same without that prior, to compare with; "qgr": the paper's; "both": the better of head and qgr by
-    # cross-validation within the labels. "auto": head for a network that looks at native crops, else qgr.
-    method: Method = "auto"
+    # "qgr": the paper's. "head": ridge regression on the frozen network, in closed form, with its own score
+    # as the prior. "ridge": the same without that prior, to compare with. "both": the better of head and qgr,
+    # by cross-validation within the labels.
+    method: Method = "qgr"
     qgr: bool = True
     projection: Projection = "per_tensor"
     # What chooses the epoch and drives the learning rate. "validation" is a part of the N labels; the

@@ -91,6 +91,7 @@ class FrozenCache:
         self.groups = [own[at : at + group] for at in range(0, len(own), group)]
         self.place = {index: (g, row) for g, of in enumerate(self.groups) for row, index in enumerate(of)}
         self.cached: OrderedDict[tuple[int, int, bool], tuple[Tensor, Tensor | None]] = OrderedDict()
+        self.straight: dict[tuple[int, int, bool], Tensor] = {}  # of every group and view seen: it is little
         self.used = 0
         self.extras = _frozen_prompts(model)
 
@@ -101,6 +102,11 @@ class FrozenCache:
         tokens = torch.stack([values[group][0][row] for group, row in places])
         logits = [teacher[row] for group, row in places if (teacher := values[group][1]) is not None]
         return tokens, torch.stack(logits) if logits else None
+
+    def straight_of(self, indices: list[int], offset: int, flip: bool) -> Tensor:
+        """What statistics add to the logits of views that :meth:`get` has given, (B, 1), or (B, 0)."""
+        places = [self.place[index] for index in indices]
+        return torch.stack([self.straight[group, offset, flip][row] for group, row in places])
 
     def _group(self, group: int, offset: int, flip: bool) -> tuple[Tensor, Tensor | None]:
         key = (group, offset, flip)
@@ -123,12 +129,13 @@ class FrozenCache:
         pixels = _pixels(model, self.images[list(indices)], offset, flip)
         for numerics in self.numerics.attempts():
             with numerics.autocast():
-                tokens = _frozen_tokens(model, pixels, self.extras)
+                tokens, straight = _frozen_tokens(model, pixels, self.extras)
                 logits = self.teacher.logits(model, pixels) if self.teacher else None
             if numerics.precision != "fp16" or bool(
                 torch.isfinite(tokens).all() and (logits is None or torch.isfinite(logits).all())
             ):
                 break
+        self.straight[self.place[indices[0]][0], offset, flip] = straight
         return tokens.float(), logits
 
 
@@ -150,6 +157,7 @@ class CentreScores:
     ) -> None:
         self.model, self.images, self.budget, self.batch, self.team = model, images, budget, batch, team
         self.cached: dict[int, Tensor] = {}
+        self.straight: dict[int, Tensor] = {}
         self.used = 0  # bytes
         self.extras = _frozen_prompts(model)
 
@@ -171,15 +179,16 @@ class CentreScores:
 
     @torch.no_grad()
     def features(self) -> Tensor:
-        """The unit image features under the current weights, (n, E)."""
+        """The image features under the current weights, (n, E) or (n, E + 1): see GrmpIqa.image_features."""
         model = self.model
         first, last = model.first_trained_image_block, len(model.image.blocks)
         width = model.image.visual.output_dim
+        width += 1 if bool(model.head_row.any()) else 0
         features = torch.zeros(len(self.images), width, device=model.ctx.device)
         for number, at in enumerate(range(0, len(self.images), self.batch)):
             if self.team.mine(number):
                 tokens = model.image_tokens(self._tokens(at), first, last)
-                features[at : at + self.batch] = model.image_head(tokens)
+                features[at : at + self.batch] = torch.cat([model.image_head(tokens), self.straight[at]], 1)
         self.team.sum([features])
         return features
 
@@ -188,7 +197,7 @@ class CentreScores:
             return self.cached[at]
         centre = (self.images.shape[1] - self.model.image.size) // 2
         pixels = _pixels(self.model, self.images[at : at + self.batch], centre)
-        tokens = _frozen_tokens(self.model, pixels, self.extras)
+        tokens, self.straight[at] = _frozen_tokens(self.model, pixels, self.extras)
         size = tokens.element_size() * tokens.nelement()
         if self.used + size <= self.budget:
             self.cached[at] = tokens
@@ -200,7 +209,7 @@ class ViewScores:
     """As :class:`CentreScores` for a network that looks at native crops, too; float32.
 
     Args:
-        model: scored with its current weights; its head does not read the stem's statistics.
+        model: scored with its current weights.
         images: squashed pictures, uint8 (n, R, R, 3).
         crops: their native crops.
         budget, batch, team: as for :class:`CentreScores`.
@@ -266,5 +275,8 @@ def _frozen_prompts(model: GrmpIqa) -> list[tuple[Tensor, Tensor]]:
     return [model.prompt_keys_values(index, 1) for index in range(model.first_trained_image_block)]
 
 
-def _frozen_tokens(model: GrmpIqa, pixels: Tensor, extras: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    return model.image_tokens(model.image.embed(pixels), 0, len(extras), extras)
+def _frozen_tokens(
+    model: GrmpIqa, pixels: Tensor, extras: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    tokens, straight = model.read(pixels)
+    return model.image_tokens(tokens, 0, len(extras), extras), straight

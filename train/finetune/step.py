@@ -130,18 +130,24 @@ class TuningStep:
         self, own: list[int], total: int, offset: int, flip: bool, losses: Tensor
     ) -> tuple[list[Tensor], list[Tensor | None]]:
         twins = [self.count + index for index in own if index < self.twins]
-        tokens, teacher = self.cache.get([*own, *twins], offset, flip)
+        wanted = [*own, *twins]
+        tokens, teacher = self.cache.get(wanted, offset, flip)
+        straight = self.cache.straight_of(wanted, offset, flip)
         count, mix = None if len(own) == total else total, None
         if self.crops is not None:
-            rows = [self.crops_of[index] for index in (*own, *twins)]
-            more, known = self.crops.get([row for one in rows for row in one], 0, flip)
+            rows = [self.crops_of[index] for index in wanted]
+            every = [row for one in rows for row in one]
+            more, known = self.crops.get(every, 0, flip)
             tokens = torch.cat([tokens, more])
+            straight = torch.cat([straight, self.crops.straight_of(every, 0, flip)])
             teacher = torch.cat([teacher, known]) if teacher is not None and known is not None else None
             of = np.repeat(np.arange(len(rows)), [len(one) for one in rows])
             mix = view_weights(self.model, len(rows), of)
         pairs = [place for place, index in enumerate(own) if index < self.twins]
         for numerics in self.numerics.attempts():
-            loss, semantic = self._losses(numerics, tokens, teacher, self.quality[own], count, mix, pairs)
+            loss, semantic = self._losses(
+                numerics, tokens, straight, teacher, self.quality[own], count, mix, pairs
+            )
             value = float(loss.detach())
             if math.isfinite(value):
                 break
@@ -161,6 +167,7 @@ class TuningStep:
         self,
         numerics: Numerics,
         tokens: Tensor,
+        straight: Tensor,
         teacher: Tensor | None,
         quality: Tensor,
         count: int | None,
@@ -174,7 +181,8 @@ class TuningStep:
                 loss = quality_loss(model.logits(features, model.quality_features()), quality, count)
             else:
                 with full_precision(features):
-                    logits = mix @ model.readings(features)[:, 0] + model.aggregate.shift
+                    read = model.readings(torch.cat([features, straight], dim=1))[:, 0]
+                    logits = mix @ read + model.aggregate.shift
                 own, twins = logits[: len(quality)], logits[len(quality) :]
                 loss = quality_loss(torch.stack([own, torch.zeros_like(own)], dim=1), quality, count)
                 if pairs:

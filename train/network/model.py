@@ -113,6 +113,10 @@ class GrmpIqa(nn.Module):
         self.register_buffer(f"{name}_tokens", tokens[:, : int(ends.max()) + 1].clone(), persistent=False)
         self.register_buffer(f"{name}_ends", ends, persistent=False)
 
+    def head(self) -> dict[str, Tensor]:
+        """What few labels made of the score, by name: the buffers ``head_*``."""
+        return {name: value for name, value in self.named_buffers() if name.startswith("head_")}
+
     def prompt_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What meta-pre-training learns: text context, visual prompts, prompt_proj and prompt_norm."""
         for name, parameter in self.named_parameters():
@@ -192,11 +196,11 @@ class GrmpIqa(nn.Module):
 
         Where statistics count straight, what they add to the score's logit is one more column, (B, E + 1).
         """
-        tokens, straight = self._read(pixels)
+        tokens, straight = self.read(pixels)
         feature = self.image_head(self.image_tokens(tokens, 0, len(self.image.blocks)))
         return torch.cat([feature, straight], dim=-1)
 
-    def _read(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, L, W), and what statistics add to the score's logit: (B, 1), or (B, 0) for nothing."""
         if not len(self.head_row) or not bool(self.head_row.any()):
             tokens = self.image.embed(pixels)
@@ -207,7 +211,7 @@ class GrmpIqa(nn.Module):
 
     def image_features_unfolded(self, pixels: Tensor) -> Tensor:
         """The same feature by the paper's own data flow: 1 + T + patches tokens through whole blocks."""
-        tokens, straight = self._read(pixels)
+        tokens, straight = self.read(pixels)
         count = self.config.visual_tokens
         cls, rest = tokens[:, :1], tokens[:, 1:]
         for index, block in enumerate(self.image.blocks):
