@@ -308,10 +308,10 @@ def test_the_stage_never_looks_at_the_test_part_and_resumes(
     assert (metrics["train"]["count"], metrics["validation"]["count"], metrics["test"]["count"]) == (4, 2, 4)
     assert result["selected_on_test"] is False
     weights = read_state(tmp_path / "run").weights
-    # A kill in the middle: the teacher of the resumed run must still be the plain CLIP.
+    # A kill in the second epoch after reading: the resumed run's teacher must still be the plain CLIP.
     monkeypatch.setattr(finetune_module, "_SAVE_EVERY_S", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        stage(tmp_path, "killed", csv, reporter=Stop(10 + 400 + 2))
+        stage(tmp_path, "killed", csv, reporter=Stop(10 + 2))
     assert read_state(tmp_path / "killed").progress["epoch"] == 2
     again = stage(tmp_path, "killed", csv, resume=True)
     assert {k: v for k, v in again.items() if k != "images"} == result

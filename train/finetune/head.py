@@ -322,7 +322,8 @@ def start_head(seen: Seen, quality: npt.ArrayLike) -> Head:
     centred = seen.logits - seen.logits.mean()
     spread = float((centred**2).sum())
     slope = float((centred * (target - target.mean())).sum() / spread) if spread > 0 else 1.0
-    slope = max(slope, 0.1)  # labels that contradict the order must not reverse it
+    # Labels that contradict the order must not reverse it, nor few alike scores become all 0 or 1.
+    slope = min(max(slope, 0.1), 10.0)
     bias = float(target.mean() - slope * seen.logits.mean())
     return Head(slope, np.zeros(seen.features.shape[1]), np.zeros(seen.statistics.shape[1]), bias)
 
