@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import Float64Array
-from helpers_train import Stop, Tensors, blurred, parameters_of, pictures, tiny_model
+from helpers_train import Stop, Tensors, parameters_of, pictures, tiny_model
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 from scipy.stats import spearmanr
@@ -21,6 +22,7 @@ from grmp_edge.train.finetune.loop import finetune, predict
 from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
 from grmp_edge.train.network.embedded import EMBEDDED_PATH, load_prompts
 from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.pictures.procedural import procedural_image
 from grmp_edge.train.session.checkpoint import CheckpointWriter, load_parameters
 from grmp_edge.train.session.ranks import ALONE
 
@@ -74,7 +76,10 @@ def test_the_text_side_alone_moves() -> None:
 def test_the_scores_of_the_shipped_model_come_onto_the_labels_scale() -> None:
     model = GrmpIqa(load_backbone(BackboneConfig())).eval()
     load_parameters(model, load_prompts(), EMBEDDED_PATH)
-    images, _ = blurred(32, 244)
+    scenes = [procedural_image(np.random.default_rng(i), 244) for i in range(32)]
+    blurs = np.geomspace(0.3, 2, 32)
+    images = np.stack([cv2.GaussianBlur(s, (0, 0), b) for s, b in zip(scenes, blurs, strict=True)])
+    images = images.astype(np.uint8)
     scores = predict(model, images).astype(np.float64)
     # Labels that follow the scores, higher and closer together, with errors.
     wanted = expit(0.3 * logit(scores) + 1.0)

@@ -105,7 +105,7 @@ def test_a_model_of_other_weights_is_not_shared(whole: Bundle, tmp_path: Path) -
         tmp_path / "other",
         {"fp32": (tmp_path / "model.onnx", 17)},
         backbone={},
-        preprocess=Preprocess.for_size(224, native=4),
+        preprocess=Preprocess.for_size(224),
         normalization=NORMALIZATIONS["lite"],
         mos=None,
         parity={},
