@@ -78,8 +78,8 @@ def test_the_scores_of_the_shipped_model_come_onto_the_labels_scale() -> None:
     load_parameters(model, load_prompts(), EMBEDDED_PATH)
     scenes = [procedural_image(np.random.default_rng(i), 244) for i in range(32)]
     blurs = np.geomspace(0.3, 2, 32)
-    images = np.stack([cv2.GaussianBlur(s, (0, 0), b) for s, b in zip(scenes, blurs, strict=True)])
-    images = images.astype(np.uint8)
+    blurred = [cv2.GaussianBlur(s, (0, 0), b) for s, b in zip(scenes, blurs, strict=True)]
+    images = np.asarray(blurred, dtype=np.uint8)
     scores = predict(model, images).astype(np.float64)
     # Labels that follow the scores, higher and closer together, with errors.
     wanted = expit(0.3 * logit(scores) + 1.0)
