@@ -173,7 +173,12 @@ def test_a_video_over_http(video: Path) -> None:
     try:
         source = open_capture(CaptureConfig(f"http://me:x@127.0.0.1:{server.server_port}/{video.name}"))
         assert isinstance(source, StreamCapture)
-        assert sum(image is not None for image in played(source)) == 20
+        pictures: list[UInt8Array | None] = []
+        with pytest.raises(SourceError, match="the stream has ended; it is opened again") as ended:
+            for image in played(source):
+                pictures.append(image)
+        assert len(pictures) == 20 and all(image is not None for image in pictures)
+        assert not isinstance(ended.value, EndOfStream)  # which would be for good
     finally:
         server.shutdown()
         server.server_close()

@@ -131,6 +131,7 @@ class StreamCapture:
     ) -> None:
         """``relay`` is what it is read through; closed with it."""
         self._config, self._label, self._relay = config, config.label, relay
+        self._is_file = target.startswith("file:")
         self._keys = KeyFrames(config)
         self._convert = Converter()
         self._notice = ""
@@ -216,7 +217,7 @@ class StreamCapture:
                 self._mark(True)
                 return
             if not packet.size and not self._queue:
-                raise EndOfStream(f"{self._label}: the stream has ended", "it is opened again")
+                raise self._ended()
         self._frame = self._queue.popleft()
         self._stamp_s = None if self._frame.pts is None else self._frame.pts * self._unit
         self._mark(self._frame.is_corrupt or (self._broken is not None and not self._frame.key_frame))
@@ -246,7 +247,7 @@ class StreamCapture:
         try:
             return next(self._demuxer)
         except StopIteration:
-            raise EndOfStream(f"{self._label}: the stream has ended", "it is opened again") from None
+            raise self._ended() from None
         except av.error.ExitError:
             reason = f"nothing came for {self._config.read_timeout_s:.0f} s"
             raise SourceError(f"{self._label}: {reason}", "it is opened again") from None
@@ -254,6 +255,11 @@ class StreamCapture:
             raise SourceError(
                 f"{self._label}: the stream broke ({describe(error)})", "it is opened again"
             ) from None
+
+    def _ended(self) -> SourceError:
+        """A file ends for good; a camera may be back."""
+        end = EndOfStream if self._is_file else SourceError
+        return end(f"{self._label}: the stream has ended", "it is opened again")
 
     def _mark(self, damaged: bool) -> None:
         now = time.monotonic()

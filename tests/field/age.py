@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from conftest import Float64Array
-from parts import FPS, UInt8Array, bundle_or_tiny, mjpeg_server, stamp
+from parts import FPS, Float64Array, UInt8Array, bundle_or_tiny, mjpeg_server, stamp
 
 from grmp_edge.runtime.live.config import CameraConfig
 from grmp_edge.runtime.live.live import Live, LiveScore

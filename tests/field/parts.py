@@ -25,6 +25,7 @@ from grmp_edge.runtime.live.events import CameraEvent
 from grmp_edge.runtime.live.live import Live, LiveScore
 
 UInt8Array = npt.NDArray[np.uint8]
+Float64Array = npt.NDArray[np.float64]
 
 BITS = 48
 FPS = 15
