@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from conftest import UInt8Array
+from conftest import UInt8Array, make_image
+from helpers_live import FakeCapture, opener
 
-from grmp_edge.errors import UsageError
+from grmp_edge.bundle import Bundle
+from grmp_edge.errors import SourceError, UsageError
 from grmp_edge.runtime.live.alarms import CameraAlarms
 from grmp_edge.runtime.live.alert import AlertRule
 from grmp_edge.runtime.live.change import shifted, trend
+from grmp_edge.runtime.live.config import CameraConfig, LiveConfig
+from grmp_edge.runtime.live.live import Live
 from grmp_edge.runtime.live.memory import Memory
 from grmp_edge.runtime.live.tamper import Tamper
+from grmp_edge.runtime.scorer import Scorer
+from grmp_edge.runtime.sinks.queue import AlertRecord, to_record
 
 DAY = 86400
 START = 1_700_006_400  # midnight in UTC
@@ -240,3 +247,42 @@ def test_tamper_survives_a_restart_and_is_accepted() -> None:
     again.accept()
     assert watched(other, other, again)[1] is None
     assert len(str(before.to_json())) < 60_000
+
+
+def test_a_lost_camera_is_an_alert_and_its_memory_a_file(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    lost = threading.Event()
+
+    def frames(index: int) -> UInt8Array | None:
+        if lost.is_set():
+            raise SourceError("the cable is out")
+        return np.ascontiguousarray(make_image(seed=index))
+
+    rule = AlertRule(preset="normal", offline_s=0.2)
+    camera = CameraConfig("gate", backoff_min_s=0.05, backoff_max_s=0.1, alert=rule)
+    records: list[AlertRecord] = []
+    with Scorer.open(tiny_bundle, threads=1) as scorer:
+        live = Live(
+            scorer,
+            [camera],
+            LiveConfig(memory=str(tmp_path / "memory")),
+            opener({"gate": lambda: FakeCapture(frames)}),
+        )
+        with live:
+            for event in live.events():
+                record = to_record(event)
+                if record["event"] == "score" and not records:
+                    lost.set()
+                if record["event"] == "alert":
+                    records.append(record)
+                    if record["raised"]:
+                        assert live.status()[0].alerts == ("offline",)
+                        lost.clear()
+                    else:
+                        break
+    assert [(record["kind"], record["severity"], record["raised"]) for record in records] == [
+        ("offline", "critical", True), ("offline", "critical", False),
+    ]  # fmt: skip
+    assert records[0]["topic"] == "SignalLoss" and "cable" in records[0]["detail"]
+    assert [path.name for path in (tmp_path / "memory").iterdir()] == ["gate.json"]
+    with pytest.raises(KeyError):
+        live.accept("nobody")

@@ -66,7 +66,11 @@ def test_serve_with_cameras(tiny_bundle: Bundle, tmp_path: Path) -> None:
             assert web["limits"] == {"low": 0.999} and web["alerts"] == ["low"]
             events = [event for message in found for event in message.get("events", [])]
             assert [event["number"] for event in events] == list(range(1, len(events) + 1))
-            (alert,) = [event for event in events if event["event"] == "alert"]
+            alerts = [event for event in events if event["event"] == "alert"]
+            assert {alert["camera"]: alert["kind"] for alert in alerts}.get(
+                dead["name"], "offline"
+            ) == "offline"
+            (alert,) = [alert for alert in alerts if alert["camera"] == "web"]
             assert (alert["camera"], alert["raised"], alert["limit"]) == ("web", True, 0.999)
 
             assert list(served.cameras()) == [NAME, "web", dead["name"]]
@@ -115,7 +119,7 @@ def test_serve_with_cameras(tiny_bundle: Bundle, tmp_path: Path) -> None:
                 # The answer has an end, or httpx would complain.
                 assert next(line for line in lines if line).startswith("data: ") and list(lines)[-1] == ""
             assert served.process.stderr is not None and served.process.stderr.read() == ""
-        assert (tmp_path / "a.jsonl").read_text().count('"event": "alert"') == 1
+        assert (tmp_path / "a.jsonl").read_text().count('"kind": "low"') == 1
 
 
 def check_metrics(client: httpx.Client, texts: list[str], video: str) -> None:

@@ -62,9 +62,19 @@ class CameraOptions:
     ] = None
     alert_for: Annotated[
         float | None,
+        option("--for", "Seconds that the condition must last to raise or clear an alert.", ALERTS),
+    ] = None
+    preset: Annotated[
+        str | None,
         option(
-            "--for", "Seconds that the condition must last to raise or clear an alert; default 5.", ALERTS
+            "--preset",
+            "How readily to alert: sensitive, normal (default) or calm; off: only --below and --drop.",
+            ALERTS,
         ),
+    ] = None
+    memory: Annotated[
+        str | None,
+        option("--memory", "Keep what is usual for each camera in this folder, over restarts.", ALERTS),
     ] = None
     batch: Annotated[
         int | None, option("--batch", "Frames in one run of the network; default 8.", PERFORMANCE, min=1)
@@ -73,6 +83,7 @@ class CameraOptions:
     def apply(self, camera: CameraConfig) -> CameraConfig:
         """The camera with the settings that were given."""
         rule: dict[str, Any] = {"below": self.below, "drop": self.drop, "for_s": self.alert_for}
+        rule["preset"] = self.preset or camera.alert.preset or "normal"
         alert = replace(camera.alert, **{key: value for key, value in rule.items() if value is not None})
         return replace(
             camera,
@@ -115,6 +126,7 @@ def plan_streams(
     if not cameras:
         raise UsageError("nothing to watch", "give a SOURCE or --streams FILE")
     live = replace(plan.live, batch=options.batch) if options.batch else plan.live
+    live = replace(live, memory=options.memory) if options.memory else live
     return replace(plan, cameras=tuple(map(options.apply, cameras)), live=live)
 
 

@@ -30,6 +30,9 @@ def plain_line(record: Record) -> str:
         return f"{at}  {record['value']:.4f}  age {record['age_ms']:6.1f} ms  {name}{cause}"
     if record["event"] == "alert":
         word = "ALERT" if record["raised"] else "clear"
+        if record["kind"] not in ("low", "drop") or "value" not in record or "limit" not in record:
+            detail = f": {printable(record['detail'])}" if record.get("detail") else ""
+            return f"{at}  {word}  {record['kind'].replace('_', ' ')}  {name}{detail}"
         what = "score" if record["kind"] == "low" else "drop to"
         return f"{at}  {word}  {what} {record['value']:.4f}, limit {record['limit']:.4f}  {name}{cause}"
     detail = f": {printable(record['detail'])}" if "detail" in record else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import numpy.typing as npt
 
+from grmp_edge.files import Closing
 from grmp_edge.redact import slug
 from grmp_edge.runtime.live.alert import Alert, AlertKind, AlertRule, AlertTracker
 from grmp_edge.runtime.live.change import shifted, trend
@@ -19,11 +21,12 @@ from grmp_edge.runtime.live.no_picture import Verdict
 if TYPE_CHECKING:
     from grmp_edge.runtime.live.tamper import Tamper
 
-__all__ = ["CameraAlarms"]
+__all__ = ["CameraAlarms", "Keeper"]
 
 UInt8Array = npt.NDArray[np.uint8]
 
 _SAVE_S = 900.0  # a crash loses the learning of a quarter of an hour
+_CLOSE_S = 5.0
 _HOLD_S = 2.0  # a black or no-signal picture must last this long: some cameras send one at every switch
 _BACK_S = 2.0  # and a good one this long to clear it
 _FALLEN = 0.04  # least fall that a trend reports
@@ -81,6 +84,13 @@ class CameraAlarms:
         """What its score should be now; None: not known yet."""
         return self.memory.usual(at)
 
+    def baseline(self, at: float) -> float | None:
+        """Its usual score, from the memory or else of the last minutes; None: not known, or not needed."""
+        if self.rule.fall is None:
+            return None
+        usual = self.usual(at)
+        return self.tracker.baseline if usual is None else usual.centre
+
     def limits(self, at: float) -> dict[str, float]:
         """The limits of its scores now, by kind of alarm."""
         limits = {} if self.rule.below is None else {"low": self.rule.below}
@@ -117,9 +127,9 @@ class CameraAlarms:
     def change(self, now: float, state: str, picture: Verdict, detail: str = "") -> list[Alert]:
         """Take the camera's state (``running``, ``restarting``, ...) and what its pictures show."""
         wanted: AlertKind | None = None
-        if state in ("restarting", "error"):
+        if self.rule.states and state in ("restarting", "error"):
             wanted = "offline"
-        elif state == "running" and picture in ("black", "frozen", "no_signal"):
+        elif self.rule.states and state == "running" and picture in ("black", "frozen", "no_signal"):
             wanted = picture
         if wanted != self._state:
             self._state, self._since = wanted, now
@@ -232,3 +242,43 @@ class CameraAlarms:
         self._since = now
         if self.tamper is not None:
             self.tamper.restore(cast("dict[str, object]", data.get("tamper") or {}))
+
+
+class Keeper(Closing):
+    """Writes files on a thread of its own, the newest version of each: a busy disk holds up nobody."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Path, Mapping[str, object]] = {}
+        self._ready = threading.Condition()
+        self._closing = False
+        self.error = ""  # why the last file could not be written
+        self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
+        self._thread.start()
+
+    def __call__(self, path: Path, data: Mapping[str, object]) -> None:
+        """Write this later; returns at once."""
+        with self._ready:
+            self._waiting[path] = data
+            self._ready.notify()
+
+    def close(self) -> None:
+        """Write what waits, within some seconds."""
+        with self._ready:
+            self._closing = True
+            self._ready.notify()
+        self._thread.join(_CLOSE_S)
+
+    def _run(self) -> None:
+        while True:
+            with self._ready:
+                while not self._waiting and not self._closing:
+                    self._ready.wait()
+                if not self._waiting:
+                    return
+                path = next(iter(self._waiting))
+                data = self._waiting.pop(path)
+            try:
+                write_json(path, data)
+                self.error = ""
+            except OSError as error:  # a full disk: what is known stays in memory
+                self.error = f"{path}: {error.strerror}"

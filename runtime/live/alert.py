@@ -65,7 +65,9 @@ class AlertRule:
     hysteresis: float = 0.05  # cleared this far above the limit, so that noise does not toggle the alert
     baseline_s: float = 600.0  # until the memory knows the hour: the median over this long is the usual score
     warmup_s: float = 30.0  # no relative alert until the baseline covers this much
-    preset: str = "off"  # sensitive, normal, calm; off: only `below` and `drop`, where they are given
+    # sensitive, normal or calm; off: only `below` and `drop`, where they are given. None: off; the commands
+    # `watch` and `serve` make it normal.
+    preset: str | None = None
     offline_s: float = 3.0  # a camera that is back within this raises nothing: many reconnect once a day
 
     def __post_init__(self) -> None:
@@ -76,13 +78,13 @@ class AlertRule:
         times = (self.for_s or 0.0, self.hysteresis, self.warmup_s, self.offline_s)
         if min(times) < 0 or self.baseline_s <= 0:
             raise UsageError("alert times and hysteresis cannot be negative")
-        if self.preset not in _PRESETS:
+        if self.preset is not None and self.preset not in _PRESETS:
             raise UsageError(f"alert preset {self.preset!r}", f"use {', '.join(_PRESETS)}")
 
     @property
     def settings(self) -> Preset:
         """What the preset says."""
-        return _PRESETS[self.preset]
+        return _PRESETS[self.preset or "off"]
 
     @property
     def fall(self) -> float | None:
@@ -93,6 +95,11 @@ class AlertRule:
     def drop_s(self) -> float:
         """How long a drop must last."""
         return self.settings.for_s if self.for_s is None else self.for_s
+
+    @property
+    def states(self) -> bool:
+        """Whether a camera that is lost, frozen, covered or moved raises an alert."""
+        return self.preset not in (None, "off")
 
     @property
     def active(self) -> bool:

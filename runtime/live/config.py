@@ -76,6 +76,7 @@ class LiveConfig:
     # How long a frame waits for others to share its run. One frame of 15 a second is 67 ms apart: this
     # gathers cameras that tick together and costs a lone camera little.
     max_wait_s: float = 0.01
+    memory: str | None = None  # folder where the cameras' usual scores are kept; None: forgotten at the end
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.max_wait_s < 0:

@@ -6,19 +6,22 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.preprocess import opencv_silent
-from grmp_edge.runtime.live.alert import Alert, AlertTracker
+from grmp_edge.runtime.live.alarms import CameraAlarms, Keeper
+from grmp_edge.runtime.live.alert import Alert
 from grmp_edge.runtime.live.camera import Camera
 from grmp_edge.runtime.live.config import CameraConfig, LiveConfig
-from grmp_edge.runtime.live.events import CameraEvent, CameraState, CameraStats, LiveFrame
+from grmp_edge.runtime.live.events import CameraEvent, CameraStats, LiveFrame
 from grmp_edge.runtime.live.rotation import Rotation
+from grmp_edge.runtime.live.tamper import Tamper
 from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.runtime.video.capture import Capture, open_capture
 from grmp_edge.score import Origin, Score
@@ -43,12 +46,12 @@ class LiveScore:
 
 @dataclass(frozen=True)
 class AlertEvent:
-    """An alert raised or cleared by a score."""
+    """An alert raised or cleared by a score, by the picture, or by the camera's state."""
 
     camera: str
     alert: Alert
-    score: Score
-    image: UInt8Array  # (H, W, 3) BGR
+    score: Score | None  # None: the camera has none now
+    image: UInt8Array | None  # (H, W, 3) BGR
 
 
 LiveEvent: TypeAlias = LiveScore | CameraEvent | AlertEvent
@@ -64,6 +67,7 @@ class CameraStatus:
     last: Score | None
     alerts: tuple[str, ...]  # kinds raised now
     baseline: float | None  # its usual score; None without a relative alert, or until it is known
+    limits: Mapping[str, float]  # by kind of alert
 
 
 class Live:
@@ -86,8 +90,10 @@ class Live:
         self._turn = 0  # which camera comes first in the next batch
         self._rotations: dict[str, Rotation] = {}
         self._cameras = [self._camera(camera, opener) for camera in _distinct(cameras)]
-        self._trackers = {camera.label: AlertTracker(camera.config.alert) for camera in self._cameras}
-        self._scored = dict.fromkeys(self._trackers, 0)
+        self._keeper = Keeper()
+        self._alarms = {camera.label: self._alarms_of(camera.config) for camera in self._cameras}
+        self._accepted: deque[str] = deque()
+        self._scored = dict.fromkeys(self._alarms, 0)
         self._last: dict[str, Score] = {}
         self._silence = contextlib.ExitStack()
 
@@ -104,7 +110,20 @@ class Live:
         until = time.monotonic() + _STOP_S
         for camera in self._cameras:
             camera.stop(until)
+        for alarms in self._alarms.values():
+            alarms.save(time.monotonic())
+        self._keeper.close()
         self._silence.close()
+
+    def accept(self, camera: str) -> None:
+        """Make a camera's present scores and picture its normal. Safe on any thread; takes effect soon.
+
+        Raises:
+            KeyError: no such camera.
+        """
+        if camera not in self._alarms:
+            raise KeyError(camera)
+        self._accepted.append(camera)
 
     @property
     def hanging(self) -> tuple[str, ...]:
@@ -134,9 +153,17 @@ class Live:
             self.beat_s = time.monotonic()
             changes, frames, over = self._gather()
             for change in changes:
-                if change.state is not CameraState.RUNNING or change.picture != "ok":
-                    self._trackers[change.camera].interrupted()
                 yield change
+                alarms = self._alarms[change.camera]
+                yield from self._alerts(
+                    change.camera,
+                    alarms.change(time.monotonic(), change.state, change.picture, change.detail),
+                )
+            for camera, alarms in self._alarms.items():
+                yield from self._alerts(camera, alarms.tick(time.monotonic()))
+            while self._accepted:
+                camera = self._accepted.popleft()
+                yield from self._alerts(camera, self._alarms[camera].accept(time.monotonic()))
             if frames:
                 yield from self._score(frames)
             elif over and not changes:
@@ -152,11 +179,23 @@ class Live:
                 stats=camera_stats,
                 scored=self._scored[camera.label],
                 last=self._last.get(camera.label),
-                alerts=self._trackers[camera.label].raised,
-                baseline=self._trackers[camera.label].baseline if camera.config.alert.drop else None,
+                alerts=self._alarms[camera.label].raised,
+                baseline=self._alarms[camera.label].baseline(time.time()),
+                limits=self._alarms[camera.label].limits(time.time()),
             )
             for camera, camera_stats in zip(self._cameras, stats, strict=True)
         ]
+
+    def _alarms_of(self, config: CameraConfig) -> CameraAlarms:
+        folder = None if self.config.memory is None else Path(self.config.memory)
+        tamper = Tamper() if config.alert.states else None
+        return CameraAlarms(
+            config.alert, config.label, self.scorer.bundle.id, folder, tamper, write=self._keeper
+        )
+
+    def _alerts(self, camera: str, alerts: Sequence[Alert]) -> Iterator[LiveEvent]:
+        for alert in alerts:
+            yield AlertEvent(camera, alert, None, None)
 
     def _camera(self, config: CameraConfig, opener: Callable[[CameraConfig], Capture]) -> Camera:
         self._rotations[config.label] = Rotation(self.scorer.bundle.preprocess, config.crops)
@@ -224,7 +263,9 @@ class Live:
             self._scored[frame.camera] += 1
             self._last[frame.camera] = score
             yield LiveScore(frame.camera, score, frame.image)
-            for alert in self._trackers[frame.camera].step(frame.captured_s, score.value):
+            alarms, at = self._alarms[frame.camera], time.time() - (now - frame.captured_s)
+            alerts = alarms.picture(frame.captured_s, at, frame.image)
+            for alert in alerts + alarms.score(frame.captured_s, at, score.value):
                 yield AlertEvent(frame.camera, alert, score, frame.image)
 
 

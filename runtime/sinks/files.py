@@ -245,7 +245,7 @@ class FrameWriter(Writer):
     def write(self, message: Message) -> None:
         """Save the frame, whole or not at all."""
         record = message.record
-        if message.image is None or record["event"] != "alert":
+        if message.image is None or record["event"] != "alert" or "frame" not in record:
             return
         at = time.strftime("%Y%m%dT%H%M%S", time.gmtime(record["at"]))
         ok, data = cv2.imencode(".jpg", message.image, [cv2.IMWRITE_JPEG_QUALITY, self._quality])

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from grmp_edge.errors import GrmpError
 from grmp_edge.redact import scrub
+from grmp_edge.runtime.live.alert import Alert, AlertKind, Severity
 from grmp_edge.runtime.live.events import CameraEvent
 from grmp_edge.runtime.live.live import AlertEvent, LiveEvent
 from grmp_edge.runtime.live.no_picture import Verdict
@@ -61,13 +62,25 @@ class ScoreRecord(_Scored):
     event: Literal["score"]
 
 
-class AlertRecord(_Scored):
+class _Alerted(_Measurements, total=False):
+    value: float  # 0 to 1
+    frame: int | None
+    model: str
+    limit: float
+    topic: str  # ONVIF, where there is one
+    detail: str
+    repeated: bool  # True: sent again, not new
+
+
+class AlertRecord(_Alerted):
     """An alert raised or cleared, as plain JSON."""
 
     event: Literal["alert"]
-    kind: Literal["low", "drop"]
+    camera: str
+    at: float  # seconds since 1970
+    kind: AlertKind
+    severity: Severity
     raised: bool  # False: it is over
-    limit: float
     since_s: float
 
 
@@ -168,6 +181,11 @@ def to_record(event: LiveEvent) -> Record:
         if event.retry_s is not None:
             change["retry_s"] = round(event.retry_s, 2)
         return change
+    if event.score is None:
+        return cast(
+            Record,
+            {"event": "alert", "camera": event.camera, "at": round(time.time(), 3), **_of(event.alert)},
+        )
     score = event.score
     # Read both clocks each time: when the wall clock is set, one record is wrong and not all later ones.
     at = time.time() - (time.monotonic() - (score.captured_s or time.monotonic()))
@@ -184,12 +202,19 @@ def to_record(event: LiveEvent) -> Record:
         record["causes"] = {name: round(value, 3) for name, value in score.causes.items()}
     record |= {"frame": score.frame, "model": score.model}
     if isinstance(event, AlertEvent):
-        alert = event.alert
-        record |= {
-            "event": "alert", "kind": alert.kind, "raised": alert.raised,
-            "limit": round(alert.limit or 0.0, 6), "since_s": round(alert.since_s, 2),
-        }  # fmt: skip
+        record |= {"event": "alert", **_of(event.alert)}
     return cast(Record, record)
+
+
+def _of(alert: Alert) -> dict[str, object]:
+    record: dict[str, object] = {
+        "kind": alert.kind, "severity": alert.severity, "raised": alert.raised,
+        "since_s": round(alert.since_s, 2),
+    }  # fmt: skip
+    if alert.limit is not None:
+        record["limit"] = round(alert.limit, 6)
+    optional = {"topic": alert.topic, "detail": alert.detail, "repeated": alert.repeated}
+    return record | {key: value for key, value in optional.items() if value}
 
 
 class QueuedSink:

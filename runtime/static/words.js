@@ -26,7 +26,11 @@ export function causeWords(cause) {
 
 const STATES = { not_started: "starting", running: "running", restarting: "reconnecting", error: "error", stopped: "stopped" };
 const PICTURES = { frozen: "frozen picture", black: "black picture", no_signal: "no signal" };
-const ALERTS = { low: "low score", drop: "score dropped" };
+const ALERTS = {
+  low: "low score", drop: "score dropped", trend: "slowly worse", offline: "camera lost", black: "black picture",
+  frozen: "frozen picture", no_signal: "no signal", covered: "covered", moved: "moved", blurred: "out of focus",
+  dark: "too dark", bright: "too bright",
+};
 
 export function badge(camera) {
   if (camera.state !== "running") {
@@ -40,6 +44,10 @@ export function badge(camera) {
 
 export function eventWords(event) {
   if (event.event === "alert") {
+    if (event.kind !== "low" && event.kind !== "drop" || event.value === undefined || event.limit === undefined) {
+      const words = (ALERTS[event.kind] ?? event.kind) + (event.detail ? `: ${without(event.camera, event.detail)}` : "");
+      return event.raised ? ["bad", `Alert: ${words}`] : ["good", `Alert over: ${words}`];
+    }
     const what = event.kind === "low" ? "score" : "score dropped to";
     const value = event.value.toFixed(3);
     return event.raised

@@ -76,7 +76,6 @@ class Dashboard:
         """``sinks``: those whose losses the metrics count; the list may grow later."""
         self._live, self._sinks = live, sinks
         names = [camera.label for camera in live.cameras]
-        self._rules = {camera.label: camera.alert for camera in live.cameras}
         self.ids = _ids(names)
         self._names = {identity: name for name, identity in self.ids.items()}
         self.clock = WallClock()
@@ -119,6 +118,10 @@ class Dashboard:
         """The name of the camera with this name or id."""
         return name if name in self.ids else self._names.get(name)
 
+    def accept(self, name: str) -> None:
+        """Make a camera's present scores and picture its normal."""
+        self._live.accept(name)
+
     def statuses(self) -> list[CameraStatus]:
         """The status of each camera, at most a moment old."""
         with self._lock:
@@ -142,12 +145,8 @@ class Dashboard:
         return [self._camera(status, now, offset) for status in self.statuses()]
 
     def _camera(self, status: CameraStatus, now: float, offset: float) -> CameraJson:
-        stats, last, rule = status.stats, status.last, self._rules[status.camera]
-        limits = {}
-        if rule.below is not None:
-            limits["low"] = rule.below
-        if rule.drop is not None and status.baseline is not None:
-            limits["drop"] = round(status.baseline - rule.drop, 4)
+        stats, last = status.stats, status.last
+        limits = {kind: round(limit, 4) for kind, limit in status.limits.items()}
         captured_s = None if last is None else last.captured_s
         picture = self.thumbnails.latest(status.camera)
         return {

@@ -87,6 +87,7 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
 
     Routes: ``GET /``, ``/static/...``, ``/v1/events`` (server-sent), ``/v1/cameras``,
     ``/v1/cameras/{name}/history?since=&step=``, ``/v1/cameras/{name}/thumbnail.jpg``,
+    ``POST /v1/cameras/{name}/accept`` (what it shows now is its normal),
     ``POST /v1/login``, ``/v1/logout``. A camera is addressed by its name or its id.
     """
     followers = Followers()
@@ -121,6 +122,16 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
         scores = await anyio.to_thread.run_sync(dashboard.history, camera, since, step)
         return JSONResponse(scores, headers=_FRESH)
 
+    @app.post("/v1/cameras/{name:path}/accept")
+    async def accept(name: str, request: Request) -> Response:
+        camera = dashboard.find(name)
+        if camera is None:
+            return _unknown()
+        if not _is_json(request):
+            return JSONResponse({"detail": "send JSON: {}"}, 422, _FRESH)
+        dashboard.accept(camera)
+        return Response(status_code=204, headers=_FRESH)
+
     @app.get("/v1/cameras/{name:path}/thumbnail.jpg")
     async def thumbnail(name: str, request: Request) -> Response:
         camera = dashboard.find(name)
@@ -141,6 +152,11 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
         return Response(picture.jpeg, media_type="image/jpeg", headers={"ETag": tag, **_FRESH})
 
     return followers
+
+
+def _is_json(request: Request) -> bool:
+    """What no form of another site can send."""
+    return request.headers.get("content-type", "").partition(";")[0].strip() == "application/json"
 
 
 def _unknown() -> Response:
@@ -180,7 +196,7 @@ def _add_login(app: FastAPI, token: str) -> None:
             given = json.loads(body)["token"]
         except (ValueError, TypeError, KeyError, RecursionError):
             given = None
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        if not _is_json(request):
             given = None
         if not isinstance(given, str):
             return JSONResponse({"detail": 'send JSON: {"token": "..."}'}, 422, _FRESH)

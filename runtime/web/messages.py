@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
+from grmp_edge.runtime.live.alert import AlertKind, Severity
 from grmp_edge.runtime.live.no_picture import Verdict
 
 __all__ = ["CameraJson", "EventJson", "HistoryJson", "ThumbnailJson", "UpdateJson"]
@@ -45,7 +46,9 @@ class CameraJson(TypedDict):
 
 
 class _EventDetails(TypedDict, total=False):
-    kind: Literal["low", "drop"]
+    kind: AlertKind
+    severity: Severity
+    topic: str
     raised: bool
     value: float
     limit: float

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 from grmp_edge import __version__
 from grmp_edge.errors import GrmpError
+from grmp_edge.runtime.live.alert import AlertKind
 from grmp_edge.runtime.live.events import CameraState
 from grmp_edge.runtime.live.live import CameraStatus
 from grmp_edge.runtime.live.no_picture import Verdict
@@ -33,7 +34,7 @@ __all__ = ["AVAILABLE", "CameraMetrics", "RequestMetrics"]
 # Seconds: from one picture on a GPU to a queue on a busy embedded CPU.
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _MAX_CAMERAS = 200  # camera names in the metrics of requests: clients invent them, and memory is finite
-_ALERTS = ("low", "drop")
+_ALERTS = get_args(AlertKind)
 # A repeated frame is only counted: it never becomes the state of the picture.
 _PICTURES = tuple(verdict for verdict in get_args(Verdict) if verdict != "repeated")
 
