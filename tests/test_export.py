@@ -385,10 +385,10 @@ def test_export_command_on_a_real_checkpoint(tmp_path: Path, monkeypatch: pytest
 
 def wrong_key_of_many(folded: FoldedModel) -> FoldedModel:
     """All keys of one prompt, in a network whose random prompts weigh little."""
-    block = folded.blocks[4]
-    keys = block.prompt_keys.copy()
+    first, *others = folded.blocks
+    keys = first.prompt_keys.copy()
     keys[:, 3] += 20.0
-    return replace(folded, blocks=(*folded.blocks[:4], replace(block, prompt_keys=keys), *folded.blocks[5:]))
+    return replace(folded, blocks=(replace(first, prompt_keys=keys), *others))
 
 
 def test_export_of_a_missing_checkpoint_is_one_line(tmp_path: Path) -> None:
