@@ -180,7 +180,7 @@ def test_other_backbone_weights_are_refused(tmp_path: Path) -> None:
 def test_tensors_that_do_not_fit_or_are_missing(tmp_path: Path) -> None:
     save(tmp_path)
     edit(tmp_path, lambda c: c["prompts"].update(visual_tokens=4))
-    with pytest.raises(CheckpointError, match=r"'(deep_)?prompt_embeddings' \(\d+, 3, 256\) does not match"):
+    with pytest.raises(CheckpointError, match=r"'(deep_)?prompt_embeddings' \(\d+, 3, 192\) does not match"):
         load_checkpoint(tmp_path)
     edit(tmp_path, lambda c: c["prompts"].update(visual_tokens=3))
     path = tmp_path / "weights.safetensors"

@@ -271,7 +271,8 @@ def load_mat(path: Path, *names: str) -> Any:
         MissingDependencyError: scipy or h5py is not installed.
     """
     try:
-        head = path.open("rb").read(520)
+        with path.open("rb") as stream:
+            head = stream.read(520)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})", "check the path") from None
     try:
