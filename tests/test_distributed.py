@@ -240,7 +240,7 @@ def test_stopped_ranks_resume_together(tmp_path: Path, labels: Path, whole: Tens
     else:
         assert [status for status, _, _ in said] == [130, 130]
         assert line == "error: interrupted"
-        assert "the same command with --resume goes on" in said[0][2]  # whichever rank was first to go
+        assert "the same command with --resume continues" in said[0][2]  # whichever rank was first to go
         return  # resuming is the same
     assert json.loads((folder / "config.json").read_text())["progress"]["complete"] is False
     again = ended(start(tuning(labels, folder, "--resume"), 2))
