@@ -100,7 +100,7 @@ def test_options_override_the_preset() -> None:
         meta = MetaOptions(reset_per_task=given).config("ViT-B-16", preset_named(name), "auto")
         assert meta.reset_per_task is resets
     models: list[tuple[Normalization | None, str | None, PresetName, str]] = [
-        (None, None, "default", "clip"),
+        (None, None, "default", "lite"),
         (None, None, "reference", "imagenet"),
         ("clip", None, "reference", "clip"),
         (None, "ViT-B-16", "default", "imagenet"),
