@@ -19,6 +19,7 @@ from grmp_edge.metrics import srcc
 from grmp_edge.preprocess import Preprocess, read_image
 from grmp_edge.runtime.backends import open_session
 from grmp_edge.train.data.labelled import Crops, SplitConfig, read_csv
+from grmp_edge.train.finetune import choose
 from grmp_edge.train.finetune.choose import put_start_head
 from grmp_edge.train.finetune.config import FinetuneConfig, Part
 from grmp_edge.train.finetune.frozen_features import ViewScores
@@ -227,3 +228,16 @@ def test_a_run_learns_in_closed_form_and_can_be_loaded(tmp_path: Path, labels: P
 def test_a_missed_fault_is_named() -> None:
     assert fault_warning({"noise": 0.95, "haze": 1.0}) == ""
     assert "haze (80%)" in fault_warning({"noise": 0.9, "haze": 0.8})
+
+
+def test_both_ways_are_compared_within_the_labels(
+    tmp_path: Path, labels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "_FOLDS", 2)
+    model = ModelConfig.of(BackboneConfig("embedded-l0", "random"), device="cpu")
+    config = FinetuneConfig.of("embedded-l0", method="both", epochs=1, batch=8, lr=0.01, qgr=False)
+    result = run_finetune(tmp_path / "run", model, None, read_csv(labels), SplitConfig(4, 0.2, 0.0), config)
+    assert set(result["compared"]) == {"start", "head", "qgr"} and result["chosen"] in ("head", "qgr")
+    assert result["chosen"] == "head" or result["compared"]["qgr"] > result["compared"]["head"]
+    loaded = load_checkpoint(tmp_path / "run")
+    assert loaded.config["progress"]["chosen"] == result["chosen"]

@@ -25,7 +25,6 @@ from grmp_edge.train.finetune.choose import (
     twin_part,
 )
 from grmp_edge.train.finetune.config import FinetuneConfig, Part
-from grmp_edge.train.finetune.head import FitReport
 from grmp_edge.train.finetune.loop import finetune, predict, predict_part
 from grmp_edge.train.finetune.seen import predict_labelled, preprocess_of
 from grmp_edge.train.meta import MetaConfig, meta_train
@@ -271,11 +270,12 @@ def run_finetune(
         reporter.start("looking at pictures", len(used) - a)
     before = {f"zero_shot_{name}": measure(name) for name in places if name != "train"}
     qgr = method != "head" and method != "ridge"
+    told: dict[str, Any] = {}  # of the comparison, where there was one
     if method == "both" and state is None:
         qgr, compared, by_qgr = prefers_qgr(network, data, split.train, parts["train"], config, reporter)
-        chosen = {**compared, "chosen": "QGR"} if qgr else compared
-        if qgr:
-            reporter.note(report_line(FitReport(**chosen), by_qgr))
+        told["compared"] = {"start": compared["start"], "head": compared["ridge"], "qgr": by_qgr}
+        told["chosen"] = "qgr" if qgr else "head"
+        reporter.note(report_line({**compared, "chosen": "QGR" if qgr else compared["chosen"]}, by_qgr))
     if not qgr:
         final = learn_head(network, data, split.train, quality[list(split.train)], config, reporter)
     else:
@@ -296,6 +296,7 @@ def run_finetune(
     metrics = {**before, **{name: measure(name) for name in places}}
     progress = {
         **final.progress,
+        **told,
         "metrics": {name: measured for name, measured in metrics.items() if measured},
         # The published protocol of the released code: honest only if it is declared.
         "selected_on_test": config.select_on == "test",

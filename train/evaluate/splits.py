@@ -153,12 +153,17 @@ def evaluate_models(
             f"{name}, {'without' if start is None else 'with'} MPP, "
             f"{'with' if finetune.qgr else 'without'} QGR"
         )
+        if finetune.method == "head":
+            tables.what = f"{name}, regression on the frozen network"
     tables.settings = {
         "backbone": name, "mpp": start is not None, "qgr": finetune.qgr, "ablation": training.ablate,
     }  # fmt: skip
     tables.leaks = leaks(finetune, before)
     tables.remarks["models"] = [
-        f"at most {finetune.epochs} epochs in steps of {finetune.batch}, validation "
+        "labels in closed form: ridge regression of what the network's own score misses, all labels learned "
+        "from, penalty by cross-validation within them; raw scores without a logistic fit"
+        if finetune.method == "head"
+        else f"at most {finetune.epochs} epochs in steps of {finetune.batch}, validation "
         f"{protocol.validation_fraction:.0%} of the labels, raw scores without a logistic fit",
         "labels 0: before fine-tuning",
     ]
