@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
-from grmp_edge.default_bundle import MANIFEST, resolve_bundle
+from grmp_edge.default_bundle import MANIFEST, is_checkpoint, resolve_bundle
 from grmp_edge.errors import BundleError, ImageError
 from grmp_edge.files import replace_folder, sha256_bytes, sha256_file
 from grmp_edge.onnx_wire import external_files
@@ -112,11 +112,19 @@ class Bundle:
             BundleError: it is missing, damaged, or of a newer schema; the message names the file.
         """
         folder = resolve_bundle(path)
-        if not folder.is_dir():
+        manifest = folder / MANIFEST
+        if not folder.exists():
             raise BundleError(
                 f"{folder}: no such bundle", "make one with: grmp-edge export CHECKPOINT -o BUNDLE"
             )
-        manifest = folder / MANIFEST
+        if not folder.is_dir():
+            raise BundleError(f"{folder}: a bundle is a folder", f"give the folder with {MANIFEST} in it")
+        if is_checkpoint(folder) and not manifest.is_file():
+            target = folder.absolute().with_suffix(".bundle").name
+            raise BundleError(
+                f"{folder}: a checkpoint, not a bundle",
+                f"make one with: grmp-edge export {folder} -o {target}",
+            )
         if not manifest.is_file():
             raise BundleError(
                 f"{folder}: not a bundle (it has no {MANIFEST})", "make one with: grmp-edge export CHECKPOINT"

@@ -127,7 +127,7 @@ def test_damage(tiny_bundle: Bundle, tmp_path: Path) -> None:
     shutil.rmtree(tiny_bundle.path)
     refused("no such bundle")
     tiny_bundle.path.write_text("a file")
-    refused("no such bundle")
+    refused("a bundle is a folder")
 
 
 def test_a_manifest_that_makes_no_sense(tiny_bundle: Bundle) -> None:

@@ -51,7 +51,9 @@ def test_a_table_for_pipes(tiny_bundle: Bundle, photos: Path) -> None:
         assert float(mos) == pytest.approx(1 + 4 * expected, abs=6e-3)
         assert (frame, at, source) == ("-", "-", str(photos / f"{seed}.png"))
     assert "\x1b" not in result.output
-    assert re.match(r"next: grmp-edge score ", result.stderr)
+    done, following = lines(result.stderr)
+    assert done == f"3 scored with {tiny_bundle.path} (model {tiny_bundle.id})"
+    assert following.startswith("next: grmp-edge score ")
     assert call("score", "-q", tiny_bundle.path, photos).stderr == ""
 
 

@@ -13,10 +13,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import make_image
+from conftest import make_image, tiny_score
 from onnx import TensorProto, numpy_helper
 
 from grmp_edge.bundle import Bundle, write_bundle
+from grmp_edge.cli import app
 from grmp_edge.default_bundle import DEFAULT_BUNDLE, bundle_and_sources
 from grmp_edge.export.default_model import load_weights
 from grmp_edge.export.fold import fold
@@ -163,6 +164,56 @@ def test_arguments_without_a_bundle(tmp_path: Path, whole: Bundle, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "default").mkdir()
     assert bundle_and_sources(["default", picture]) == (DEFAULT_BUNDLE, ["default", picture])
+
+
+MODELS = {
+    "runs/x": (("weights.safetensors", "config.json", "curves.png"), "a checkpoint, not a bundle"),
+    "my.bundle": ((), "no such bundle"),
+    "half.bundle": (("a.png",), "not a bundle (it has no bundle.json)"),
+    "graphs": (("model.onnx", "a.png"), "not a bundle (it has no bundle.json)"),
+    "files/model.onnx": (None, "a bundle is a folder"),
+    "files/bundle.json": (None, "a bundle is a folder"),
+    "gone.onnx": ((), "no such bundle"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("place", ["first", "alone", "last"])
+def test_no_model_is_taken_for_a_source(
+    tmp_path: Path, name: str, place: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the default model would say of the pictures beside it is not what was asked."""
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("a.png", make_image())
+    files, said = MODELS[name]
+    for file in (name,) if files is None else tuple(f"{name}/{file}" for file in files):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_bytes(Path("a.png").read_bytes())
+    arguments = {"first": [name, "a.png"], "alone": [name], "last": ["a.png", name]}[place]
+    with pytest.raises(SystemExit) as ended:
+        app(["score", *arguments], prog_name="grmp-edge")
+    shown = capsys.readouterr()
+    assert ended.value.code in (1, 2)
+    assert shown.out == ""
+    (line,) = shown.err.splitlines()
+    assert line.startswith(f"error: {name}: " + ("a model among the sources" if place == "last" else said))
+    if name == "runs/x" and place != "last":
+        assert line.endswith("; make one with: grmp-edge export runs/x -o x.bundle")
+
+
+def test_the_bundle_by_option(
+    tmp_path: Path, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All arguments are sources then, even the pictures in a checkpoint's folder."""
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "weights.safetensors").touch()
+    cv2.imwrite(str(tmp_path / "x" / "a.png"), make_image())
+    with pytest.raises(SystemExit) as ended:
+        app(["score", "--json", "--bundle", str(tiny_bundle.path), str(tmp_path / "x")])
+    shown = capsys.readouterr()
+    assert ended.value.code == 0
+    assert json.loads(shown.out)["value"] == pytest.approx(tiny_score(make_image()), abs=1e-6)
+    assert shown.err.startswith(f"1 scored with {tiny_bundle.path} (model {tiny_bundle.id})")
 
 
 def test_score_without_a_bundle(tmp_path: Path) -> None:

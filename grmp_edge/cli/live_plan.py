@@ -107,6 +107,7 @@ def plan_streams(
         SourceError: a source is neither a camera nor a file.
         UsageError: no camera at all, or a setting out of range.
     """
+    from grmp_edge.image_files import IMAGE_SUFFIXES
     from grmp_edge.redact import safe_name
     from grmp_edge.runtime.live.config import CameraConfig, LiveConfig, Streams, read_streams
     from grmp_edge.runtime.video.capture import is_live
@@ -119,10 +120,16 @@ def plan_streams(
             if not Path(source).is_file():
                 raise SourceError(
                     f"{safe_name(source)}: not a camera",
-                    "give 0, rtsp://, http://, gst:PIPELINE or file:VIDEO",
+                    f"to score a folder's pictures as they come: grmp-edge score --follow {source}"
+                    if Path(source).is_dir()
+                    else "give 0, rtsp://, http://, gst:PIPELINE or file:VIDEO",
                 )
             source = f"file:{source}"
         cameras.append(CameraConfig(source))
+    for camera in cameras:
+        file = camera.source.removeprefix("file:")
+        if file != camera.source and Path(file).suffix.lower() in IMAGE_SUFFIXES:
+            raise SourceError(f"{file}: a picture, not a camera", f"score it with: grmp-edge score {file}")
     if not cameras:
         raise UsageError("nothing to watch", "give a SOURCE or --streams FILE")
     live = replace(plan.live, batch=options.batch) if options.batch else plan.live

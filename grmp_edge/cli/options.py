@@ -64,14 +64,26 @@ class BackendOptions:
         return scorer
 
 
-def named_bundle(arguments: list[str] | None) -> tuple[Path, list[str]]:
+BundleOption = Annotated[
+    Path | None, option("--bundle", "The bundle, instead of the first argument; all arguments are sources.")
+]
+
+
+def named_bundle(arguments: list[str] | None, bundle: Path | None) -> tuple[Path, list[str]]:
     """Split ``[BUNDLE] SOURCE...`` into the bundle and the sources; a hint on stderr for the default one."""
     from grmp_edge.default_bundle import DEFAULT_BUNDLE, bundle_and_sources
 
-    bundle, sources = bundle_and_sources(arguments or [])
-    if bundle == DEFAULT_BUNDLE:
+    named, sources = bundle_and_sources(arguments or [], bundle)
+    if named == DEFAULT_BUNDLE:
         typer.echo(
             "using the model that ships; fifty labels of your own make a better one: grmp-edge train --help",
             err=True,
         )
-    return bundle, sources
+    return named, sources
+
+
+def model_name(bundle: Path, model_id: str) -> str:
+    """A bundle as messages name it: its path, or ``default``, and its id, which is in every score."""
+    from grmp_edge.default_bundle import DEFAULT_BUNDLE, DEFAULT_NAME
+
+    return f"{DEFAULT_NAME if bundle == DEFAULT_BUNDLE else bundle} (model {model_id})"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 
 from grmp_edge.cli.groups import PERFORMANCE, add_command, option
-from grmp_edge.cli.options import BackendOptions, PrecisionOption, named_bundle
+from grmp_edge.cli.options import BackendOptions, BundleOption, PrecisionOption, model_name, named_bundle
 from grmp_edge.cli.score_output import Meter, ScoreRun
 from grmp_edge.default_bundle import DEFAULT_BUNDLE
 from grmp_edge.errors import UsageError
@@ -59,6 +59,7 @@ def score(
             "folders, 'globs', http addresses; -: standard input.",
         ),
     ],
+    bundle: BundleOption = None,
     as_json: Annotated[bool, option("--json", "Print one JSON line per picture or frame on stdout.")] = False,
     csv: Annotated[Path | None, option("--csv", "Also write the scores to this file.")] = None,
     output: Annotated[
@@ -98,13 +99,15 @@ def score(
     quiet: Annotated[bool, option("--quiet -q", "No progress and no hint on stderr.")] = False,
 ) -> None:
     """Score pictures and videos: 0 is bad, 1 is good."""
+    from grmp_edge.bundle import Bundle
     from grmp_edge.runtime import Sampling
     from grmp_edge.runtime.report import open_csv
     from grmp_edge.runtime.score_file import ScoreFile
     from grmp_edge.runtime.sources.stdin import RawFormat
 
-    bundle, sources = named_bundle(arguments)
+    model, sources = named_bundle(arguments, bundle)
     if not sources:
+        Bundle.load(model, verify=False)  # what is wrong with a checkpoint or a missing bundle comes first
         raise UsageError("nothing to score", "name pictures, videos or folders after the bundle")
     frames = RawFormat.parse(raw) if raw is not None else None
     _check(sources, output, resume, follow, frames is not None, fps, cluster.address is not None)
@@ -114,7 +117,7 @@ def score(
     live = not quiet and sys.stderr.isatty() and not (as_json and sys.stdout.isatty())
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(
-            _open_engine(bundle, precision, backend, cluster, batch, workers, Sampling(every, fps), tiles)
+            _open_engine(model, precision, backend, cluster, batch, workers, Sampling(every, fps), tiles)
         )
         file = stack.enter_context(open_csv(csv)) if csv is not None else None
         rows = stack.enter_context(ScoreFile(output, engine.model_id, resume)) if output is not None else None
@@ -135,6 +138,8 @@ def score(
             raise
         finally:
             run.finish()
+    if run.scored and not quiet:
+        typer.echo(f"{run.scored} scored with {model_name(model, engine.model_id)}", err=True)
     for path in (csv, output):
         if path is not None:
             typer.echo(f"{run.scored} scores written to {path}", err=True)
@@ -149,7 +154,7 @@ def score(
             hint = (
                 "--provider cuda, or --precision fp16 where the bundle has it (grmp-edge doctor: what works)"
             )
-        shown = "" if bundle == DEFAULT_BUNDLE else f"{bundle} "
+        shown = "" if model == DEFAULT_BUNDLE else f"{model} "
         typer.echo(f"next: grmp-edge score {shown}SOURCE... {hint}", err=True)
 
 

@@ -14,7 +14,7 @@ import typer
 
 from grmp_edge.cli.groups import add_command, option
 from grmp_edge.cli.live_plan import StreamsFile, close_sinks, plan_streams
-from grmp_edge.cli.options import BackendOptions, PrecisionOption, named_bundle
+from grmp_edge.cli.options import BackendOptions, BundleOption, PrecisionOption, model_name, named_bundle
 from grmp_edge.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def serve(
             "as well, named as for grmp-edge watch.",
         ),
     ] = None,
+    bundle: BundleOption = None,
     streams: StreamsFile = None,
     host: Annotated[
         str,
@@ -70,7 +71,7 @@ def serve(
         from grmp_edge.runtime.web.server import Server, address
 
     limit_arenas()
-    bundle, sources = named_bundle(arguments)
+    model, sources = named_bundle(arguments, bundle)
     config = ServeConfig(
         host=host,
         port=port,
@@ -81,16 +82,17 @@ def serve(
     )
     plan = plan_streams(sources, streams) if sources or streams else None
     with contextlib.ExitStack() as stack:
-        scorer = stack.enter_context(backend.open(bundle, precision))
+        scorer = stack.enter_context(backend.open(model, precision))
+        served = model_name(model, scorer.bundle.id)
         door = stack.enter_context(listen(config))
         at = address(host, door)
         if plan is None:
-            typer.echo(f"serving {bundle} at {at}; next: curl --data-binary @photo.jpg {at}/score", err=True)
+            typer.echo(f"serving {served} at {at}; next: curl --data-binary @photo.jpg {at}/score", err=True)
             with supervised(time.monotonic):
                 Server(*make_app(scorer, config)).run(sockets=[door])
             return
         count = f"{len(plan.cameras)} camera" + "s" * (len(plan.cameras) != 1)
-        typer.echo(f"serving {bundle} and {count} at {at}; next: open {at}/ in a browser", err=True)
+        typer.echo(f"serving {served} and {count} at {at}; next: open {at}/ in a browser", err=True)
         live, errors = _serve_cameras(stack, scorer, plan, config, door)
     if live.hanging:
         # Python must not end under a thread inside OpenCV, as in grmp-edge watch.

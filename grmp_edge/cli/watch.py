@@ -16,7 +16,7 @@ import typer
 
 from grmp_edge.cli.groups import add_command, option
 from grmp_edge.cli.live_plan import CameraOptions, StreamsFile, close_sinks, plan_streams
-from grmp_edge.cli.options import BackendOptions, PrecisionOption, named_bundle
+from grmp_edge.cli.options import BackendOptions, BundleOption, PrecisionOption, model_name, named_bundle
 from grmp_edge.cli.serve import serve_beside
 from grmp_edge.cli.watch_view import Trends, plain_line, status_table
 
@@ -69,6 +69,7 @@ def watch(
             "rtsp://, http:// (MJPEG or snapshot), gst:PIPELINE, file:VIDEO.",
         ),
     ] = None,
+    bundle: BundleOption = None,
     streams: StreamsFile = None,
     as_json: Annotated[bool, option("--json", "Print one JSON line per event on stdout.")] = False,
     camera: CameraOptions,
@@ -89,10 +90,12 @@ def watch(
     from grmp_edge.runtime.sinks.make import make_sink
 
     limit_arenas()
-    bundle, sources = named_bundle(arguments)
+    model, sources = named_bundle(arguments, bundle)
     plan = plan_streams(sources, streams, camera)
     with contextlib.ExitStack() as stack:
-        scorer = stack.enter_context(backend.open(bundle, precision))
+        scorer = stack.enter_context(backend.open(model, precision))
+        if not as_json:
+            typer.echo(f"watching with {model_name(model, scorer.bundle.id)}", err=True)
         sinks: list[QueuedSink] = []
         stack.callback(close_sinks, sinks)
         for sink in (*plan.sinks, *sink_options.settings()):
