@@ -15,12 +15,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Closing", "csv_row", "replace_file", "replace_folder", "sha256_bytes", "sha256_file"]
+__all__ = [
+    "Closing",
+    "csv_row",
+    "replace_file",
+    "replace_folder",
+    "sha256_bytes",
+    "sha256_file",
+    "user_folder",
+]
+
+# XDG's variable and what it means where it is not set.
+_XDG = {"cache": ("XDG_CACHE_HOME", ".cache"), "state": ("XDG_STATE_HOME", ".local/state")}
 
 
 class Closing(ABC):
@@ -35,6 +46,17 @@ class Closing(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release what it holds."""
+
+
+def user_folder(kind: Literal["cache", "state"]) -> Path:
+    """The user's own folder of this program, by the XDG specification; it may not exist yet.
+
+    ``cache`` is for what can be made again, ``state`` for what is lost if it is removed.
+    """
+    variable, below_home = _XDG[kind]
+    base = os.environ.get(variable, "")
+    # By the specification, a relative path is to be ignored.
+    return (Path(base) if base.startswith("/") else Path.home() / below_home) / "grmp-edge"
 
 
 def sha256_file(path: Path) -> str:

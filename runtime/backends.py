@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from grmp_edge.bundle import Bundle, Graph
 from grmp_edge.errors import BackendError, MissingDependencyError, first_line
-from grmp_edge.runtime.tensorrt.engine_cache import default_cache
+from grmp_edge.files import user_folder
 from grmp_edge.views import checked_logits, logit
 
 __all__ = [
@@ -334,7 +334,7 @@ def _provider_options(name: str, path: Path, digest: str) -> dict[str, str]:
         return {"cudnn_conv_algo_search": "HEURISTIC"}
     if name == PROVIDERS["tensorrt"]:
         # An engine takes minutes to build, and only this keeps it for the next start.
-        cache = default_cache() / "onnxruntime"
+        cache = user_folder("cache") / "onnxruntime"
         return {
             "trt_engine_cache_enable": "1",
             # A folder for each graph: onnxruntime names an engine after the graph's names and shapes, so

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from grmp_edge.bundle import Bundle
 from grmp_edge.cli import app
 from grmp_edge.errors import BackendError, BundleError, MissingDependencyError, UsageError
+from grmp_edge.files import user_folder
 from grmp_edge.export.fold import fold
 from grmp_edge.export.graph.builder import GraphBuilder
 from grmp_edge.export.graph.emit import build_onnx
@@ -30,7 +31,7 @@ from grmp_edge.runtime.backends import BackendOptions, open_backend
 from grmp_edge.runtime.tensorrt import bindings
 from grmp_edge.runtime.tensorrt.build import BuildConfig, build, count_types, trtexec_line
 from grmp_edge.runtime.tensorrt.cuda import Gpu, find_gpu
-from grmp_edge.runtime.tensorrt.engine_cache import EngineCache, EngineKey, Profile, default_cache
+from grmp_edge.runtime.tensorrt.engine_cache import EngineCache, EngineKey, Profile
 
 ORIN = Gpu("Orin (nvgpu)", "8.7")
 KEY = EngineKey(
@@ -132,10 +133,12 @@ def test_the_cache_gives_back_what_was_stored_and_says_why_not(tmp_path: Path) -
 
 def test_the_cache_is_where_xdg_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache() == tmp_path / "grmp-edge"
+    assert EngineCache().folder == tmp_path / "grmp-edge" / "engines"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert default_cache() == tmp_path / "home" / ".cache" / "grmp-edge"
+    assert EngineCache().folder == tmp_path / "home" / ".cache" / "grmp-edge" / "engines"
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    assert user_folder("state") == tmp_path / "home" / ".local" / "state" / "grmp-edge"
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (2, 1, 3), (1, 4, 3)])

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from grmp_edge.errors import UsageError
-from grmp_edge.files import replace_file, sha256_bytes, sha256_file
+from grmp_edge.files import replace_file, sha256_bytes, sha256_file, user_folder
 
-__all__ = ["EngineCache", "EngineKey", "Lookup", "Profile", "default_cache"]
+__all__ = ["EngineCache", "EngineKey", "Lookup", "Profile"]
 
 
 @dataclass(frozen=True)
@@ -80,18 +79,11 @@ class Lookup:
     reasons: list[str] = field(default_factory=list)  # why the most similar engine cannot be used
 
 
-def default_cache() -> Path:
-    """``$XDG_CACHE_HOME/grmp-edge``, else ``~/.cache/grmp-edge``."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: a relative path is to be ignored.
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "grmp-edge"
-
-
 class EngineCache:
     """A folder of engines."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        root = folder or default_cache()
+        root = folder or user_folder("cache")
         self.folder = root / "engines"
         self.timings = root / "timings"
 
