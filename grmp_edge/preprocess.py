@@ -35,6 +35,7 @@ __all__ = [
     "Normalization",
     "Preprocess",
     "decode_image",
+    "fit_within",
     "opencv_silent",
     "read_image",
     "squash",
@@ -129,6 +130,15 @@ def squash(image: UInt8Array, side: int) -> UInt8Array:
             "convert it with grmp_edge.preprocess.to_rgb8",
         )
     return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+
+
+def fit_within(image: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArray[np.uint8]:
+    """Shrink a picture, uint8 (H, W, 3), to fit into a box of pixels; one that fits is returned as it is."""
+    scale = min(width / image.shape[1], height / image.shape[0])
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def swap_red_blue(image: npt.NDArray[_Depth]) -> npt.NDArray[_Depth]:

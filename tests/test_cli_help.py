@@ -64,6 +64,7 @@ def test_commands_are_listed_in_the_order_of_use() -> None:
             "export",
             "score",
             "watch",
+            "check",
             "serve",
             "bench",
             "build",

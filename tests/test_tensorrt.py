@@ -22,11 +22,11 @@ from typer.testing import CliRunner
 from grmp_edge.bundle import Bundle
 from grmp_edge.cli import app
 from grmp_edge.errors import BackendError, BundleError, MissingDependencyError, UsageError
-from grmp_edge.files import user_folder
 from grmp_edge.export.fold import fold
 from grmp_edge.export.graph.builder import GraphBuilder
 from grmp_edge.export.graph.emit import build_onnx
 from grmp_edge.export.precision.quantize import build_int8, layers
+from grmp_edge.files import user_folder
 from grmp_edge.runtime.backends import BackendOptions, open_backend
 from grmp_edge.runtime.tensorrt import bindings
 from grmp_edge.runtime.tensorrt.build import BuildConfig, build, count_types, trtexec_line

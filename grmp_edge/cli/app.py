@@ -15,6 +15,7 @@ import typer
 from grmp_edge import __version__
 from grmp_edge.cli import bench as cli_bench
 from grmp_edge.cli import build as cli_build
+from grmp_edge.cli import check as cli_check
 from grmp_edge.cli import data as cli_data
 from grmp_edge.cli import doctor as cli_doctor
 from grmp_edge.cli import evaluate as cli_evaluate
@@ -38,6 +39,7 @@ _COMMANDS = {
     "export": cli_export,
     "score": cli_score,
     "watch": cli_watch,
+    "check": cli_check,
     "serve": cli_serve,
     "bench": cli_bench,
     "build": cli_build,

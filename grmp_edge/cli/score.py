@@ -66,6 +66,10 @@ def score(
         Path | None,
         option("--output -o", "Write to this .jsonl or .csv row by row, with failures; can be resumed."),
     ] = None,
+    report: Annotated[
+        Path | None,
+        option("--report", "Also write a page: the worst and best pictures, causes, clips.", metavar="HTML"),
+    ] = None,
     resume: Annotated[
         bool, option("--resume", "Continue --output: what is in it is not scored again.")
     ] = False,
@@ -102,6 +106,8 @@ def score(
     from grmp_edge.bundle import Bundle
     from grmp_edge.runtime import Sampling
     from grmp_edge.runtime.report import open_csv
+    from grmp_edge.runtime.reports.page import check_report_path
+    from grmp_edge.runtime.reports.scores import ScoreReport
     from grmp_edge.runtime.score_file import ScoreFile
     from grmp_edge.runtime.sources.stdin import RawFormat
 
@@ -113,6 +119,8 @@ def score(
     _check(sources, output, resume, follow, frames is not None, fps, cluster.address is not None)
     if tiles and not as_json and (output is None or output.suffix.lower() == ".csv"):
         raise UsageError("--tiles is for JSON lines", "add --json, or --output scores.jsonl")
+    if report is not None:
+        check_report_path(report)
     # JSON lines on a terminal would run through the progress line.
     live = not quiet and sys.stderr.isatty() and not (as_json and sys.stdout.isatty())
     with contextlib.ExitStack() as stack:
@@ -125,7 +133,8 @@ def score(
             typer.echo(f"{output}: {rows.done.rows} rows are there already", err=True)
         listed = stack.enter_context(_listing(sources, frames, follow, rows.done if rows else None))
         meter = Meter(live, lines=output is not None and not quiet)
-        run = ScoreRun(meter, as_json, file, rows)
+        page = ScoreReport(model_name(model, engine.model_id))
+        run = ScoreRun(meter, as_json, page, file, rows)
         try:
             with meter:
                 run.take(engine.results(listed, rows.done.last_frame if rows is not None else None))
@@ -138,11 +147,17 @@ def score(
             raise
         finally:
             run.finish()
+            if report is not None:  # after Ctrl-C, too: of what was scored
+                page.write(report)
     if run.scored and not quiet:
+        if run.scored > 1 and sys.stderr.isatty():
+            typer.echo(str(page), err=True)
         typer.echo(f"{run.scored} scored with {model_name(model, engine.model_id)}", err=True)
     for path in (csv, output):
         if path is not None:
             typer.echo(f"{run.scored} scores written to {path}", err=True)
+    if report is not None:
+        typer.echo(f"report: {report}", err=True)
     total = run.scored + run.failed
     if run.failed:
         if total > 1:

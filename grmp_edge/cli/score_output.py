@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from grmp_edge.runtime import Failure, Score
     from grmp_edge.runtime.report import CsvFile, PlainTable, RichTable, VideoSummary
+    from grmp_edge.runtime.reports.scores import ScoreReport
     from grmp_edge.runtime.score_file import ScoreFile
 
 __all__ = ["Meter", "ScoreRun"]
@@ -24,13 +25,19 @@ class ScoreRun:
     """Shows and saves the results of one ``score`` command as they arrive."""
 
     def __init__(
-        self, meter: Meter, as_json: bool, file: CsvFile | None = None, output: ScoreFile | None = None
+        self,
+        meter: Meter,
+        as_json: bool,
+        page: ScoreReport,
+        file: CsvFile | None = None,
+        output: ScoreFile | None = None,
     ) -> None:
         """With an ``output``, rows are shown only with ``as_json``."""
         from grmp_edge.runtime.report import PlainTable, RichTable
 
         self.scored = self.failed = 0
         self._meter, self._file, self._output, self._as_json = meter, file, output, as_json
+        self._page = page
         self._table: PlainTable | RichTable | None = None
         if not as_json and output is None:
             terminal = sys.stdout.isatty()
@@ -53,6 +60,7 @@ class ScoreRun:
             else:
                 self.scored += 1
                 self._save(result)
+            self._page.add(result)
             self._meter.step(self.scored, self.failed, printable(result.source))
 
     def _save(self, score: Score) -> None:

@@ -24,8 +24,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +39,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["CameraConfig", "LiveConfig", "Streams", "read_streams"]
+__all__ = ["CameraConfig", "LiveConfig", "Streams", "distinct", "read_streams"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,21 @@ class Streams:
     cameras: tuple[CameraConfig, ...]
     live: LiveConfig
     sinks: tuple[Mapping[str, object], ...] = ()  # tables as make_sink reads them: `kind`, and its settings
+
+
+def distinct(cameras: Sequence[CameraConfig]) -> list[CameraConfig]:
+    """The cameras with unique names: the second "name" becomes "name #2"."""
+    seen: dict[str, int] = {}
+    distinct = []
+    for camera in cameras:
+        label = camera.label
+        seen[label] = seen.get(label, 0) + 1
+        while seen[label] > 1 and f"{label} #{seen[label]}" in seen:
+            seen[label] += 1
+        name = label if seen[label] == 1 else f"{label} #{seen[label]}"
+        seen.setdefault(name, 1)
+        distinct.append(replace(camera, name=name))
+    return distinct
 
 
 def read_streams(path: Path) -> Streams:

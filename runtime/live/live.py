@@ -18,7 +18,7 @@ from grmp_edge.preprocess import opencv_silent
 from grmp_edge.runtime.live.alarms import CameraAlarms, Keeper
 from grmp_edge.runtime.live.alert import Alert
 from grmp_edge.runtime.live.camera import Camera
-from grmp_edge.runtime.live.config import CameraConfig, LiveConfig
+from grmp_edge.runtime.live.config import CameraConfig, LiveConfig, distinct
 from grmp_edge.runtime.live.events import CameraEvent, CameraStats, LiveFrame
 from grmp_edge.runtime.live.rotation import Rotation
 from grmp_edge.runtime.live.tamper import Tamper
@@ -89,7 +89,7 @@ class Live:
         self.beat_s = time.monotonic()  # when events() last made progress; if seconds ago, it hangs
         self._turn = 0  # which camera comes first in the next batch
         self._rotations: dict[str, Rotation] = {}
-        self._cameras = [self._camera(camera, opener) for camera in _distinct(cameras)]
+        self._cameras = [self._camera(camera, opener) for camera in distinct(cameras)]
         self._keeper = Keeper()
         self._alarms = {camera.label: self._alarms_of(camera.config) for camera in self._cameras}
         self._accepted: deque[str] = deque()
@@ -267,18 +267,3 @@ class Live:
             alerts = alarms.picture(frame.captured_s, at, frame.image)
             for alert in alerts + alarms.score(frame.captured_s, at, score.value):
                 yield AlertEvent(frame.camera, alert, score, frame.image)
-
-
-def _distinct(cameras: Sequence[CameraConfig]) -> list[CameraConfig]:
-    """The cameras with unique names: the second "name" becomes "name #2"."""
-    seen: dict[str, int] = {}
-    distinct = []
-    for camera in cameras:
-        label = camera.label
-        seen[label] = seen.get(label, 0) + 1
-        while seen[label] > 1 and f"{label} #{seen[label]}" in seen:
-            seen[label] += 1
-        name = label if seen[label] == 1 else f"{label} #{seen[label]}"
-        seen.setdefault(name, 1)
-        distinct.append(replace(camera, name=name))
-    return distinct

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from grmp_edge.preprocess import fit_within
+
 __all__ = ["Thumbnail", "ThumbnailConfig", "Thumbnails"]
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -93,10 +95,7 @@ class Thumbnails:
         if offered is None:
             return
         image, captured_s = offered
-        height, width = image.shape[:2]
-        scale = min(1.0, self.config.width / width, self.config.height / height)
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        small = fit_within(image, self.config.width, self.config.height)
         with slot.lock:
             slot.number += 1
             slot.captured_s, slot.small, slot.jpeg = captured_s, small, None
