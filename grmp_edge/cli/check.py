@@ -70,7 +70,9 @@ def check(
     precision: PrecisionOption = "fp32",
     backend: BackendOptions,
 ) -> None:
-    """Look once at each of many cameras: is it there, and as good as usual?
+    """Look once at each of many cameras, for cron.
+
+    Is it there, and as good as usual?
 
     Ends with 0 if all are ok, with 1 if one is not.
     """
