@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Closing",
     "csv_row",
+    "read_text",
     "replace_file",
     "replace_folder",
     "sha256_bytes",
@@ -57,6 +58,26 @@ def user_folder(kind: Literal["cache", "state"]) -> Path:
     base = os.environ.get(variable, "")
     # By the specification, a relative path is to be ignored.
     return (Path(base) if base.startswith("/") else Path.home() / below_home) / "grmp-edge"
+
+
+def read_text(path: Path, other: str = "utf-8") -> str:
+    """A file's text: UTF-8, or UTF-16 with a byte order mark, as Windows programs write it.
+
+    Args:
+        path: the file.
+        other: the encoding where it is neither.
+
+    Raises:
+        OSError: it cannot be read.
+        UnicodeDecodeError: it is none of these.
+    """
+    data = path.read_bytes()
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode(other)
 
 
 def sha256_file(path: Path) -> str:

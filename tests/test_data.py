@@ -12,6 +12,7 @@ from helpers_train import pictures, write_labelled
 
 from grmp_edge.errors import DataError
 from grmp_edge.train.data.labelled import (
+    CsvConfig,
     Labelled,
     SplitConfig,
     data_digest,
@@ -40,10 +41,16 @@ def write(
         ("image,mos\na.png,good\n", r"labels\.csv:2: the score 'good' is not a number"),
         ("image,mos\na.png,1\nb.png,nan\n", r"labels\.csv:3: the score 'nan'"),
         ("image,mos\na.png,inf\n", r"labels\.csv:2: the score 'inf'"),
-        ("image,mos\na.png,\n", r"labels\.csv:2: the score ''"),
-        ("image,mos\n\na.png\n", r"labels\.csv:3: the score None"),
-        ("image,mos\n,3\n", r"labels\.csv:2: picture ''"),
-        ("image,quality\na.png,1\n", r"labels\.csv: has no column 'mos' \(it has image, quality\)"),
+        ("image,mos\na.png,\n", r"labels\.csv:2: nothing in column 'mos' \(2 of 2 cells\)"),
+        ("image,mos\n\na.png\n", r"labels\.csv:3: nothing in column 'mos' \(1 of 2 cells\)"),
+        ("image,mos\n,3\n", r"labels\.csv:2: nothing in column 'image'"),
+        ("image,mos\na.png,82,911\n", r"labels\.csv:2: 3 cells, and the header has 2"),
+        ("image,mos\na.png,1\nb.png,2\n./a.png,3\n", r"labels\.csv:4: picture '\./a\.png' is on line 2, too"),
+        ("image;mos\na.png;1,5\nb.png;2.5\n", r"labels\.csv:3: .*'2\.5' has another decimal sign than '1,5'"),
+        ("image,mos,mos\na.png,1,2\n", r"has two columns 'mos'"),
+        ("image,x,y\na.png,1,2\n", r"labels\.csv: has no column 'mos' \(it has image, x, y\)"),
+        ("image,std\na.png,1\n", r"labels\.csv: has no column 'mos' \(it has image, std\)"),
+        ("PK\x03\x04 etc", "an Excel workbook, not a csv"),
         ("mos\n1\n", r"has no column 'image'"),
         ("", r"has no column 'image' \(it has no header\)"),
         ("image,mos\n", r"labels\.csv: has no labelled picture"),
@@ -61,7 +68,7 @@ def test_out_of_range_bad_encoding_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"labels\.csv:3: the score 101 is outside 0\.\.100"):
         read_csv(path, mos_range=(0, 100))
     with pytest.raises(DataError, match=r"cannot be read as csv.*UTF-8"):
-        read_csv(write(tmp_path, "image,mos\na.png,1\n", "utf-16"))
+        read_csv(write(tmp_path, "image,mos\na.png,1\n", "utf-16-le"))
     with pytest.raises(DataError, match="no such file"):
         read_csv(tmp_path / "none.csv")
     with pytest.raises(DataError, match="cannot be read as csv"):
@@ -82,6 +89,55 @@ def test_byte_order_mark_spaces_and_pyiqas_columns(tmp_path: Path) -> None:
     assert full.references == ("r1", "r2")
     assert full.distortions == ("jpeg", "blur")
     np.testing.assert_allclose(full.quality(full.scale_of([])), [0.2, 0.4])
+
+
+WRITTEN = {
+    "semicolons": ("image;mos\na.png;82.911\nb.png;3\n", "utf-8"),
+    "decimal commas": ("image;mos\na.png;82,911\nb.png;3\n", "utf-8"),
+    "in quotes": ('image,mos\na.png,"82,911"\nb.png,3\n', "utf-8"),
+    "thousands": ('image,mos\na.png,"82.911"\nb.png,"3"\n', "utf-8"),
+    "tabs": ("image\tmos\r\na.png\t82,911\r\nb.png\t3\r\n", "utf-16"),
+    "UTF-16, big-endian": ("\ufeffimage,mos\na.png,82.911\nb.png,3\n", "utf-16-be"),
+    "Excel's own line": ("sep=;\nimage;mos\na.png;82,911\nb.png;3\n", "utf-8-sig"),
+    "Windows' code page": ("image;mos;who\na.png;82,911;J\xf6rg\nb.png;3;\n", "cp1252"),
+    "backslashes": ("image,mos\n.\\a.png,82.911\n.\\b.png,3\n", "utf-8"),
+    "a drive": ('image,mos\n"C:\\my photos\\a.png",82.911\nb.png,3\n', "utf-8"),
+    "blank lines": ("\n\nimage;mos\n;\n\na.png;82.911\n;;\nb.png;3\n\n", "utf-8"),
+    "empty cells at the end": ("image,mos\na.png,82.911,,\nb.png,3,\n", "utf-8"),
+}
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_tables_as_spreadsheets_and_windows_write_them(tmp_path: Path, how: str) -> None:
+    data = read_csv(write(tmp_path, *WRITTEN[how]))
+    assert [path.name for path in data.paths] == ["a.png", "b.png"]
+    assert data.mos.tolist() == [82.911, 3]
+    commas = "82,911" in WRITTEN[how][0]
+    assert any("82,911 is read as 82.911" in note for note in data.notes) == commas
+
+
+def test_columns_by_name_and_by_guess(tmp_path: Path) -> None:
+    text = "id,photo,rating,std,place\n1,a.png,4,.5,yard\n2,b.png,2,,\n"
+    data = read_csv(write(tmp_path, text))
+    assert data.mos.tolist() == [4, 2] and [path.name for path in data.paths] == ["a.png", "b.png"]
+    assert "column 'photo' is taken for the image" in data.notes[0]
+    assert "column 'rating' is taken for the mos (--mos-column)" in data.notes[1]
+    asked = read_csv(tmp_path / "labels.csv", config=CsvConfig("Photo", "ID"))
+    assert asked.mos.tolist() == [1, 2] and not asked.notes
+    with pytest.raises(DataError, match=r"has no column 'mark' \(it has id, photo, rating, std, place\)"):
+        read_csv(tmp_path / "labels.csv", config=CsvConfig(mos="mark"))
+    bare = read_csv(write(tmp_path, "a.png;4,5\nb.png;2\n"))
+    assert bare.mos.tolist() == [4.5, 2]
+    assert "no header, the first line names a picture" in bare.notes[0]
+    with pytest.raises(DataError, match=r"has no column 'image'.*--image-column"):  # two could be it
+        read_csv(write(tmp_path, "one,two,mos\na.png,b.png,1\n"))
+
+
+def test_ratings_of_one_picture_are_averaged_if_asked(tmp_path: Path) -> None:
+    text = "image,mos,distortion\na.png,1,blur\nb.png,2,jpeg\n.\\a.png,4,blur\n"
+    data = read_csv(write(tmp_path, text), config=CsvConfig(average=True))
+    assert data.mos.tolist() == [2.5, 2] and data.distortions == ("blur", "jpeg")
+    assert "on several lines 1 of the pictures" in data.notes[0]
 
 
 def test_where_pictures_are_looked_for(tmp_path: Path) -> None:

@@ -147,14 +147,14 @@ def evaluate(
     splits are kept, so the same command continues an interrupted run. With --bundle, tests an exported
     bundle instead.
     """
-    from grmp_edge.train.data.named_sets import notes_of, read_spec
+    from grmp_edge.train.data.named_sets import read_spec
 
     if exported.bundle is None:
         _check(protocol, baselines, split, tuning)
     labelled = sets.read(data)
     others = [read_spec(spec) for spec in protocol.cross or ()]
     for one in (labelled, *others):
-        for note in notes_of(one):
+        for note in one.notes:
             print(f"note: {note}", file=sys.stderr)
     if exported.bundle is not None:
         evaluate_bundle(exported.bundle, labelled, exported, split.test_fraction, output, as_json)

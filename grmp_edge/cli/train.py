@@ -282,12 +282,11 @@ def _read_and_divide(
 ) -> tuple[Labelled, SplitConfig]:
     """Read and divide the set before any long work, so that errors in it are reported at once."""
     from grmp_edge.train.data.labelled import split_indices
-    from grmp_edge.train.data.named_sets import notes_of
     from grmp_edge.train.runs import refuse_no_test_part
 
     refuse_no_test_part(config.select_on, division.test_fraction)
     data = sets.read(spec)
-    for note in notes_of(data):
+    for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
     parts = split_indices(data, division)
     data.scale_of([*parts.train, *parts.validation])

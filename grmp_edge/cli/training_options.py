@@ -198,7 +198,7 @@ class TaskOptions:
             UsageError: both --photos and --meta-data are given.
         """
         from grmp_edge.train import tasks as t
-        from grmp_edge.train.data.named_sets import notes_of, read_spec
+        from grmp_edge.train.data.named_sets import read_spec
 
         description: dict[str, Any]
         if self.meta_data:
@@ -206,7 +206,7 @@ class TaskOptions:
                 raise UsageError("--photos and --meta-data are two sources of tasks", "give one of them")
             sets = [read_spec(spec) for spec in self.meta_data]
             for data in sets:
-                for note in notes_of(data):
+                for note in data.notes:
                     reporter.note(f"note: {note}")
             phases = [t.labelled_tasks(data) for data in sets]
             description = {"meta_data": [data.name for data in sets], "pictures": [len(d) for d in sets]}
@@ -291,12 +291,24 @@ class SetOptions:
 
     images: opt.Images = None
     mos_range: opt.MosRange = None
+    image_column: Annotated[
+        str | None,
+        option("--image-column", "Column of a csv with file names; default: image, or a guess."),
+    ] = None
+    mos_column: Annotated[
+        str | None, option("--mos-column", "Column of a csv with the scores; default: mos, or a guess.")
+    ] = None
+    average: Annotated[
+        bool, option("--average", "A csv may name a picture several times: take the mean of its scores.")
+    ] = False
 
     def read(self, spec: str) -> "Labelled":
         """Read and check a labelled set, ``SET:PATH`` or a csv."""
+        from grmp_edge.train.data.labelled import CsvConfig
         from grmp_edge.train.data.named_sets import read_spec
 
-        return read_spec(spec, self.images, scale_of_labels(self.mos_range))
+        config = CsvConfig(self.image_column, self.mos_column, self.average)
+        return read_spec(spec, self.images, scale_of_labels(self.mos_range), config)
 
 
 @dataclass(frozen=True)

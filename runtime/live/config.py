@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from grmp_edge.errors import UsageError
+from grmp_edge.files import read_text
 from grmp_edge.redact import scrub
 from grmp_edge.runtime.live.alert import AlertRule
 from grmp_edge.runtime.video.config import CaptureConfig, check_positive
@@ -120,7 +121,7 @@ def read_streams(path: Path) -> Streams:
         UsageError: the file is missing or not TOML, or has an unknown key or a value of the wrong type.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(read_text(path))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})", "check --streams") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

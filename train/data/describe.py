@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from grmp_edge.train.data.labelled import Labelled
-from grmp_edge.train.data.named_sets import notes_of
 from grmp_edge.train.data.set_files import DataSet
 
 __all__ = ["describe", "histogram_lines"]
@@ -48,7 +47,7 @@ def describe(data: Labelled) -> dict[str, Any]:
         "distortions": dict(sorted(Counter(data.distortions).items())) if data.distortions else None,
         "parts": dict(Counter(parts)) if parts else None,
         "duplicates": sum(count - 1 for count in names.values()),
-        "notes": list(notes_of(data)),
+        "notes": list(data.notes),
     }
 
 

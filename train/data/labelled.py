@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import DataError, ImageError
+from grmp_edge.image_files import IMAGE_SUFFIXES
 from grmp_edge.preprocess import Preprocess, read_image, squash
 from grmp_edge.score import MosScale
+from grmp_edge.train.data.tables import number, read_columns, with_points
 from grmp_edge.train.network.settings import BackboneSettings
 from grmp_edge.views import crop, spread
 
 __all__ = [
     "Crops",
+    "CsvConfig",
     "Labelled",
     "Split",
     "SplitConfig",
@@ -65,6 +66,7 @@ class Labelled:
     references: tuple[str, ...] | None = None  # the pristine picture each was made from, where known
     distortions: tuple[str, ...] | None = None  # the type of distortion, where known
     scale: MosScale | None = None  # the labels' declared scale; None: take the observed range
+    notes: tuple[str, ...] = ()  # remarks for the user: a guess, a partial copy, a choice between two files
     # Where what frozen networks see in the pictures is kept for the next split; None: nowhere.
     memo: dict[Any, Any] | None = field(default=None, compare=False, repr=False)
 
@@ -140,105 +142,97 @@ class Labelled:
         return np.asarray([scale.to_value(float(mos)) for mos in self.mos], dtype=np.float32)
 
 
+@dataclass(frozen=True)
+class CsvConfig:
+    """What a csv's columns mean, and what to do with pictures that are named more than once."""
+
+    image: str | None = None  # the column of file names; None: by its name, or the only one that can be it
+    mos: str | None = None  # the column of scores; None: likewise
+    average: bool = False  # one line per rating instead of per picture; else a mistake, and refused
+
+
 def read_csv(
-    path: Path, images: Path | None = None, mos_range: tuple[float, float] | None = None
+    path: Path,
+    images: Path | None = None,
+    mos_range: tuple[float, float] | None = None,
+    config: CsvConfig | None = None,
 ) -> Labelled:
     """Read a csv ``image,mos[,std][,reference][,distortion]`` (pyiqa's ``img_name,mos,...`` too).
 
+    Semicolons, tabs, decimal commas, UTF-16 and backslashes are read as spreadsheets and Windows write them.
+    Columns of other names are guessed if only one can be meant; ``notes`` say so.
+
     Args:
-        path: the csv, UTF-8, with a header.
+        path: the csv.
         images: the folder that names are relative to; by default the csv's own folder, or ``images``
             in it.
         mos_range: the scale of the labels; by default the observed range.
+        config: its columns.
 
     Raises:
-        DataError: the file, a column, an image or a score is missing or invalid; the message names the line.
+        DataError: the file, a column, an image or a score is missing or invalid, or a picture is named twice;
+            the message names the line.
     """
-    header, rows = csv_rows(path, "give a csv with the columns image,mos", "save it as UTF-8 text")
-    columns = {field: _column(header, names) for field, names in _COLUMNS.items()}
-    for needed in ("image", "mos"):
-        if columns[needed] is None:
-            raise DataError(
-                f"{path}: has no column {needed!r} (it has {', '.join(header) or 'no header'})",
-                "the first line should read image,mos",
-            )
-    if not rows:
+    config = config or CsvConfig()
+    table = read_columns(path, _COLUMNS, {"image": config.image, "mos": config.mos}, _is_picture)
+    if not table.lines:
         raise DataError(f"{path}: has no labelled picture", "add one line per picture")
     folders = [images] if images else [path.parent, path.parent / "images"]
-    paths, mos = [], []
-    for line, row in rows:
-        name = (row[columns["image"] or ""] or "").strip()
-        file = next((folder / name for folder in folders if name and (folder / name).is_file()), None)
-        if file is None:
+    places = [f"{path}:{line}" for line in table.lines]
+    texts = with_points(list(zip(places, table.texts["mos"], strict=True)))
+    notes = list(table.notes)
+    changed = next((pair for pair in zip(table.texts["mos"], texts, strict=True) if pair[0] != pair[1]), None)
+    if changed is not None:
+        notes.append(f"{path}: numbers with commas, {changed[0]} is read as {changed[1]}")
+    scores: dict[Path, list[float]] = {}
+    first: dict[Path, tuple[int, Path]] = {}  # the row and the path as it is written
+    for row, (where, name, text) in enumerate(zip(places, table.texts["image"], texts, strict=True)):
+        file = _find(where, name, folders)
+        same = scores.setdefault(file.resolve(), [])
+        if same and not config.average:
             raise DataError(
-                f"{path}:{line}: picture {name!r} is not in {' or '.join(map(str, folders))}",
-                "correct the name, or give the folder with --images",
+                f"{where}: picture {name!r} is on line {table.lines[first[file.resolve()][0]]}, too",
+                "remove one of them, or take the mean of their scores with --average",
             )
-        paths.append(file)
-        mos.append(_score(f"{path}:{line}", row[columns["mos"] or ""], mos_range))
+        same.append(_score(where, text, mos_range))
+        first.setdefault(file.resolve(), (row, file))
+    if many := sum(len(given) > 1 for given in scores.values()):
+        notes.append(f"{path}: on several lines {many} of the pictures, the mean of whose scores is taken")
+
+    def column(field: str) -> tuple[str, ...] | None:
+        given = table.texts.get(field)
+        return None if given is None else tuple(given[row] for row, _ in first.values())
+
     return Labelled(
         name=str(path),
-        paths=tuple(paths),
-        mos=np.asarray(mos),
-        references=_texts(rows, columns["reference"]),
-        distortions=_texts(rows, columns["distortion"]),
+        paths=tuple(file for _, file in first.values()),
+        mos=np.asarray([np.mean(given) for given in scores.values()]),
+        references=column("reference"),
+        distortions=column("distortion"),
         scale=MosScale(*mos_range) if mos_range else None,
+        notes=tuple(notes),
     )
 
 
-def csv_rows(
-    path: Path, missing: str, damaged: str, columns: Sequence[str] | None = None
-) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
-    """Read a csv: its column names, and its rows as (line number, cells by column).
-
-    Args:
-        path: UTF-8 text, with or without a byte order mark.
-        missing: the remedy where there is no such file.
-        damaged: the remedy where it cannot be read.
-        columns: the names of the columns where the file has no header.
-
-    Raises:
-        DataError: the file is missing or is not a csv.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, fieldnames=columns, skipinitialspace=True)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            return header, [(reader.line_num, row) for row in reader]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file", missing) from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as csv ({error})", damaged) from None
+def _is_picture(text: str) -> bool:
+    return PureWindowsPath(text).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _column(header: Sequence[str], names: Sequence[str]) -> str | None:
-    lowered = {name.lower(): name for name in header}
-    return next((lowered[name] for name in names if name in lowered), None)
+def _find(where: str, name: str, folders: Sequence[Path]) -> Path:
+    """The file of a picture; a name from Windows may have backslashes, or a drive and folders of its own."""
+    windows = PureWindowsPath(name)
+    names = [name, windows.as_posix(), *([windows.name] if windows.drive else [])]
+    for candidate in names:
+        for folder in folders:
+            if (folder / candidate).is_file():
+                return folder / candidate
+    raise DataError(
+        f"{where}: picture {name!r} is not in {' or '.join(map(str, folders))}",
+        "correct the name, or give the folder with --images",
+    )
 
 
-def _texts(rows: Sequence[tuple[int, dict[str, str]]], column: str | None) -> tuple[str, ...] | None:
-    return tuple((row[column] or "").strip() for _, row in rows) if column else None
-
-
-def number(
-    value: Any, where: str, what: str = "score", remedy: str = "check that it is the original file"
-) -> float:
-    """A finite number from a cell.
-
-    Raises:
-        DataError: the cell holds anything else.
-    """
-    try:
-        result = float(value)
-    except (TypeError, ValueError):
-        result = math.nan
-    if not math.isfinite(result):
-        raise DataError(f"{where}: the {what} {value!r} is not a number", remedy)
-    return result
-
-
-def _score(where: str, text: str | None, mos_range: tuple[float, float] | None) -> float:
+def _score(where: str, text: str, mos_range: tuple[float, float] | None) -> float:
     value = number(text, where, remedy="correct or remove the line")
     if mos_range and not mos_range[0] <= value <= mos_range[1]:
         raise DataError(

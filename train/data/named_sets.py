@@ -8,8 +8,8 @@ from pathlib import Path
 
 from grmp_edge.errors import DataError
 from grmp_edge.train.data import published_sets as published
-from grmp_edge.train.data.labelled import Labelled, read_csv
-from grmp_edge.train.data.set_files import DataSet, Range, SetInfo, read_reference_mat
+from grmp_edge.train.data.labelled import CsvConfig, Labelled, read_csv
+from grmp_edge.train.data.set_files import Range, SetInfo, read_reference_mat
 
 __all__ = ["READERS", "Reader", "read_spec"]
 
@@ -40,17 +40,23 @@ READERS: dict[str, Reader] = {
 }
 
 
-def read_spec(spec: str | Path, images: Path | None = None, mos_range: Range | None = None) -> Labelled:
+def read_spec(
+    spec: str | Path,
+    images: Path | None = None,
+    mos_range: Range | None = None,
+    config: CsvConfig | None = None,
+) -> Labelled:
     """Read a labelled set.
 
     Args:
         spec: ``NAME:PATH`` with a name of ``READERS``, or the path of a csv.
         images: the folder of the pictures where it is not the set's own.
         mos_range: the scale of the labels; by default the set's own, or for a csv the observed range.
+        config: the columns of a csv.
 
     Returns:
-        A :class:`DataSet` for named sets (with ``notes`` and ``parts``), a plain Labelled for a csv; higher
-        scores are better in all of them.
+        A :class:`DataSet` for named sets (with ``parts``), a plain Labelled for a csv; higher scores are
+        better in all of them.
 
     Raises:
         DataError: the name is unknown, or the files differ from the published layout; the message names the
@@ -60,7 +66,7 @@ def read_spec(spec: str | Path, images: Path | None = None, mos_range: Range | N
     name, colon, rest = str(spec).partition(":")
     # A bare path, which may contain a colon or a drive letter.
     if not colon or Path(str(spec)).exists() or (len(name) == 1 and name not in READERS):
-        return read_csv(Path(spec), images, mos_range)
+        return read_csv(Path(spec), images, mos_range, config)
     reader = READERS.get(name.lower())
     if reader is None:
         raise DataError(f"{spec}: unknown data set {name!r}", f"use one of {', '.join(READERS)}, or a csv")
@@ -69,9 +75,10 @@ def read_spec(spec: str | Path, images: Path | None = None, mos_range: Range | N
         raise DataError(f"{spec}: {rest or 'the path'} does not exist", f"it must contain {reader.layout}")
     if images is not None and not images.is_dir():
         raise DataError(f"{images}: no such folder", "correct --images")
+    if reader.read is read_csv:
+        return read_csv(path, images, mos_range, config)
+    if config is not None and config != CsvConfig():
+        raise DataError(
+            f"{spec}: its columns are known", "leave out --image-column, --mos-column and --average"
+        )
     return reader.read(path, images, mos_range)
-
-
-def notes_of(data: Labelled) -> tuple[str, ...]:
-    """The reader's remarks; empty for a plain csv."""
-    return data.notes if isinstance(data, DataSet) else ()

@@ -9,7 +9,6 @@ from typing import Any
 
 from grmp_edge.errors import DataError
 from grmp_edge.score import MosScale
-from grmp_edge.train.data.labelled import number
 from grmp_edge.train.data.set_files import (
     DataSet,
     Entry,
@@ -23,6 +22,7 @@ from grmp_edge.train.data.set_files import (
     read_xlsx,
     xlsx_columns,
 )
+from grmp_edge.train.data.tables import number
 
 __all__ = [
     "AGIQA3K", "BID", "CID2013", "KADID10K", "KONIQ10K", "LIVEC", "PIPAL", "SPAQ", "TID2013", "read_agiqa3k",

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from grmp_edge.errors import DataError, MissingDependencyError
 from grmp_edge.preprocess import squash
 from grmp_edge.score import MosScale
-from grmp_edge.train.data.labelled import Labelled, csv_rows
+from grmp_edge.train.data.labelled import Labelled
+from grmp_edge.train.data.tables import csv_rows
 
 __all__ = [
     "DataSet",
@@ -53,7 +54,6 @@ class DataSet(Labelled):
     """A labelled set read from its published files."""
 
     parts: tuple[str, ...] | None = None  # the set's own division, by picture (training, validation, test)
-    notes: tuple[str, ...] = ()  # remarks for the user: a partial copy, a choice between two files
     # (n, H, W, 3) RGB where the set is stored decoded; ``paths`` are then only names.
     pixels: UInt8Array | None = None
 
@@ -193,7 +193,7 @@ def read_table(
     """Read a csv: (line number, cells by column).
 
     Args:
-        path: UTF-8 text.
+        path: the file.
         columns: the columns that must be there, or the names of a headerless file's columns.
         header: whether the first line names them.
 
