@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Closing",
     "csv_row",
+    "naming",
     "read_text",
     "replace_file",
     "replace_folder",
     "sha256_bytes",
     "sha256_file",
+    "umask",
     "user_folder",
 ]
 
@@ -95,18 +98,38 @@ def sha256_bytes(data: bytes) -> str:
 
 
 @contextmanager
+def naming(path: Path, within: Path | None = None) -> Iterator[None]:
+    """Name ``path`` in an OSError without a file, such as that of a full disk, or with one below ``within``.
+
+    Errors of libraries written in Rust, which only tell the number in their text, become OSErrors.
+    """
+    try:
+        yield
+    except OSError as error:
+        own = error.filename is None or (within is not None and str(error.filename).startswith(str(within)))
+        if own and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+        raise
+    except Exception as error:
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        raise
+
+
+@contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; moved over it on success, removed on any exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        _readable(temporary, 0o666)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path, path.with_name(f".{path.name}.")):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _readable(temporary, 0o666)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -118,29 +141,35 @@ def replace_folder(path: Path) -> Iterator[Path]:
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    aside = temporary.with_name(temporary.name + ".old")
-    try:
-        yield temporary
-        _readable(temporary, 0o777)
+    with naming(path, path.with_name(f".{path.name}.")):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        aside = temporary.with_name(temporary.name + ".old")
         try:
-            if path.exists():
-                path.replace(aside)
-            temporary.replace(path)
-        except BaseException:  # also Ctrl-C between the two renames
-            if aside.exists() and not path.exists():
-                aside.replace(path)
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
+            yield temporary
+            _readable(temporary, 0o777)
+            try:
+                if path.exists():
+                    path.replace(aside)
+                temporary.replace(path)
+            except BaseException:  # also Ctrl-C between the two renames
+                if aside.exists() and not path.exists():
+                    aside.replace(path)
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _readable(path: Path, mode: int) -> None:
     # tempfile creates private files; give them the permissions of an ordinary new one.
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(mode & ~umask)
+    path.chmod(mode & ~umask())
+
+
+def umask() -> int:
+    """The permissions that new files of this process lack."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def csv_row(cells: Iterable[object], errors: str = "surrogateescape") -> bytes:

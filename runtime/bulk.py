@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -63,7 +63,7 @@ def score_bulk(
     config: BulkConfig | None = None,
     sampling: Sampling | None = None,
     after: Callable[[Listed], int] = lambda _: -1,
-) -> Iterator[Score | Failure]:
+) -> Generator[Score | Failure, None, None]:
     """Score a stream as :meth:`Scorer.score_many` does, with decoding on threads beside inference.
 
     Args:

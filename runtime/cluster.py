@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -120,7 +120,7 @@ class RayScorer(Closing):
         self,
         items: Iterable[Listed | Failure | None],
         last_frame: Callable[[str], int] | None = None,
-    ) -> Iterator[Score | Failure]:
+    ) -> Generator[Score | Failure, None, None]:
         """Yield a Score for each picture and frame and a Failure for each that cannot be read, in order.
 
         Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import statistics
 from array import array
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import IO, Literal, TextIO
 
 from grmp_edge.errors import UsageError
-from grmp_edge.files import csv_row, replace_file
+from grmp_edge.files import csv_row, naming, replace_file, umask
 from grmp_edge.score import Score
 
 __all__ = [
@@ -39,15 +38,17 @@ def csv_cells(score: Score) -> list[object]:
 class CsvFile:
     """A CSV of scores, columns :data:`CSV_FIELDS`; opened by :func:`open_csv`."""
 
-    def __init__(self, stream: IO[bytes], partial: Path) -> None:
-        """``partial`` is where the rows go if the run is interrupted."""
-        self._stream, self.partial = stream, partial
+    def __init__(self, stream: IO[bytes], path: Path) -> None:
+        """``path`` is where the rows go at the end."""
+        self._stream, self.path = stream, path
+        self.partial = path.with_name(f"{path.stem}.partial{path.suffix}")  # if the run is interrupted
         self.rows = 0
         stream.write(csv_row(CSV_FIELDS))
 
     def write(self, score: Score) -> None:
         """Add one row; a field that does not apply is left empty."""
-        self._stream.write(csv_row(csv_cells(score)))
+        with naming(self.path):
+            self._stream.write(csv_row(csv_cells(score)))
         self.rows += 1
 
 
@@ -69,14 +70,15 @@ def open_csv(path: Path) -> Iterator[CsvFile]:
             stream = stack.enter_context(temporary.open("wb"))
         except OSError as error:
             raise UsageError(f"{path}: cannot be written ({error.strerror})", "check --csv") from None
-        file = CsvFile(stream, path.with_name(f"{path.stem}.partial{path.suffix}"))
+        file = CsvFile(stream, path)
         try:
             yield file
         except BaseException:
             if file.rows:
-                stream.flush()
-                with replace_file(file.partial) as copy:
-                    shutil.copyfile(temporary, copy)
+                with contextlib.suppress(OSError):  # the disk is full: what is written is kept
+                    stream.flush()
+                temporary.chmod(0o666 & ~umask())
+                temporary.replace(file.partial)  # not copied: a full disk has no room for that
             raise
 
 

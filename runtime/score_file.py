@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from grmp_edge.errors import UsageError
-from grmp_edge.files import Closing, csv_row
+from grmp_edge.files import Closing, csv_row, naming
 from grmp_edge.runtime.report import CSV_FIELDS, csv_cells
 from grmp_edge.runtime.sources.name_set import Keys, name_key
 from grmp_edge.runtime.sources.sources import Failure
@@ -119,11 +119,12 @@ class ScoreFile(Closing):
         """Append one row, in one write."""
         assert self._stream is not None
         rest = memoryview(self._row(result))
-        while rest:  # a nearly full disk takes a part, and reports the error for the rest
-            rest = rest[self._stream.write(rest) :]
-        self.rows += 1
-        if self.rows % _SYNC_ROWS == 0:
-            os.fsync(self._stream.fileno())
+        with naming(self.path):
+            while rest:  # a nearly full disk takes a part, and reports the error for the rest
+                rest = rest[self._stream.write(rest) :]
+            self.rows += 1
+            if self.rows % _SYNC_ROWS == 0:
+                os.fsync(self._stream.fileno())
 
     def _row(self, result: Score | Failure) -> bytes:
         if isinstance(result, Score) and not self._csv:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 
-__all__ = ["limit_arenas", "notify", "supervised"]
+__all__ = ["end_at_once", "interrupt", "limit_arenas", "notify", "on_end_signals", "supervised"]
 
 _M_ARENA_MAX = -8  # of glibc's malloc.h
 
@@ -31,6 +33,37 @@ def notify(state: str) -> bool:
     except OSError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def on_end_signals(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Call ``handler`` on Ctrl-C, SIGTERM and SIGHUP while the block runs; on the main thread.
+
+    A SIGHUP that is ignored, as under nohup, stays so.
+    """
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def end_at_once(number: int) -> None:
+    """The next signal of this number ends the program, whatever it does."""
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def interrupt(number: int, frame: object) -> None:
+    """A handler that ends a command as Ctrl-C does, so that it keeps what it has.
+
+    Raises:
+        KeyboardInterrupt: always, with the signal's number.
+    """
+    raise KeyboardInterrupt(number)
 
 
 @contextlib.contextmanager

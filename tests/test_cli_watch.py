@@ -63,7 +63,7 @@ def test_a_file_to_its_end_with_every_sink(tiny_bundle: Bundle, video: Path, tmp
     assert len(list((out / "f").iterdir())) == raised > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_it_cleanly(
     tiny_bundle: Bundle, video: Path, number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -189,9 +189,11 @@ path = "a.jsonl"
 """
 
 
-def test_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    """With the byte order marks of Windows' editors, too."""
     path = tmp_path / "streams.toml"
-    path.write_text(STREAMS)
+    path.write_text(STREAMS, encoding=encoding)
     with pytest.raises(UsageError, match=r"\$\{GATE_PASSWORD\} is not set"):
         read_streams(path)
     monkeypatch.setenv("GATE_PASSWORD", "SECRET")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from grmp_edge.files import replace_file, replace_folder, sha256_bytes, sha256_file
+from grmp_edge.files import read_text, replace_file, replace_folder, sha256_bytes, sha256_file
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -88,3 +88,23 @@ def test_the_old_folder_comes_back_when_the_second_rename_fails(
         (temporary / "new").write_text("new")
     assert tree(tmp_path) == {"bundle/good": b"old"}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_without_a_file_is_given_its_name(tmp_path: Path) -> None:
+    """As safetensors reports a full disk, and as Python does."""
+    target = tmp_path / "weights.safetensors"
+    for raised in (OSError(28, "No space left on device"), ValueError("I/O error: no space (os error 28)")):
+        with pytest.raises(OSError, match="No space left") as caught, replace_file(target):
+            raise raised
+        assert (caught.value.errno, caught.value.filename) == (28, str(target))
+    with pytest.raises(FileNotFoundError) as other, replace_folder(tmp_path / "folder"):
+        (tmp_path / "not there").read_bytes()
+    assert other.value.filename == str(tmp_path / "not there")
+
+
+def test_text_of_windows(tmp_path: Path) -> None:
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "cp1252"):
+        (tmp_path / "a.txt").write_bytes("süß = 1\n".encode(encoding))
+        assert read_text(tmp_path / "a.txt", "cp1252") == "süß = 1\n"
+    with pytest.raises(UnicodeDecodeError):
+        read_text(tmp_path / "a.txt")

@@ -150,7 +150,7 @@ def test_the_command_follows_a_folder(tiny_bundle: Bundle, photos: Path, tmp_pat
         stream.write(encode(make_image(seed=11), "PNG"))
     (photos / ".new").rename(photos / "new.png")
     rows.append(json.loads(process.stdout.readline()))
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGHUP)  # the terminal was closed; as SIGTERM, which is tested with watch
     rest, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert rest == ""

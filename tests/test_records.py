@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -282,3 +283,61 @@ def test_options_that_do_not_fit(tiny_bundle: Bundle, photos: Path, tmp_path: Pa
         assert result.returncode == 2, wrong
         assert len(result.stderr.splitlines()) == 1
         assert words in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--output", "--csv"])
+def test_a_full_disk_is_named_and_what_was_written_is_kept(
+    tiny_bundle: Bundle, photos: Path, tmp_path: Path, option: str
+) -> None:
+    """A limit on the size of files stands for the disk: the same error of the same call."""
+    target = tmp_path / "scores.csv"
+    room = 20_000
+    done = subprocess.run(
+        [*COMMAND, tiny_bundle.path, *[photos] * 100, "-q", option, target],
+        capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    kept, error = done.stderr.splitlines()
+    assert error.startswith(f"error: {target}: File too large")
+    file = target if option == "--output" else tmp_path / "scores.partial.csv"
+    assert str(file) in kept
+    whole = file.read_bytes()
+    assert 15_000 < len(whole) <= room
+    assert whole.decode().splitlines()[100].startswith(str(photos))
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_ended_keeps_its_rows(
+    tiny_bundle: Bundle, photos: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    hang = tmp_path / "hang.png"
+    os.mkfifo(hang)  # reading it waits for ever
+    target = tmp_path / "scores.csv"
+    process = subprocess.Popen(
+        [*COMMAND, tiny_bundle.path, photos, hang, "--csv", target, "--batch", "1", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for _ in range(3):
+        process.stdout.readline()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert errors.splitlines()[-1] == "error: interrupted"
+    assert len(rows(tmp_path / "scores.partial.csv")) == 3
+
+
+def test_streams_closed_by_the_shell(tiny_bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    """No output, no error, and no file that the text of a library ends up in."""
+    target = tmp_path / "scores.jsonl"
+    command = " ".join(map(str, [*COMMAND, tiny_bundle.path, photos, "--output", target]))
+    done = subprocess.run(["sh", "-c", f"{command} <&- >&- 2>&-"], capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert len(rows(target)) == 3
+    done = subprocess.run(
+        ["sh", "-c", f"{command.rpartition(' --output')[0]} > /dev/full"], capture_output=True
+    )
+    assert done.returncode == 1
+    assert b"error: standard output: No space left on device; make room on the disk" in done.stderr

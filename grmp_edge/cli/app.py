@@ -6,7 +6,9 @@ scoring must work without torch. Each command imports what it needs when it runs
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -58,17 +60,20 @@ class _Frame(Group):
         if ctx.params.get("debug"):
             return super().invoke(ctx)
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # a full disk is met here, not in Python's last breath
+            return result
         except GrmpError as error:
             line, status = str(error), error.exit_code
-        except KeyboardInterrupt:
-            line, status = "interrupted", 130  # as shells report a process ended by SIGINT
+        except KeyboardInterrupt as error:
+            # As shells report a process ended by a signal.
+            line, status = "interrupted", 128 + int(error.args[0] if error.args else signal.SIGINT)
         except BrokenPipeError:
             # The reader (head, less) has gone. Python would complain again when it flushes stdout at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(141) from None  # as shells report a process ended by SIGPIPE
         except OSError as error:  # a full disk, a folder without permission: no bug of ours
-            line, status = str(error), 1
+            line, status = _of_the_system(error), 1
         except Exception as error:
             if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "format_message"):
                 raise  # typer's own: a wrong option, an orderly exit
@@ -76,6 +81,23 @@ class _Frame(Group):
             status = 1
         typer.echo(f"error: {' '.join(line.split())}", err=True)
         raise typer.Exit(status)
+
+
+def _of_the_system(error: OSError) -> str:
+    """An error of the operating system, with the file and what can be done."""
+    name = error.filename
+    if name is None and error.errno == errno.ENOSPC:  # whoever writes a file names it
+        name = "standard output"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+    remedy = {
+        errno.ENOSPC: "make room on the disk",
+        errno.EDQUOT: "make room on the disk",
+        errno.EROFS: "choose a place that can be written",
+        errno.EACCES: "check its permissions",
+    }.get(error.errno or 0)
+    return "".join(
+        (f"{name}: " if name else "", error.strerror or str(error), f"; {remedy}" if remedy else "")
+    )
 
 
 app = typer.Typer(
@@ -114,4 +136,8 @@ for _module in _COMMANDS.values():
 
 def main() -> None:
     """Entry point of the ``grmp-edge`` command."""
+    # Closed by the shell (>&-): Python has none then, and the next file to be opened would take its number.
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115
     app(prog_name="grmp-edge")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
@@ -109,6 +108,7 @@ def score(
     from grmp_edge.runtime.reports.page import check_report_path
     from grmp_edge.runtime.reports.scores import ScoreReport
     from grmp_edge.runtime.score_file import ScoreFile
+    from grmp_edge.runtime.service import interrupt, on_end_signals
     from grmp_edge.runtime.sources.stdin import RawFormat
 
     model, sources = named_bundle(arguments, bundle)
@@ -124,6 +124,7 @@ def score(
     # JSON lines on a terminal would run through the progress line.
     live = not quiet and sys.stderr.isatty() and not (as_json and sys.stdout.isatty())
     with contextlib.ExitStack() as stack:
+        stack.enter_context(on_end_signals(interrupt))
         engine = stack.enter_context(
             _open_engine(model, precision, backend, cluster, batch, workers, Sampling(every, fps), tiles)
         )
@@ -136,8 +137,10 @@ def score(
         page = ScoreReport(model_name(model, engine.model_id))
         run = ScoreRun(meter, as_json, page, file, rows)
         try:
-            with meter:
-                run.take(engine.results(listed, rows.done.last_frame if rows is not None else None))
+            results = engine.results(listed, rows.done.last_frame if rows is not None else None)
+            # Closed before anything else: its threads must not outlive the network, or Python.
+            with meter, contextlib.closing(results):
+                run.take(results)
         except BaseException:
             if file is not None and file.rows:
                 typer.echo(f"{file.rows} scores kept in {file.partial}", err=True)
@@ -209,7 +212,7 @@ class _Engine(Protocol):
 
     def results(
         self, listed: Iterable[Listed | Failure | None], last_frame: Callable[[str], int] | None
-    ) -> Iterator[Score | Failure]:
+    ) -> Generator[Score | Failure, None, None]:
         """Score everything; of a video, frames up to ``last_frame(name)`` are skipped."""
 
 
@@ -263,7 +266,7 @@ class _Local:
 
     def results(
         self, listed: Iterable[Listed | Failure | None], last_frame: Callable[[str], int] | None
-    ) -> Iterator[Score | Failure]:
+    ) -> Generator[Score | Failure, None, None]:
         from grmp_edge.runtime.bulk import score_bulk
 
         return score_bulk(
@@ -279,13 +282,14 @@ class _Local:
 def _listing(
     sources: list[str], raw: RawFormat | None, follow: bool, done: Done | None
 ) -> Iterator[Iterator[Listed | Failure | None]]:
-    """List what there is to score, without what is ``done``; with ``follow``, Ctrl-C and SIGTERM end it."""
+    """List what there is to score, without what is ``done``; with ``follow``, signals end it."""
     if not follow:
         from grmp_edge.runtime.sources.sources import list_sources
 
         listed = list_sources(sources, raw)
         yield (item for item in listed if done is None or not _is_done(item, done))
         return
+    from grmp_edge.runtime.service import end_at_once, on_end_signals
     from grmp_edge.runtime.sources.follow import follow as follow_folders
 
     stop = threading.Event()
@@ -293,14 +297,10 @@ def _listing(
 
     def end(number: int, frame: object) -> None:
         stop.set()
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        end_at_once(number)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_end_signals(end):
         yield follow_folders([Path(source) for source in sources], stop, skip=skip)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _is_done(item: Listed | Failure, done: Done) -> bool:

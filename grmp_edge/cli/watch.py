@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -162,15 +161,12 @@ def _table(live: Live, sinks: list[QueuedSink], trends: Trends) -> Iterator[None
 
 @contextlib.contextmanager
 def _until_signal(live: Live) -> Iterator[None]:
-    """Ctrl-C or SIGTERM ends the watch in order; a second one ends it at once."""
+    """Ctrl-C, SIGTERM or SIGHUP ends the watch in order; a second one ends it at once."""
+    from grmp_edge.runtime.service import end_at_once, on_end_signals
 
     def end(number: int, frame: object) -> None:
         live.stop()
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        end_at_once(number)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_end_signals(end):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

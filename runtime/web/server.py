@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import uvicorn
 
 from grmp_edge.runtime.live.live import Live
+from grmp_edge.runtime.service import on_end_signals
 from grmp_edge.runtime.sinks.queue import QueuedSink, to_record
 from grmp_edge.runtime.web.event_stream import Followers
 from grmp_edge.runtime.web.guard import Guard
@@ -41,13 +41,8 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
-        try:
+        with on_end_signals(self.handle_exit):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the streams first: they never end by themselves, and would delay the shutdown."""
