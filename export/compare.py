@@ -31,7 +31,7 @@ from grmp_edge.export.precision.activations import calibrate
 from grmp_edge.export.precision.quantize import activation_scale, build_int8
 from grmp_edge.preprocess import Preprocess
 from grmp_edge.runtime.backends import Runner, graph_runner, open_session
-from grmp_edge.runtime.measure.bench import BenchConfig, Timing, compare
+from grmp_edge.runtime.bench import BenchConfig, Timing, compare
 from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
 from grmp_edge.train.network.model import GrmpIqa
 

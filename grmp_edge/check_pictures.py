@@ -1,7 +1,7 @@
 """Computed pictures, bit for bit the same on every machine, to check a network on the device.
 
 So a bundle carries nobody's photographs and spends no space on them: a seed and a count define the pictures.
-All arithmetic is on integers; docs/bundle.md specifies it.
+All arithmetic is on whole numbers; docs/bundle.md specifies it.
 """
 
 from __future__ import annotations
@@ -27,24 +27,27 @@ def check_pictures(count: int, size: int, seed: int = 0) -> UInt8Array:
 
 
 def _picture(seed: int, index: int, size: int) -> UInt8Array:
-    weights, total = _WEIGHTS[index % 4], np.zeros((size, size, 3), np.int64)
+    weights, total = _WEIGHTS[index % 4], np.zeros((3, size, size), np.int32)
     for layer, (cell, weight) in enumerate(zip(_CELLS, weights, strict=True)):
         if weight:
             total += weight * _layer(seed * 1_000_003 + index * 101 + layer, cell, size)
     value = total // sum(weights) - 128  # -128..127, a mean near 0
     value = value * _CONTRAST[index // 4 % 4] // 16 + 128
-    return np.clip(value, 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(np.clip(value, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
-def _layer(stream: int, cell: int, size: int) -> npt.NDArray[np.int64]:
-    """Random values 0..255 on a grid, interpolated linearly: int64 (size, size, 3)."""
+def _layer(stream: int, cell: int, size: int) -> npt.NDArray[np.int32]:
+    """Random values 0..255 on a grid, interpolated linearly: int32 (3, size, size)."""
     side = size // cell + 2
-    grid = (_random(stream, side * side * 3) >> np.uint64(56)).astype(np.int64).reshape(side, side, 3)
+    grid = (_random(stream, side * side * 3) >> np.uint64(56)).reshape(side, side, 3).transpose(2, 0, 1)
+    if cell == 1:
+        plain: npt.NDArray[np.int32] = grid[:, :size, :size].astype(np.int32)
+        return plain
+    # As matrix products, which float32 computes exactly: whole numbers of at most 255 * 64 * 64 < 2 ** 24.
     at = np.arange(size)
-    low, part = at // cell, (at % cell)[:, None, None]
-    rows = grid[low] * (cell - part) + grid[low + 1] * part  # (size, side, 3), times cell
-    part = (at % cell)[None, :, None]
-    both: npt.NDArray[np.int64] = rows[:, low] * (cell - part) + rows[:, low + 1] * part
+    blend = np.zeros((size, side), np.float32)
+    blend[at, at // cell], blend[at, at // cell + 1] = cell - at % cell, at % cell
+    both: npt.NDArray[np.int32] = (blend @ grid.astype(np.float32) @ blend.T).astype(np.int32)
     return both // (cell * cell)
 
 

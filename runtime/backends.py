@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from grmp_edge.bundle import Bundle, Graph
 from grmp_edge.errors import BackendError, MissingDependencyError, first_line
 from grmp_edge.files import user_folder
+from grmp_edge.runtime.machine import check_once
 from grmp_edge.views import checked_logits, logit
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "load_onnxruntime",
     "open_backend",
     "open_session",
+    "resolve_provider",
 ]
 
 # Our names for onnxruntime's execution providers.
@@ -105,12 +108,14 @@ def open_backend(
     """Make the graph at ``path`` ready to run and check that it reads ``size`` x ``size`` pictures.
 
     ``bundle`` is the bundle it belongs to. With it the provider ``tensorrt`` is native where TensorRT's
-    bindings can be imported, and onnxruntime's elsewhere.
+    bindings can be imported, and onnxruntime's elsewhere; and the graph is judged before its first score on
+    this machine (:func:`grmp_edge.runtime.machine.check_once`).
 
     Raises:
         MissingDependencyError: no backend is installed; the message names the extra.
         BackendError: the provider asked for does not work here and ``options.allow_cpu`` is off, or the
             graph does not load.
+        ParityError: the graph computes something else here than where it was exported.
     """
     precision = next((name for name, own in bundle.graphs.items() if own == graph), "") if bundle else ""
     try:
@@ -121,13 +126,19 @@ def open_backend(
             if (trt := installed_tensorrt()) is not None:
                 return open_native(bundle, precision, trt=trt)
         digest = bundle.graph_digest(precision) if bundle and precision else graph.sha256
-        return OnnxRuntimeBackend(path, graph, size, options, digest)
+        backend = OnnxRuntimeBackend(path, graph, size, options, digest)
     except BackendError as error:
         if options.provider == "cpu" or not (options.allow_cpu or options.provider == "auto"):
             raise
         backend = OnnxRuntimeBackend(path, graph, size, replace(options, provider="cpu"))
         backend.fallback = error.message
-        return backend
+    if bundle and precision:
+        try:
+            check_once(bundle, precision, backend.raw, backend.provider)
+        except BaseException:
+            backend.close()
+            raise
+    return backend
 
 
 class OnnxRuntimeBackend:
@@ -140,7 +151,7 @@ class OnnxRuntimeBackend:
         self, path: Path, graph: Graph, size: int, options: BackendOptions, digest: str = ""
     ) -> None:
         """``digest`` identifies the graph's content; only TensorRT's engine cache needs it."""
-        chosen = _choose(load_onnxruntime(options.provider), options.provider)
+        chosen = resolve_provider(options.provider)
         self._session: Session | None = None
         # The CPU stays as the last provider, for the odd shape computation a GPU provider leaves to it.
         names = dict.fromkeys([PROVIDERS[chosen], PROVIDERS["cpu"]])
@@ -166,7 +177,7 @@ class OnnxRuntimeBackend:
         Raises:
             BackendError: the run failed, or gave something other than N numbers in 0..1.
         """
-        scores = self._raw(self._output, batch).reshape(-1)
+        scores = self.raw(batch)
         # Half precision may exceed 1 by its rounding; anything further off is not a probability.
         if len(scores) != len(batch) or not np.all((scores >= -1e-3) & (scores <= 1 + 1e-3)):
             raise BackendError(
@@ -186,18 +197,20 @@ class OnnxRuntimeBackend:
         """
         if not self._logits:
             return logit(self.run(batch))[:, None]
-        return checked_logits(self._raw(self._logits, batch), len(batch))
+        return checked_logits(self.raw(batch, self._logits), len(batch))
 
-    def _raw(self, output: str, batch: UInt8Array) -> Float32Array:
+    def raw(self, batch: UInt8Array, output: str = "") -> Float32Array:
+        """The scores (N,), or another named output (N, ...), without checking or clipping."""
         if self._session is None:
             raise BackendError("the scorer is closed", "open another with Scorer.open")
         try:
-            result = self._session.run([output], {self._input: batch})[0]
+            result = self._session.run([output or self._output], {self._input: batch})[0]
         except Exception as error:  # onnxruntime's exceptions have no common base but this
             raise BackendError(
                 f"onnxruntime failed on a batch of {len(batch)}: {first_line(error)}"
             ) from None
-        return np.asarray(result, dtype=np.float32)
+        values = np.asarray(result, dtype=np.float32)
+        return values if output else values.reshape(-1)
 
     def close(self) -> None:
         """Release the session and its memory."""
@@ -205,7 +218,7 @@ class OnnxRuntimeBackend:
 
 
 def load_onnxruntime(provider: str = "auto") -> Any:
-    """Import onnxruntime.
+    """Import onnxruntime, its telemetry switched off.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -216,6 +229,9 @@ def load_onnxruntime(provider: str = "auto") -> Any:
             provider == "auto" and shutil.which("nvidia-smi") is not None
         )
         raise MissingDependencyError("onnxruntime", "gpu" if gpu else "cpu", "scoring")
+    # From 1.29 on it reports each session to its maker unless this is set before it is loaded. A camera's
+    # scores are nobody else's business; whoever wants to report sets it to 0.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
@@ -225,7 +241,13 @@ def load_onnxruntime(provider: str = "auto") -> Any:
         ) from None
 
 
-def _choose(ort: Any, provider: str) -> str:
+def resolve_provider(provider: str) -> str:
+    """The provider to try: ``auto`` is CUDA where onnxruntime has it, else the CPU.
+
+    Raises:
+        MissingDependencyError, BackendError: there is no onnxruntime, or it does not have the provider.
+    """
+    ort = load_onnxruntime(provider)
     available = ort.get_available_providers()
     if provider == "auto":
         return "cuda" if PROVIDERS["cuda"] in available else "cpu"
@@ -331,7 +353,8 @@ def _provider_options(name: str, path: Path, digest: str) -> dict[str, str]:
     """onnxruntime's options for a provider; all are strings there."""
     if name == PROVIDERS["cuda"]:
         # The default tries every convolution algorithm at every new batch size; there is one convolution.
-        return {"cudnn_conv_algo_search": "HEURISTIC"}
+        # TF32, on by default, keeps ten bits, and a float32 graph would fail the gate by it.
+        return {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
     if name == PROVIDERS["tensorrt"]:
         # An engine takes minutes to build, and only this keeps it for the next start.
         cache = user_folder("cache") / "onnxruntime"

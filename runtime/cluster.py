@@ -21,6 +21,7 @@ from grmp_edge.bundle import Bundle
 from grmp_edge.errors import BackendError, GrmpError, MissingDependencyError, UsageError
 from grmp_edge.files import Closing
 from grmp_edge.runtime.bulk import BulkConfig, score_bulk
+from grmp_edge.runtime.choose import AUTO
 from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.runtime.sources.sources import Failure, Listed, Remote, Sampling
 from grmp_edge.score import Score, Tile
@@ -101,11 +102,17 @@ class RayScorer(Closing):
         """Connect, or start a local cluster.
 
         Raises:
+            UsageError: the precision is ``auto``.
             BundleError: the bundle is missing or damaged, or lacks the precision.
             MissingDependencyError: ray is not installed.
             BackendError: there is no cluster at the address.
         """
         self.config = config or RayConfig()
+        if precision == AUTO:
+            raise UsageError(
+                "--precision auto is each machine's own choice, and a cluster's scores must not depend on it",
+                "run grmp-edge bench on one of its machines, and name the precision",
+            )
         loaded = Bundle.load(bundle)
         loaded.graph(precision)
         self.model_id = loaded.id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from grmp_edge.errors import BackendError, GrmpError
 from grmp_edge.files import Closing
 from grmp_edge.preprocess import decode_image, read_image, to_rgb8
 from grmp_edge.runtime.backends import Backend, BackendOptions, open_backend
+from grmp_edge.runtime.choose import AUTO, choose
 from grmp_edge.runtime.sources.sources import Failure, Picture, Sampling, read_sources
 from grmp_edge.score import Origin, Score, Tile
 from grmp_edge.views import EVEN, Box, Views, sigmoid
@@ -49,11 +51,15 @@ class Scorer(Closing):
     Safe to use from several threads at once.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, precision: str, tiles: bool = False) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: Backend, precision: str, tiles: bool = False, chosen: str = ""
+    ) -> None:
+        """``chosen``: why this precision, where it was for the machine to choose."""
         self.bundle = bundle
         self.backend = backend
         self.precision = precision
         self.tiles = tiles
+        self.chosen = chosen
 
     @classmethod
     def open(
@@ -69,7 +75,8 @@ class Scorer(Closing):
 
         Args:
             bundle: its folder, or a loaded one; by default the one that ships with grmp-edge.
-            precision: ``fp32``, ``fp16`` or ``int8``; the bundle must have it.
+            precision: ``fp32``, ``fp16`` or ``int8``; the bundle must have it. ``auto``: the fastest here,
+                measured at the first use and kept in the user's cache; :attr:`chosen` then says why.
             provider: ``auto``, ``cpu``, ``cuda`` or ``tensorrt``; see :class:`BackendOptions`.
             threads: CPU threads for inference; None leaves the choice to the backend.
             allow_cpu: run on the CPU if the requested provider does not work; ``backend.fallback`` then
@@ -81,13 +88,18 @@ class Scorer(Closing):
             BundleError: the bundle is missing or damaged, or lacks the precision.
             MissingDependencyError: no backend is installed.
             BackendError: the provider does not work here, or the graph does not load.
+            ParityError: the graph computes something else here than where it was exported.
         """
         options = BackendOptions(provider, threads, allow_cpu)
         if not isinstance(bundle, Bundle):
             bundle = Bundle.load(bundle)
+        chosen = ""
+        if precision == AUTO:
+            choice = choose(bundle, options, logging.getLogger("grmp_edge").info)
+            precision, chosen = choice.precision, choice.reason
         path = bundle.graph(precision)
         backend = open_backend(path, bundle.graphs[precision], bundle.input_size, options, bundle)
-        return cls(bundle, backend, precision, tiles)
+        return cls(bundle, backend, precision, tiles, chosen)
 
     def score(self, image: ImageLike, name: str | None = None, tiles: bool | None = None) -> Score:
         """Score one picture; ``name`` becomes the result's ``source`` (default: its path).

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -23,10 +24,22 @@ UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
+# Some tests load onnxruntime before grmp-edge does, which switches this off.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 # A shell ignores Ctrl-C for what it starts in the background, and children inherit that; the tests that
 # interrupt a command need it back, wherever they are started from.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is found out about the machine goes into a cache of these tests, not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
 
 TINY_SIDE = 32  # what the tiny graph reads
 TINY_MOS = MosScale(1.0, 5.0)

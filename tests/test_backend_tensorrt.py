@@ -28,6 +28,7 @@ from grmp_edge.metrics import srcc
 from grmp_edge.parity import LIMITS, Limit, ParityReport, gate_report
 from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
 from grmp_edge.runtime import Scorer
+from grmp_edge.runtime.gate import check_scores
 from grmp_edge.runtime.tensorrt import bindings
 from grmp_edge.runtime.tensorrt import build as tensorrt_build
 from grmp_edge.runtime.tensorrt import cuda as cuda_module
@@ -35,7 +36,6 @@ from grmp_edge.runtime.tensorrt.backend import NativeConfig, TensorRTBackend
 from grmp_edge.runtime.tensorrt.build import BuildConfig, build, open_native
 from grmp_edge.runtime.tensorrt.cuda import CudaDriver, DeviceBuffer, Gpu, PinnedBuffer, find_gpu
 from grmp_edge.runtime.tensorrt.engine_cache import EngineCache, Profile
-from grmp_edge.runtime.tensorrt.gate import check_engine
 from grmp_edge.views import sigmoid
 
 SIDE = 32
@@ -428,10 +428,10 @@ def test_the_device_gate_in_task_units(tmp_path: Path) -> None:
     """For int8 the mean and the order are judged, the order only where there is any."""
     bundle = make_bundle(tmp_path / "made" / "b", gate={"fp32": LIMITS["int8"]})
     assert expected(check_pictures(16, SIDE)).std() > 0.02
-    found = check_engine(bundle, "fp32", lambda images: (expected(images) + 0.009).astype(np.float32))
+    found = check_scores(bundle, "fp32", lambda images: (expected(images) + 0.009).astype(np.float32))
     assert found is not None and found["srcc_needed"] == 0.99 and found["srcc"] == 1.0
     with pytest.raises(ParityError, match=r"mean difference 0\.011, tolerance 0\.01 "):
-        check_engine(bundle, "fp32", lambda images: (expected(images) + 0.011).astype(np.float32))
+        check_scores(bundle, "fp32", lambda images: (expected(images) + 0.011).astype(np.float32))
     order = np.argsort(expected(check_pictures(16, SIDE)))
 
     def swapped(images: np.ndarray) -> np.ndarray:
@@ -440,17 +440,17 @@ def test_the_device_gate_in_task_units(tmp_path: Path) -> None:
         return scores.astype(np.float32)
 
     with pytest.raises(ParityError, match=r"SRCC 0\.\d+, needed 0\.99 "):
-        check_engine(bundle, "fp32", swapped)
+        check_scores(bundle, "fp32", swapped)
     parity = json.loads(json.dumps(bundle.parity))
     parity["check"]["scores"]["fp32"] = [0.5] * 16
     even = replace(bundle, parity=parity)
-    half = check_engine(even, "fp32", lambda images: np.full(len(images), 0.5, np.float32))
+    half = check_scores(even, "fp32", lambda images: np.full(len(images), 0.5, np.float32))
     assert half is not None and half["srcc_needed"] is None and half["srcc"] is None
     parity["check"]["sha256"] = "0" * 64
     with pytest.raises(BundleError, match="makes other check pictures"):
-        check_engine(replace(bundle, parity=parity), "fp32", expected)
+        check_scores(replace(bundle, parity=parity), "fp32", expected)
     parity["check"]["pictures"] = "value-noise-2"
-    assert check_engine(replace(bundle, parity=parity), "fp32", expected) is None
+    assert check_scores(replace(bundle, parity=parity), "fp32", expected) is None
 
 
 def test_an_engine_that_ranks_otherwise_is_refused_where_the_scores_spread_little(bundle: Bundle) -> None:
@@ -464,8 +464,8 @@ def test_an_engine_that_ranks_otherwise_is_refused_where_the_scores_spread_littl
     for gate in ({}, {"gate": gate_report(LIMITS)}):  # a bundle of an older version, and a new one
         known = replace(bundle, parity=parity | gate)
         with pytest.raises(ParityError, match=r"the int8 engine .* SRCC 0\.58529, needed 0\.99 "):
-            check_engine(known, "int8", lambda images: reference[order].astype(np.float32))
-        assert check_engine(known, "int8", lambda images: reference.astype(np.float32)) is not None
+            check_scores(known, "int8", lambda images: reference[order].astype(np.float32))
+        assert check_scores(known, "int8", lambda images: reference.astype(np.float32)) is not None
 
 
 def test_check_pictures_never_change() -> None:

@@ -104,12 +104,13 @@ def test_choices_are_those_of_the_modules_that_own_them() -> None:
     from grmp_edge.bundle import PRECISIONS
     from grmp_edge.cli.options import Precision
     from grmp_edge.cli.training_options import PresetName, RunOptions, TrainPrecision, TuningOptions
+    from grmp_edge.runtime.choose import AUTO
     from grmp_edge.train.finetune.qgr import Projection
     from grmp_edge.train.presets import PRESETS
     from grmp_edge.train.session.curves import CurveKind
     from grmp_edge.train.session.precision import Precision as Training
 
-    assert get_args(Precision) == PRECISIONS
+    assert get_args(Precision) == (AUTO, *PRECISIONS)
     assert get_args(PresetName) == tuple(PRESETS)
     assert TrainPrecision == Training
     assert get_type_hints(RunOptions)["curves"] == CurveKind

@@ -35,7 +35,7 @@ from grmp_edge.export.precision.half import judge_simulated
 from grmp_edge.parity import LIMITS, judge
 from grmp_edge.preprocess import Preprocess
 from grmp_edge.runtime.backends import graph_runner, open_session
-from grmp_edge.runtime.measure.bench import BenchConfig, bench_bundle
+from grmp_edge.runtime.bench import BenchConfig, bench_bundle
 from grmp_edge.runtime.tensorrt.cuda import Gpu
 from grmp_edge.score import MosScale
 from grmp_edge.train.network.backbone import BackboneConfig, load_backbone
@@ -308,7 +308,7 @@ def test_gate_images(tmp_path: Path) -> None:
 
 
 def test_bench_of_a_bundle(tiny_bundle: Bundle) -> None:
-    timings = bench_bundle(tiny_bundle, BenchConfig(batches=(1, 3), runs=3, threads=1))
+    timings = bench_bundle(tiny_bundle, BenchConfig(batches=(1, 3), runs=3, threads=1)).timings
     assert [(timing.name, timing.batch, timing.runs) for timing in timings] == [
         ("fp32", 1, 3),
         ("fp32", 3, 3),

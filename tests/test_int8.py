@@ -36,7 +36,7 @@ from grmp_edge.export.precision.quantize import (
 )
 from grmp_edge.parity import LIMITS, Limit, Verdict
 from grmp_edge.runtime.backends import graph_runner, open_session
-from grmp_edge.runtime.measure.bench import BenchConfig
+from grmp_edge.runtime.bench import BenchConfig
 from grmp_edge.score import MosScale
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.session.checkpoint import Checkpoint

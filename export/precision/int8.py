@@ -17,7 +17,7 @@ from grmp_edge.export.precision.activations import calibrate
 from grmp_edge.export.precision.quantize import Method, activation_scale, build_int8, layers, smooth
 from grmp_edge.parity import Int8GraphReport, Int8Report, Verdict
 from grmp_edge.runtime.backends import graph_runner, open_session
-from grmp_edge.runtime.measure.bench import BenchConfig, compare
+from grmp_edge.runtime.bench import BenchConfig, compare
 
 __all__ = ["Int8Config", "Int8Graph", "choose_int8"]
 

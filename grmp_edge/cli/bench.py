@@ -18,7 +18,7 @@ from grmp_edge.cli.tables import print_table
 from grmp_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from grmp_edge.runtime.measure.bench import BenchConfig, Timing
+    from grmp_edge.runtime.bench import BenchConfig, Timing
 
 __all__ = ["register"]
 
@@ -79,7 +79,7 @@ def bench(
         raise UsageError("--video compares with a plain loop on the CPU", "leave out --provider")
     if random and weights:
         raise UsageError("--random and --weights exclude each other")
-    from grmp_edge.runtime.measure.bench import BenchConfig
+    from grmp_edge.runtime.bench import BenchConfig
 
     try:
         batches = tuple(int(part) for part in batch.split(","))
@@ -100,23 +100,27 @@ def bench(
 
 def _bench_bundle(path: Path, config: BenchConfig, backend: BackendOptions, as_json: bool) -> None:
     from grmp_edge.bundle import Bundle
-    from grmp_edge.runtime.measure.bench import bench_bundle
+    from grmp_edge.runtime.bench import bench_bundle
+    from grmp_edge.runtime.choose import remember
     from grmp_edge.runtime.measure.stages import bench_frames
 
     bundle = Bundle.load(path)
     first = next(iter(bundle.graphs))
     with backend.open(path, first) as scorer, stages() as stage:
         used = scorer.backend.provider
-        timings = bench_bundle(bundle, config, progress=stage, provider=used)
+        measured = bench_bundle(bundle, config, progress=stage, provider=used)
+        choice = remember(bundle, used, measured)
         frames = bench_frames(scorer, config.runs, stage)
     if as_json:
-        measured = {
-            "timings": [asdict(timing) for timing in timings],
+        result = {
+            **asdict(measured),
+            "auto": asdict(choice),
             "frames": [asdict(row) for row in frames],
         }
-        print(json.dumps({"bundle": str(path), "id": bundle.id, "provider": used, **measured}))
+        print(json.dumps({"bundle": str(path), "id": bundle.id, "provider": used, **result}))
         return
-    _timings(timings, first)
+    _timings(measured.timings, measured.timings[0].name)
+    print(f"--precision auto takes {choice.precision} here: {choice.reason}")
     print(f"\nOne picture, in ms, {first} on {used} (colour: the turning of BGR, as for video frames):")
     print_table(
         ("size", "decode JPEG", "squash", "colour", "colour if first", "network, 1", "network, of 8"),

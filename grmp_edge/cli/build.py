@@ -16,9 +16,9 @@ from grmp_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from grmp_edge.bundle import Bundle
+    from grmp_edge.runtime.gate import DeviceCheck
     from grmp_edge.runtime.tensorrt.build import Built
     from grmp_edge.runtime.tensorrt.engine_cache import Profile
-    from grmp_edge.runtime.tensorrt.gate import EngineCheck
 
 __all__ = ["parse_profile", "register", "say_triton", "write_plan"]
 
@@ -132,7 +132,7 @@ def parse_profile(batch: str) -> Profile:
     return Profile(smallest, best, largest)
 
 
-def checked(check: EngineCheck | None) -> str:
+def checked(check: DeviceCheck | None) -> str:
     """How far an engine's scores are from its graph's, as text."""
     if check is None:
         return "not compared with the graph: the bundle records no scores; export again to have them"

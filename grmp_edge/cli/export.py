@@ -190,10 +190,10 @@ def _engine(
 
 def _rows(bundle: Bundle, stage: Callable[[str], None]) -> list[dict[str, Any]]:
     """One entry for each graph of a new bundle, and one for the simulation of half hardware."""
-    from grmp_edge.runtime.measure.bench import BenchConfig, bench_bundle
+    from grmp_edge.runtime.bench import BenchConfig, bench_bundle
 
     stage("timing the graphs on this CPU")
-    timings = bench_bundle(bundle, BenchConfig(batches=(1,), runs=5))
+    timings = bench_bundle(bundle, BenchConfig(batches=(1,), runs=5)).timings
     milliseconds = {timing.name: timing.median_ms for timing in timings}
     rows = []
     for name, link in bundle.parity["links"].items():

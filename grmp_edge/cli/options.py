@@ -28,10 +28,13 @@ Distortions = Annotated[
 
 # The choices stand here once more: the modules that own them load numpy, OpenCV or torch.
 Normalization = Literal["imagenet", "clip"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["auto", "fp32", "fp16", "int8"]
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 
-PrecisionOption = Annotated[Precision, option("--precision", "Which graph of the bundle.", PERFORMANCE)]
+PrecisionOption = Annotated[
+    Precision,
+    option("--precision", "Which graph of the bundle; auto: the fastest here, by measuring.", PERFORMANCE),
+]
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class BackendOptions:
         scorer = Scorer.open(bundle, precision, self.provider, self.threads, self.allow_cpu, tiles)
         if scorer.backend.fallback is not None:
             typer.echo(f"warning: running on the CPU: {scorer.backend.fallback}", err=True)
+        if scorer.chosen:
+            typer.echo(f"precision auto: {scorer.precision}; {scorer.chosen}", err=True)
         return scorer
 
 

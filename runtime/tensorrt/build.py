@@ -2,7 +2,7 @@
 
 One path for TensorRT 10.3 to 11: the ONNX file decides the precision, the network is strongly typed, and the
 builder gets only a profile of batch sizes and a limit for the workspace. An engine is stored only if it
-scores as the graph does (:mod:`grmp_edge.runtime.tensorrt.gate`).
+scores as the graph does (:mod:`grmp_edge.runtime.gate`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any, TypedDict
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import BackendError, UsageError
 from grmp_edge.files import replace_file
+from grmp_edge.runtime.gate import DeviceCheck, check_scores, check_set
 from grmp_edge.runtime.tensorrt.backend import NativeConfig, TensorRTBackend
 from grmp_edge.runtime.tensorrt.bindings import TensorRT, load_tensorrt, make_logger, version
 from grmp_edge.runtime.tensorrt.cuda import CudaDriver, Gpu, find_gpu
 from grmp_edge.runtime.tensorrt.engine_cache import EngineCache, EngineKey, Profile
-from grmp_edge.runtime.tensorrt.gate import EngineCheck, check_engine, check_set
 
 __all__ = [
     "BuildConfig",
@@ -59,7 +59,7 @@ class EngineDetails(TypedDict, total=False):
     layers: dict[str, int]  # by the type they compute in, as `count_types` gives them
     seconds: float  # that the build took
     bundle: str  # the id of the bundle it was built from
-    check: EngineCheck | None  # how it scored; None: nothing to compare with
+    check: DeviceCheck | None  # how it scored; None: nothing to compare with
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _check(
     precision: str,
     cuda: Callable[[], CudaDriver],
     progress: Callable[[str], None],
-) -> EngineCheck | None:
+) -> DeviceCheck | None:
     if check_set(bundle, precision) is None:
         progress("not compared: the bundle records no scores to compare with; export it again to add them")
         return None
@@ -152,7 +152,7 @@ def _check(
         plan, bundle.graphs[precision], bundle.input_size, trt, NativeConfig(cuda_graphs=False), cuda()
     )
     try:
-        return check_engine(bundle, precision, backend.raw)
+        return check_scores(bundle, precision, backend.raw)
     finally:
         backend.close()
 

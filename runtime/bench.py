@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.bundle import Bundle
-from grmp_edge.errors import UsageError
-from grmp_edge.runtime.backends import BackendOptions, Runner, open_backend
+from grmp_edge.errors import GrmpError, UsageError
+from grmp_edge.runtime.backends import Backend, BackendOptions, Runner, open_backend
 
-__all__ = ["BenchConfig", "Timing", "bench_bundle", "compare"]
+__all__ = ["BenchConfig", "BundleBench", "Timing", "bench_bundle", "compare"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class BenchConfig:
     # Enough for a stable median. The first run of a batch size allocates and is not counted.
     runs: int = 11
     threads: int | None = None  # None: onnxruntime's choice, one per physical core
+    # No further round of a batch size after this long; None: all runs. For whoever waits for a first score.
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1 or self.runs < 1 or (self.threads or 1) < 1:
@@ -44,6 +46,14 @@ class Timing:
     ratio: float  # to the first graph's time in the same round; median over the rounds
 
 
+@dataclass(frozen=True)
+class BundleBench:
+    """How fast the graphs of a bundle are here, by precision."""
+
+    timings: list[Timing]
+    refused: dict[str, str]  # graphs that do not work here, and why
+
+
 def compare(
     runners: Mapping[str, Runner],
     size: int,
@@ -59,7 +69,10 @@ def compare(
             progress(f"batch {batch}: warming up {name}")
             run(images)
         times: dict[str, list[float]] = {name: [] for name in runners}
+        start = time.monotonic()
         for index in range(config.runs):
+            if index and config.seconds is not None and time.monotonic() - start > config.seconds:
+                break
             progress(f"batch {batch}: round {index + 1} of {config.runs}")
             for name, run in runners.items():
                 times[name].append(_seconds(run, images))
@@ -73,19 +86,31 @@ def bench_bundle(
     config: BenchConfig,
     progress: Callable[[str], None] = lambda _: None,
     provider: str = "cpu",
-) -> list[Timing]:
-    """Time the graphs of a bundle; ratios are to the first one.
+) -> BundleBench:
+    """Time the graphs of a bundle; ratios are to the first one that works.
 
     Raises:
-        BackendError: the provider does not work here, or a graph does not load.
+        GrmpError: no graph works here.
     """
-    runners: dict[str, Runner] = {}
-    for precision, graph in bundle.graphs.items():
-        progress(f"loading {precision}")
-        options = BackendOptions(provider, config.threads)
-        path = bundle.graph(precision)
-        runners[precision] = open_backend(path, graph, bundle.input_size, options, bundle).run
-    return compare(runners, bundle.input_size, config, progress)
+    backends: dict[str, Backend] = {}
+    refused: dict[str, GrmpError] = {}
+    try:
+        for precision, graph in bundle.graphs.items():
+            progress(f"loading {precision}")
+            options = BackendOptions(provider, config.threads)
+            try:
+                path = bundle.graph(precision)
+                backends[precision] = open_backend(path, graph, bundle.input_size, options, bundle)
+            except GrmpError as error:
+                refused[precision] = error
+        if not backends:
+            raise next(iter(refused.values()))
+        runners = {precision: backend.run for precision, backend in backends.items()}
+        timings = compare(runners, bundle.input_size, config, progress)
+    finally:
+        for backend in backends.values():
+            backend.close()
+    return BundleBench(timings, {precision: error.message for precision, error in refused.items()})
 
 
 def _seconds(run: Runner, images: npt.NDArray[np.uint8]) -> float:

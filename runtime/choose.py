@@ -1,0 +1,78 @@
+"""Which graph of a bundle is fastest on this machine: ``--precision auto``.
+
+Eight bits are three times as fast as float32 on one CPU and slower on another. So the device chooses, not the
+exporter: by measuring once, which ``grmp-edge bench`` does as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from grmp_edge.bundle import PRECISIONS, Bundle
+from grmp_edge.runtime.backends import BackendOptions, resolve_provider
+from grmp_edge.runtime.bench import BenchConfig, BundleBench, bench_bundle
+from grmp_edge.runtime.machine import Remembered, surroundings
+
+__all__ = ["AUTO", "Choice", "choose", "remember"]
+
+AUTO = "auto"
+
+# Whoever asked for a score waits for it. A second for each batch size is five rounds of a small network.
+_CONFIG = BenchConfig(runs=5, seconds=1.0)
+# A graph less exact than another must save at least this share of the other's time; less is noise.
+_GAIN = 0.05
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The graph to run, and why."""
+
+    precision: str
+    reason: str
+
+
+def choose(
+    bundle: Bundle, options: BackendOptions, progress: Callable[[str], None] = lambda _: None
+) -> Choice:
+    """The fastest graph here, from the cache or measured now: one that is faster at every batch size.
+
+    Raises:
+        GrmpError: no graph works here.
+    """
+    provider = resolve_provider("auto") if options.provider == "auto" else options.provider
+    remembered = _remembered(bundle, provider)
+    if remembered.value is not None:
+        return Choice(**remembered.value)
+    if len(bundle.graphs) == 1:
+        return Choice(next(iter(bundle.graphs)), "the bundle has no other graph")
+    progress("measuring which graph of the bundle is fastest here")
+    config = BenchConfig(_CONFIG.batches, _CONFIG.runs, options.threads, _CONFIG.seconds)
+    return remember(bundle, provider, bench_bundle(bundle, config, provider=options.provider))
+
+
+def remember(bundle: Bundle, provider: str, bench: BundleBench) -> Choice:
+    """Choose by what was measured with ``provider``, and keep the choice for :func:`choose`."""
+    times: dict[str, dict[int, float]] = {}
+    for timing in bench.timings:
+        times.setdefault(timing.name, {})[timing.batch] = timing.ratio
+    # From the most exact on: a less exact graph has to earn its place.
+    best, *others = sorted(times, key=PRECISIONS.index)
+    for other in others:
+        if all(times[other][batch] <= (1 - _GAIN) * ratio for batch, ratio in times[best].items()):
+            best = other
+    reasons = [
+        f"{name} takes {', '.join(f'{ratio / times[best][batch]:.2f}' for batch, ratio in ratios.items())} "
+        f"of its time at batch {', '.join(map(str, ratios))}"
+        for name, ratios in times.items()
+        if name != best
+    ]
+    reasons += [f"{name} is refused here: {reason}" for name, reason in bench.refused.items()]
+    choice = Choice(best, "; ".join(reasons) or "the bundle has no other graph")
+    _remembered(bundle, provider).store(asdict(choice))
+    return choice
+
+
+def _remembered(bundle: Bundle, provider: str) -> Remembered:
+    graphs = {name: bundle.graph_digest(name) for name in bundle.graphs}
+    return Remembered("choices", {"graphs": graphs, **surroundings(provider)})
