@@ -65,20 +65,20 @@ class Remembered:
     def __init__(self, kind: str, key: Mapping[str, Any]) -> None:
         text = json.dumps(key, sort_keys=True)
         self._key = json.loads(text)
-        self.path: Path = user_folder("cache") / kind / f"{sha256_bytes(text.encode())[:24]}.json"
+        self._name = f"{kind}/{sha256_bytes(text.encode())[:24]}.json"
         self.value: dict[str, Any] | None = None
-        with suppress(OSError, ValueError):  # a damaged file is found out again
-            data = json.loads(self.path.read_text(encoding="utf-8"))
+        # A damaged file is found out again. RuntimeError: the user has no home.
+        with suppress(OSError, ValueError, RuntimeError):
+            data = json.loads((user_folder("cache") / self._name).read_text(encoding="utf-8"))
             if isinstance(data, dict) and data.get("key") == self._key and isinstance(data["value"], dict):
                 self.value = data["value"]
 
     def store(self, value: dict[str, Any]) -> None:
         """Keep it; where the cache cannot be written, it is found out again at the next start."""
         self.value = value
-        with suppress(OSError), replace_file(self.path) as temporary:
-            temporary.write_text(
-                json.dumps({"key": self._key, "value": value}, indent=2) + "\n", encoding="utf-8"
-            )
+        text = json.dumps({"key": self._key, "value": value}, indent=2) + "\n"
+        with suppress(OSError, RuntimeError), replace_file(user_folder("cache") / self._name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 @cache
