@@ -64,12 +64,26 @@ def test_a_slow_fall_is_raised_before_half_of_it(days: float) -> None:
 
 def test_the_memory_cannot_be_led_away() -> None:
     memory = Memory("m")
-    for minute in range(90 * 1440):  # a fall of .3 in 80 days, after ten good days
+    for minute in range(50 * 1440):  # a fall of .3 in 40 days, after ten good days, and nobody notices
         day = minute / 1440
-        memory.add(START + minute * 60.0, usual_score(minute * 60.0) - 0.3 / 80 * max(0.0, day - 10))
-    noon = memory.usual(START + 90.5 * DAY)
-    assert noon is not None and noon.centre > 0.75 - 80 * 0.0011
+        memory.add(START + minute * 60.0, usual_score(minute * 60.0) - 0.3 / 40 * max(0.0, day - 10))
+    noon, midnight = memory.usual(START + 49.5 * DAY), memory.usual(START + 49.99 * DAY)
+    assert noon is not None and noon.centre > 0.75 - 40 * 0.0015
+    assert midnight is not None and midnight.centre > 0.5 - 40 * 0.0015
     assert memory.levels[-1][1] < -0.2
+
+
+def test_dusk_moves_through_the_year() -> None:
+    memory = Memory("m")
+    for minute in range(182 * 1440):
+        second, day = minute * 60.0, minute / 1440
+        half = (8.0 - 4.0 * np.cos(np.pi * day / 182)) / 48  # of the light, from 4 hours to 12
+        assert half >= 0
+        light = abs(second % DAY / DAY - 0.5) < half
+        if day > 20:
+            usual = memory.usual(START + second)
+            assert usual is not None and usual.floor - 0.02 <= (0.75 if light else 0.5)
+        memory.add(START + second, 0.75 if light else 0.5)
 
 
 def test_dusk_may_move_with_the_season_but_not_the_night() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from grmp_edge.errors import UsageError
+from grmp_edge.runtime.live.change import Recent
 from grmp_edge.runtime.live.memory import Usual
 
 __all__ = ["SEVERITY", "TOPICS", "Alert", "AlertKind", "AlertRule", "AlertTracker", "Preset", "Severity"]
@@ -38,8 +39,9 @@ TOPICS: Mapping[AlertKind, str] = {
 class Preset:
     """How readily alerts are raised."""
 
-    drop: float | None  # least fall below what is usual
-    first: float | None  # the same while the hour is not known yet: the first dusk is a fall of a quarter
+    drop: float | None  # least fall within an hour or so, from where the camera is today
+    slow: float | None  # least fall below what is usual, as a median of half an hour
+    first: float | None  # fall while the hour is not known yet: the first dusk is a fall of a quarter
     spreads: float  # and at least this many standard deviations of this half hour
     for_s: float  # over which the median score must have fallen: a lorry passes in less
     shift: float  # threshold of the CUSUM over days, in standard deviations of a day
@@ -47,10 +49,10 @@ class Preset:
 
 
 _PRESETS: Mapping[str, Preset] = {
-    "sensitive": Preset(0.09, 0.2, 3.0, 10.0, 6.0, 4.0),
-    "normal": Preset(0.12, 0.3, 3.0, 60.0, 10.0, 6.0),
-    "calm": Preset(0.2, 0.35, 6.0, 120.0, 16.0, 8.0),
-    "off": Preset(None, None, 0.0, 5.0, float("inf"), float("inf")),
+    "sensitive": Preset(0.09, 0.09, 0.2, 3.0, 10.0, 6.0, 4.0),
+    "normal": Preset(0.12, 0.11, 0.3, 3.0, 60.0, 10.0, 6.0),
+    "calm": Preset(0.2, 0.17, 0.35, 6.0, 120.0, 16.0, 8.0),
+    "off": Preset(None, None, None, 0.0, 5.0, float("inf"), float("inf")),
 }
 
 
@@ -90,6 +92,11 @@ class AlertRule:
     def fall(self) -> float | None:
         """How far below its usual score a camera must be; None: no relative alert."""
         return self.settings.drop if self.drop is None else self.drop
+
+    @property
+    def slow(self) -> float | None:
+        """How far below its usual score a camera may be for half an hour; None: no relative alert."""
+        return self.settings.slow if self.drop is None else self.drop
 
     @property
     def drop_s(self) -> float:
@@ -143,7 +150,8 @@ class Alert:
         return TOPICS.get(self.kind, "")
 
 
-_FEWEST = 7  # scores behind a median, where a camera sends one a minute
+_FEWEST = 7  # means behind a median, where a camera sends one a minute
+_SLOTS = 12  # means behind the median of a drop: more would say the same
 
 
 class _Condition:
@@ -154,9 +162,7 @@ class _Condition:
         self._for_s = for_s
         self._since: float | None = None  # when the score first asked for a change of state
 
-    def step(
-        self, now: float, value: float, limit: float, above: float, at_once: bool = False
-    ) -> float | None:
+    def step(self, now: float, value: float, limit: float, above: float) -> float | None:
         """Take a score; if the state changes, return for how many seconds the condition held."""
         changing = value >= limit + above if self.raised else value < limit
         if not changing:
@@ -165,7 +171,7 @@ class _Condition:
         if self._since is None:
             self._since = now
         duration = now - self._since
-        if duration < self._for_s and not at_once:
+        if duration < self._for_s:
             return None
         self.raised, self._since = not self.raised, None
         return duration
@@ -178,10 +184,10 @@ class AlertTracker:
     """The alerts of one camera's scores. Not thread-safe."""
 
     _BUCKETS = 120  # means behind the baseline: the median of this many is steady, and cheap
-    _EVERY_S = 1.0  # between medians
 
     def __init__(self, rule: AlertRule) -> None:
         self.rule = rule
+        self.recent = Recent()
         self._low = _Condition(5.0 if rule.for_s is None else rule.for_s)
         self._drop = _Condition(rule.drop_s)
         self._means: deque[tuple[float, float]] = deque(maxlen=self._BUCKETS)
@@ -189,8 +195,9 @@ class AlertTracker:
         self._bucket_start = 0.0
         self._seen_s = 0.0
         self._last: float | None = None
-        self._recent: deque[tuple[float, float]] = deque()  # scores of the last `drop_s` seconds
-        self._judged = float("-inf")
+        self._slots: deque[tuple[float, float]] = deque()  # (start, mean) of the last `drop_s` seconds
+        self._slot: list[float] = []
+        self._slot_start = 0.0
 
     @property
     def raised(self) -> tuple[AlertKind, ...]:
@@ -216,15 +223,20 @@ class AlertTracker:
         if fall is None:
             return None
         if usual is not None:
-            return usual.floor - min(max(fall, self.rule.settings.spreads * usual.spread), usual.floor / 2)
+            return usual.floor + self.recent.level - self._allowed(fall, usual)
         baseline = self.baseline
         first = fall if self.rule.drop is not None else self.rule.settings.first or fall
         return None if baseline is None else baseline - min(first, baseline / 2)
 
+    def _allowed(self, fall: float, usual: Usual) -> float:
+        return min(max(fall, self.rule.settings.spreads * usual.spread), usual.floor / 2)
+
     def interrupted(self) -> None:
         """Restart the durations: the camera is lost or frozen, and gives no scores for a while."""
         self._last = None
-        self._recent.clear()
+        self._slots.clear()
+        self._slot.clear()
+        self.recent.interrupted()
         self._low.interrupted()
         self._drop.interrupted()
 
@@ -242,35 +254,64 @@ class AlertTracker:
             duration = self._low.step(now, value, self.rule.below, above)
             if duration is not None:
                 alerts.append(Alert("low", self._low.raised, value, self.rule.below, duration))
-        limit = self.limit(usual)
-        if limit is not None:
-            change = self._fallen(now, value, limit, usual)
-            if change is not None:
-                alerts.append(Alert("drop", self._drop.raised, value, limit, change))
-        # The baseline rests while the alert is raised: a bad day must not become the norm.
-        if not self._drop.raised:
-            self._learn(now, value)
+        if self.rule.fall is not None:
+            alerts += self._first(now, value) if usual is None else self._fallen(now, value, usual)
+            # The baseline rests while the alert is raised: a bad day must not become the norm.
+            if not self._drop.raised:
+                self._learn(now, value)
         self._last = now
         return alerts
 
-    def _fallen(self, now: float, value: float, limit: float, usual: Usual | None) -> float | None:
-        if usual is None:
-            above = min(self.rule.hysteresis, (self.rule.fall or 0.0) / 2, limit / 2)
-            return self._drop.step(now, value, limit, above)
-        # The median over the whole duration: neither a lorry nor the noise of single scores decides.
+    def _first(self, now: float, value: float) -> list[Alert]:
+        """Compare a score with the baseline."""
+        limit = self.limit(None)
+        if limit is None:
+            return []
+        above = min(self.rule.hysteresis, (self.rule.fall or 0.0) / 2, limit / 2)
+        duration = self._drop.step(now, value, limit, above)
+        return [] if duration is None else [Alert("drop", self._drop.raised, value, limit, duration)]
+
+    def _fallen(self, now: float, value: float, usual: Usual) -> list[Alert]:
+        """Compare the median over the whole duration: neither a lorry nor noise decides."""
+        assert self.rule.fall is not None and self.rule.slow is not None
         span = self.rule.drop_s
-        self._recent.append((now, value))
-        while len(self._recent) > _FEWEST and now - self._recent[1][0] >= span:
-            self._recent.popleft()
-        covered = len(self._recent) >= _FEWEST and now - self._recent[0][0] >= 0.7 * span
-        if not covered or now - self._judged < self._EVERY_S:
-            return None
-        self._judged = now
-        middle = statistics.median([score for _, score in self._recent])
-        # Raised below the lowest that dusk explains, cleared near what is usual: dawn must not clear it.
-        above = min(self.rule.hysteresis, (usual.floor - limit) / 2) + usual.centre - usual.floor
-        change = self._drop.step(now, middle, limit, above, at_once=True)
-        return None if change is None else span
+        if self._slot and now - self._slot_start >= span / _SLOTS:
+            self._slots.append((self._slot_start, statistics.fmean(self._slot)))
+            self._slot = []
+            while len(self._slots) > _FEWEST and now - self._slots[1][0] >= span:
+                self._slots.popleft()
+        if not self._slot:
+            self._slot_start = now
+        self._slot.append(value)
+        if len(self._slot) > 1:  # the slots have not changed
+            return []
+        ended = (
+            not self._drop.raised and self.recent.add(now, self._slots[-1][1], usual)
+            if self._slots
+            else False
+        )
+        if len(self._slots) < _FEWEST or now - self._slots[0][0] < 0.7 * span:
+            return []
+        middle = statistics.median([mean for _, mean in self._slots])
+        limit = usual.floor + self.recent.level - self._allowed(self.rule.fall, usual)
+        if self._drop.raised:
+            # Cleared near what is usual, not at the lowest that dusk explains: dawn must not clear it.
+            slow = usual.floor - self._allowed(self.rule.slow, usual)
+            above = min(self.rule.hysteresis, self._allowed(self.rule.slow, usual) / 2)
+            limit = max(limit, slow) + above + usual.centre - usual.floor
+            if middle < limit:
+                return []
+            self._drop.raised = False
+            return [Alert("drop", False, middle, limit, span)]
+        if middle < limit:
+            self._drop.raised = True
+            return [Alert("drop", True, middle, limit, span)]
+        slow_fall = self.recent.slow if ended else None
+        if slow_fall is not None and slow_fall < self.recent.good - self._allowed(self.rule.slow, usual):
+            self._drop.raised = True
+            limit = usual.floor + self.recent.good - self._allowed(self.rule.slow, usual)
+            return [Alert("drop", True, middle, limit, Recent.SLOW_S)]
+        return []
 
     def _learn(self, now: float, value: float) -> None:
         if self._last is not None:
@@ -289,6 +330,7 @@ class AlertTracker:
         raised, self._drop.raised = self._drop.raised, False
         self._means.clear()
         self._bucket, self._seen_s = [], 0.0
+        self.recent = Recent()
         self.interrupted()
         return [Alert("drop", False, detail="accepted as the new normal")] if raised else []
 
@@ -298,6 +340,7 @@ class AlertTracker:
             "raised": list(self.raised),
             "means": [[round(now - at, 1), round(mean, 5)] for at, mean in self._means],
             "seen_s": round(self._seen_s, 1),
+            "recent": self.recent.to_json(now),
         }
 
     def restore(self, data: Mapping[str, object], now: float) -> None:
@@ -308,3 +351,4 @@ class AlertTracker:
         for age, mean in cast("list[tuple[float, float]]", data.get("means", [])):
             self._means.append((now - float(age), float(mean)))
         self._seen_s = float(cast("float", data.get("seen_s", 0.0)))
+        self.recent.restore(cast("list[list[float]]", data.get("recent", [])), now)

@@ -1,17 +1,100 @@
-"""Tests for slow change on a camera's daily levels: a CUSUM, and a slope with its confidence."""
+"""Tests for change: within hours on a camera's recent scores, over weeks on its daily levels."""
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Trend", "shifted", "trend"]
+from grmp_edge.runtime.live.memory import Usual
+
+__all__ = ["Recent", "Trend", "shifted", "trend"]
+
+_PART_S = 300.0  # seconds of one mean
+_KEEP_S = 12 * 3600.0
+_HOUR_S = 3600.0
+_FEW = 6  # means, at least, behind a level: half an hour
+_RAIN = 0.08  # how far below usual a bad hour of weather lies, and no more
+_SUN = 0.05  # and a good one above
+_STEADY = 0.05  # between two neighbouring half hours; where they differ more, dusk decides
+
 
 _SLACK = 1.0  # standard deviations by which a day may be worse without adding to the CUSUM
 _LEAST = 0.015  # least spread of daily levels: a week of still weather is not the whole truth
 _WINDOWS = (7, 14, 28, 56)  # days
+
+
+class Recent:
+    """How a camera does today, beside what is usual: a mean for each five minutes of half a day.
+
+    A sudden fall is measured from :attr:`level`, so that a van in the rain is not two faults in one; a slow
+    one from what is usual, or from :attr:`good` on a good day. Both are bounded: what is recent never absorbs
+    a fault. Not thread-safe.
+    """
+
+    SLOW_S = 1800.0  # over which a slow fall is the median: a van that unloads stays for less
+
+    def __init__(self) -> None:
+        self.level = 0.0  # of the last hour but for the last five minutes, -0.08 to 0.05
+        self.good = 0.0  # of the last half day but for the last hour, 0 to 0.05
+        self.slow: float | None = None  # the last half hour, beside the least that is usual
+        self._parts: deque[tuple[float, float, float | None]] = deque()  # (end, below, beside)
+        self._below: list[float] = []  # of this part: scores less the least that is usual
+        self._beside: list[float] = []  # less the centre, away from dusk
+        self._began = 0.0
+
+    def add(self, now: float, value: float, usual: Usual) -> bool:
+        """Take a mean of some seconds (monotonic ``now``); returns whether a part has ended."""
+        ended = bool(self._below) and now - self._began >= _PART_S
+        if ended:
+            self._end(now)
+        if not self._below:
+            self._began = now
+        self._below.append(value - usual.floor)
+        if usual.centre - usual.floor < _STEADY and usual.ceiling - usual.centre < _STEADY:
+            self._beside.append(value - usual.centre)
+        return ended
+
+    def interrupted(self) -> None:
+        """Forget the part that has begun: the camera is lost."""
+        self._below, self._beside = [], []
+
+    def _end(self, now: float) -> None:
+        beside = statistics.median(self._beside) if 2 * len(self._beside) > len(self._below) else None
+        self._parts.append((now, statistics.median(self._below), beside))
+        self._below, self._beside = [], []
+        while now - self._parts[0][0] > _KEEP_S:
+            self._parts.popleft()
+        self._sum_up(now)
+
+    def _sum_up(self, now: float) -> None:
+        hour = [part for part in self._parts if now - part[0] <= _HOUR_S]
+        last = [below for at, below, _ in hour if now - at < self.SLOW_S - 1.0]
+        self.slow = statistics.median(last) if len(last) >= _FEW - 1 else None
+        self.level = _middle([beside for at, _, beside in hour if now - at >= _PART_S / 2], -_RAIN)
+        self.good = _middle([beside for at, _, beside in self._parts if now - at > _HOUR_S], 0.0)
+
+    def to_json(self, now: float) -> list[list[float | None]]:
+        """What must survive a restart; ``now``: monotonic seconds."""
+        return [
+            [round(now - at, 1), round(below, 4), None if beside is None else round(beside, 4)]
+            for at, below, beside in self._parts
+        ]
+
+    def restore(self, data: Sequence[Sequence[float | None]], now: float) -> None:
+        """Take what :meth:`to_json` gave."""
+        for age, below, beside in data:
+            if age is not None and below is not None and age <= _KEEP_S:
+                self._parts.append((now - age, below, beside))
+        self._sum_up(now)
+
+
+def _middle(values: Sequence[float | None], least: float) -> float:
+    known = [value for value in values if value is not None]
+    return min(max(statistics.median(known), least), _SUN) if len(known) >= _FEW else 0.0
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """What is usual for a camera: its score over the day, learned over weeks and kept on disk.
 
-Two parts, so that what adapts cannot absorb a fault. The *anchor* is the profile of the first days.
-Afterwards it moves only when somebody accepts a new normal, or by at most :data:`DRIFT` a day. The *centre*
-follows the season: it may take any value that the anchor has within 90 minutes (dusk comes earlier weekly),
-and no other. A fault that lowers the whole day or the whole night lies outside, however slowly it comes.
+Two parts, so that what adapts cannot absorb a fault. The *anchor* is the profile of the first days. Later a
+half hour's anchor moves only to where somebody accepts a new normal, by at most :data:`DRIFT` a day, or as
+dusk does through the year: towards its neighbours by at most :data:`SEASON` a day. The *centre* follows the
+days; it may take any value that the anchor has within 90 minutes, and no other. A fault that lowers the whole
+day or the whole night lies outside, however slowly it comes.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ FloatArray = npt.NDArray[np.float64]
 BINS = 48  # half hours of the day, in UTC: the sun knows no summer time
 DRIFT = 0.001  # a day: three hundredths a month, a tenth of the slowest fault that matters
 _BIN_S = 86400 // BINS
+SEASON = 0.1  # half hours a day: three minutes, as dusk moves in spring at 60 degrees
 _LEARNING = 5  # days until a half hour's anchor is fixed
 _KNOWN = 2  # days after which a half hour can be tested
 _NEAR = 3  # half hours by which dusk may have moved since the anchor was fixed
@@ -44,6 +47,7 @@ class Usual:
 
     centre: float
     floor: float  # the lowest centre within half an hour: dusk is not punctual
+    ceiling: float  # and the highest
     spread: float  # robust standard deviation of minute means
 
 
@@ -144,20 +148,19 @@ class Memory:
 
     def _at(self, at: float) -> Usual | None:
         position = at / _BIN_S - 0.5
-        low = int(np.floor(position))
+        low = math.floor(position)
         part, indices = position - low, [low % BINS, (low + 1) % BINS]
         here = int(at // _BIN_S) % BINS
         if self._days[here] < _KNOWN:
             return None
         if self._days[indices].min() < _KNOWN:
             part, indices = 0.0, [here, here]
-        centre = (1 - part) * self._centre[indices[0]] + part * self._centre[indices[1]]
+        centre = float((1 - part) * self._centre[indices[0]] + part * self._centre[indices[1]])
         near = [(here + step) % BINS for step in range(-_EDGE, _EDGE + 1)]
         spread = float(max(self._spread[indices]))
-        few = _PRIOR / np.sqrt(self._days[here])  # what a few days cannot tell
-        return Usual(
-            float(centre), float(min(centre, np.nanmin(self._centre[near]))), float(np.hypot(spread, few))
-        )
+        few = _PRIOR / math.sqrt(self._days[here])  # what a few days cannot tell
+        low_high = float(np.nanmin(self._centre[near])), float(np.nanmax(self._centre[near]))
+        return Usual(centre, min(centre, low_high[0]), max(centre, low_high[1]), math.hypot(spread, few))
 
     def _end_minute(self, minute: int) -> bool:
         ended = False
@@ -186,8 +189,7 @@ class Memory:
             self._first[days, index] = middle
             self._anchor[index] = self._centre[index] = float(np.median(self._first[: days + 1, index]))
         else:
-            step = np.clip(_RATE * (middle - self._anchor[index]), -DRIFT, DRIFT)
-            self._anchor[index] += step
+            self._anchor[index] += self._follow(index, _RATE * (middle - float(self._anchor[index])))
             near = self._anchor[[(index + step) % BINS for step in range(-_NEAR, _NEAR + 1)]]
             moved = self._centre[index] + _RATE * (middle - self._centre[index])
             self._centre[index] = np.clip(moved, np.nanmin(near), np.nanmax(near))
@@ -197,6 +199,11 @@ class Memory:
         self._spread[index] += _RATE * (spread - self._spread[index])
         self._days[index] = days + 1
         self._usual = (-1, None)
+
+    def _follow(self, index: int, step: float) -> float:
+        """How far of ``step`` the anchor may go: as far as its neighbours' values move here in a day."""
+        near = self._anchor[[(index - 1) % BINS, index, (index + 1) % BINS]] - self._anchor[index]
+        return float(np.clip(step, SEASON * np.nanmin(near) - DRIFT, SEASON * np.nanmax(near) + DRIFT))
 
     def _end_day(self, day: int) -> bool:
         today, self._today = self._today, {}
