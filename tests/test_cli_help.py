@@ -36,7 +36,9 @@ def section(text: str, title: str) -> str:
     return text.split(f"\n{title}:\n")[1].split("\n\n")[0]
 
 
-@pytest.mark.parametrize("words", [words for words in commands() if words != ("data",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [words for words in commands() if words not in (("data",), ("memory",))], ids=" ".join
+)
 def test_each_example_is_a_valid_command_line(words: tuple[str, ...]) -> None:
     lines = [line.strip() for line in section(help_of(*words), "Example").splitlines()]
     assert lines[-1].startswith(" ".join(("grmp-edge", *words)))
@@ -66,6 +68,7 @@ def test_commands_are_listed_in_the_order_of_use() -> None:
             "watch",
             "check",
             "serve",
+            "memory",
             "bench",
             "build",
             "doctor",

@@ -22,6 +22,7 @@ from grmp_edge.cli import data as cli_data
 from grmp_edge.cli import doctor as cli_doctor
 from grmp_edge.cli import evaluate as cli_evaluate
 from grmp_edge.cli import export as cli_export
+from grmp_edge.cli import memory as cli_memory
 from grmp_edge.cli import reference as cli_reference
 from grmp_edge.cli import score as cli_score
 from grmp_edge.cli import serve as cli_serve
@@ -43,6 +44,7 @@ _COMMANDS = {
     "watch": cli_watch,
     "check": cli_check,
     "serve": cli_serve,
+    "memory": cli_memory,
     "bench": cli_bench,
     "build": cli_build,
     "doctor": cli_doctor,

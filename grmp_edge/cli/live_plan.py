@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +16,18 @@ from grmp_edge.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     from grmp_edge.runtime.live.config import CameraConfig, Streams
+    from grmp_edge.runtime.live.live import Live
     from grmp_edge.runtime.sinks.queue import QueuedSink
 
-__all__ = ["ALERTS", "CameraOptions", "StreamsFile", "close_sinks", "plan_streams"]
+__all__ = [
+    "ALERTS",
+    "CameraOptions",
+    "Doubts",
+    "StreamsFile",
+    "close_sinks",
+    "describe_memory",
+    "plan_streams",
+]
 
 ALERTS = "Alerts"
 
@@ -74,7 +85,12 @@ class CameraOptions:
     ] = None
     memory: Annotated[
         str | None,
-        option("--memory", "Keep what is usual for each camera in this folder, over restarts.", ALERTS),
+        option(
+            "--memory",
+            "Keep what is usual for each camera in this folder, over restarts; none: nowhere. Default: a "
+            "folder below ~/.local/state/grmp-edge.",
+            ALERTS,
+        ),
     ] = None
     batch: Annotated[
         int | None, option("--batch", "Frames in one run of the network; default 8.", PERFORMANCE, min=1)
@@ -133,8 +149,59 @@ def plan_streams(
     if not cameras:
         raise UsageError("nothing to watch", "give a SOURCE or --streams FILE")
     live = replace(plan.live, batch=options.batch) if options.batch else plan.live
-    live = replace(live, memory=options.memory) if options.memory else live
+    live = replace(live, memory=_memory(options.memory or live.memory, streams, cameras))
     return replace(plan, cameras=tuple(map(options.apply, cameras)), live=live)
+
+
+def _memory(given: str | None, streams: Path | None, cameras: Sequence[CameraConfig]) -> str | None:
+    """The folder of the memories; None: nothing is kept."""
+    from grmp_edge.runtime.live.memory import memory_folder
+
+    if given == "none" or (given is None and all(camera.source.startswith("file:") for camera in cameras)):
+        return None  # a clip has no hours
+    folder = memory_folder(streams) if given is None else Path(given)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, "no permission to write")
+    except OSError as error:
+        if given is not None:
+            raise UsageError(f"{folder}: {error.strerror}", "give --memory a folder, or none") from None
+        typer.echo(
+            f"warning: nothing is remembered: {folder}: {error.strerror}; give --memory FOLDER", err=True
+        )
+        return None
+    return str(folder)
+
+
+def describe_memory(live: Live) -> None:
+    """Say on stderr what is remembered, and where."""
+    if live.config.memory is None:
+        return
+    statuses = live.status()
+    known = sum(status.days > 0 for status in statuses)
+    typer.echo(f"memory: {known} of {len(statuses)} cameras known, in {live.config.memory}", err=True)
+
+
+class Doubts:
+    """Says on stderr, once for each camera, what is wrong with its limits."""
+
+    _EVERY_S = 5.0
+
+    def __init__(self, live: Live) -> None:
+        self._live, self._said, self._looked = live, set[str](), float("-inf")
+
+    def look(self) -> None:
+        """Say what is new; cheap to call often."""
+        if time.monotonic() - self._looked < self._EVERY_S:
+            return
+        self._looked = time.monotonic()
+        for status in self._live.status():
+            for doubt in status.doubts:
+                line = f"warning: alerts of {status.camera}: {doubt}"
+                if line not in self._said:
+                    self._said.add(line)
+                    typer.echo(line, err=True)
 
 
 def close_sinks(sinks: list[QueuedSink]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from grmp_edge.cli.groups import add_command, option
-from grmp_edge.cli.live_plan import StreamsFile, close_sinks, plan_streams
+from grmp_edge.cli.live_plan import StreamsFile, close_sinks, describe_memory, plan_streams
 from grmp_edge.cli.options import BackendOptions, BundleOption, PrecisionOption, model_name, named_bundle
 from grmp_edge.errors import MissingDependencyError, UsageError
 
@@ -120,6 +120,7 @@ def _serve_cameras(
     for sink in plan.sinks:
         sinks.append(make_sink(sink))
     live = Live(scorer, plan.cameras, plan.live)
+    describe_memory(live)
     dashboard = Dashboard(live, sinks)
     sinks.append(dashboard.sink)
     server = Server(*make_app(scorer, config, dashboard))

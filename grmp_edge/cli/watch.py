@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from grmp_edge.cli.groups import add_command, option
-from grmp_edge.cli.live_plan import CameraOptions, StreamsFile, close_sinks, plan_streams
+from grmp_edge.cli.live_plan import (
+    CameraOptions,
+    Doubts,
+    StreamsFile,
+    close_sinks,
+    describe_memory,
+    plan_streams,
+)
 from grmp_edge.cli.options import BackendOptions, BundleOption, PrecisionOption, model_name, named_bundle
 from grmp_edge.cli.serve import serve_beside
 from grmp_edge.cli.watch_view import Trends, plain_line, status_table
@@ -100,6 +107,7 @@ def watch(
         for sink in (*plan.sinks, *sink_options.settings()):
             sinks.append(make_sink(sink))
         live = Live(scorer, plan.cameras, plan.live)
+        describe_memory(live)
         if http is not None:
             sinks.append(stack.enter_context(serve_beside(live, sinks, http)))
         with _until_signal(live), supervised(lambda: live.beat_s):
@@ -128,7 +136,7 @@ def _show(live: Live, sinks: list[QueuedSink], as_json: bool) -> bool:
         gone.append(True)
         live.stop()
 
-    trends = Trends()
+    trends, doubts = Trends(), Doubts(live)
     table = not as_json and sys.stdout.isatty()
     if not table:
         line = json.dumps if as_json else plain_line
@@ -137,7 +145,9 @@ def _show(live: Live, sinks: list[QueuedSink], as_json: bool) -> bool:
         stack.enter_context(live)
         if table:
             stack.enter_context(_table(live, sinks, trends))
+        live.again()  # what was raised before a restart still is
         for event in live.events():
+            doubts.look()
             record = to_record(event)
             for sink in sinks:
                 sink.put(event, record)

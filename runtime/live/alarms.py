@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.files import Closing
-from grmp_edge.redact import slug
 from grmp_edge.runtime.live.alert import Alert, AlertKind, AlertRule, AlertTracker
 from grmp_edge.runtime.live.change import shifted, trend
-from grmp_edge.runtime.live.memory import Memory, Usual, read_json, write_json
+from grmp_edge.runtime.live.memory import ACCEPT, Memory, Usual, memory_file, read_json, write_json
 from grmp_edge.runtime.live.no_picture import Verdict
 
 if TYPE_CHECKING:
@@ -60,8 +59,10 @@ class CameraAlarms:
         self.tracker = AlertTracker(rule)
         self.memory = Memory(model)
         self.tamper = tamper
+        self.camera = camera
         self.fresh = ""  # why nothing is remembered
-        self._path = None if folder is None else folder / f"{slug(camera)}.json"
+        self.doubts: tuple[str, ...] = ()  # what is wrong with the limits, once its usual score is known
+        self._path = None if folder is None else memory_file(folder, camera)
         self._fault: AlertKind | None = None  # of the camera or its picture, raised now
         self._from_picture = False  # found by `tamper`
         self._state: AlertKind | None = None  # what the camera's state asks for
@@ -69,6 +70,7 @@ class CameraAlarms:
         self._reported = False  # the camera has said anything since the start
         self._detail = ""
         self._trend: str | None = None  # what it says while it is raised
+        self._judged = False  # `doubts` are known
         self._saved = time.monotonic() if now is None else now
         if self._path is not None:
             self._restore(read_json(self._path), self._saved)
@@ -79,6 +81,11 @@ class CameraAlarms:
         fault: tuple[AlertKind, ...] = () if self._fault is None else (self._fault,)
         slow: tuple[AlertKind, ...] = () if self._trend is None else ("trend",)
         return fault + self.tracker.raised + slow
+
+    @property
+    def trend(self) -> str:
+        """What a slow fall leads to, while it is raised."""
+        return self._trend or ""
 
     def usual(self, at: float) -> Usual | None:
         """What its score should be now; None: not known yet."""
@@ -104,8 +111,11 @@ class CameraAlarms:
             self.memory.add(at, value, learn=False)
             return []
         alerts = self.tracker.step(now, value, self.memory.usual(at))
+        if not self._judged:
+            self._judge()
         if self.memory.add(at, value, learn=not self.raised):
             alerts += self._slow()
+            self._judge()
         return self._done(now, alerts)
 
     def picture(self, now: float, at: float, image: UInt8Array) -> list[Alert]:
@@ -172,6 +182,14 @@ class CameraAlarms:
         self.save(now)
         return alerts
 
+    def requested(self) -> bool:
+        """Whether somebody has asked, by a file, that the present be made the normal; answers once."""
+        path = None if self._path is None else self._path.with_suffix(ACCEPT)
+        if path is None or not path.exists():
+            return False
+        path.unlink(missing_ok=True)
+        return True
+
     def again(self) -> list[Alert]:
         """All alarms that are raised, once more."""
         details = {"trend": self._trend or "", str(self._fault): self._detail}
@@ -183,16 +201,26 @@ class CameraAlarms:
         if self._path is None:
             return
         data: dict[str, object] = {
+            "camera": self.camera,
             "memory": self.memory.to_json(),
             "tracker": self.tracker.to_json(now),
             "at": round(time.time(), 1),
             "fault": self._fault,
             "from_picture": self._from_picture,
             "trend": self._trend,
+            "raised": list(self.raised),
         }
         if self.tamper is not None:
             data["tamper"] = self.tamper.to_json()
         self._write(self._path, data)
+
+    def _judge(self) -> None:
+        """Whether the limits make sense for this camera, as soon as its usual score is known."""
+        usual = self.memory.middle
+        if usual is None:
+            usual = self.tracker.baseline
+        if usual is not None:
+            self._judged, self.doubts = True, tuple(self.rule.doubts(usual))
 
     def _slow(self) -> list[Alert]:
         """The tests of a day's end."""
@@ -240,6 +268,7 @@ class CameraAlarms:
         self._from_picture = bool(data.get("from_picture")) and self.tamper is not None
         self._trend = cast("str | None", data.get("trend"))
         self._since = now
+        self._judge()
         if self.tamper is not None:
             self.tamper.restore(cast("dict[str, object]", data.get("tamper") or {}))
 

@@ -137,7 +137,7 @@ class Alert:
     limit: float | None = None  # what the score was compared with
     since_s: float = 0.0  # how long the condition had held
     detail: str = ""  # in one line, without credentials
-    repeated: bool = False  # sent again on request or at the heartbeat: not a new alert
+    repeated: bool = False  # sent again, on request or by `repeat_s`: not a new alert
 
     @property
     def severity(self) -> Severity:

@@ -77,11 +77,19 @@ class LiveConfig:
     # How long a frame waits for others to share its run. One frame of 15 a second is 67 ms apart: this
     # gathers cameras that tick together and costs a lone camera little.
     max_wait_s: float = 0.01
-    memory: str | None = None  # folder where the cameras' usual scores are kept; None: forgotten at the end
+    # Folder where the cameras' usual scores are kept; None: forgotten at the end. The commands `watch` and
+    # `serve` choose one below the user's state folder, and "none" means None.
+    memory: str | None = None
+    # Each camera's state is told again so often to sinks that can notice silence (mqtt, a webhook with
+    # `heartbeat`); a minute is soon enough for a camera and cheap for a broker. 0: never.
+    heartbeat_s: float = 60.0
+    repeat_s: float = 0.0  # each alert still raised is sent again so often; 0: only on request
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.max_wait_s < 0:
             raise UsageError(f"a batch of {self.batch} with a wait of {self.max_wait_s} s", "use 1 or more")
+        if self.heartbeat_s < 0 or self.repeat_s < 0:
+            raise UsageError("heartbeat_s and repeat_s cannot be negative", "use 0 for never")
 
 
 _Config = TypeVar("_Config", CameraConfig, LiveConfig, AlertRule)

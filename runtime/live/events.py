@@ -50,6 +50,7 @@ class CameraEvent:
     picture: Verdict
     detail: str = ""  # why, in one line without credentials
     retry_s: float | None = None  # seconds until the next attempt
+    repeated: bool = False  # the present state, told again: nothing has changed
 
 
 @dataclass

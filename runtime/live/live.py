@@ -20,6 +20,7 @@ from grmp_edge.runtime.live.alert import Alert
 from grmp_edge.runtime.live.camera import Camera
 from grmp_edge.runtime.live.config import CameraConfig, LiveConfig, distinct
 from grmp_edge.runtime.live.events import CameraEvent, CameraStats, LiveFrame
+from grmp_edge.runtime.live.memory import Memory, in_use
 from grmp_edge.runtime.live.rotation import Rotation
 from grmp_edge.runtime.live.tamper import Tamper
 from grmp_edge.runtime.scorer import Scorer
@@ -32,6 +33,7 @@ __all__ = ["AlertEvent", "CameraStatus", "Live", "LiveEvent", "LiveScore"]
 UInt8Array = npt.NDArray[np.uint8]
 
 _TICK = 0.25  # seconds between checks for hanging reads and for stop()
+_LOOK_S = 1.0  # seconds between looks for requests in the memory's folder
 _STOP_S = 3.0  # how long closing waits for reading threads; one that hangs is abandoned
 
 
@@ -68,6 +70,9 @@ class CameraStatus:
     alerts: tuple[str, ...]  # kinds raised now
     baseline: float | None  # its usual score; None without a relative alert, or until it is known
     limits: Mapping[str, float]  # by kind of alert
+    doubts: tuple[str, ...] = ()  # what is wrong with its limits, as lines to read
+    days: int = 0  # for which its usual scores are known
+    trend: str = ""  # what a slow fall leads to, while it is raised
 
 
 class Live:
@@ -93,12 +98,16 @@ class Live:
         self._keeper = Keeper()
         self._alarms = {camera.label: self._alarms_of(camera.config) for camera in self._cameras}
         self._accepted: deque[str] = deque()
+        self._asked = False  # to send states and alerts again
+        self._looked = self._beat = self._repeated = time.monotonic()
         self._scored = dict.fromkeys(self._alarms, 0)
         self._last: dict[str, Score] = {}
-        self._silence = contextlib.ExitStack()
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Live:
-        self._silence.enter_context(opencv_silent())  # failures are reported by events, once
+        self._open.enter_context(opencv_silent())  # failures are reported by events, once
+        if self.config.memory is not None:
+            self._open.enter_context(in_use(Path(self.config.memory)))
         for camera in self._cameras:
             camera.start()
         return self
@@ -113,7 +122,7 @@ class Live:
         for alarms in self._alarms.values():
             alarms.save(time.monotonic())
         self._keeper.close()
-        self._silence.close()
+        self._open.close()
 
     def accept(self, camera: str) -> None:
         """Make a camera's present scores and picture its normal. Safe on any thread; takes effect soon.
@@ -124,6 +133,10 @@ class Live:
         if camera not in self._alarms:
             raise KeyError(camera)
         self._accepted.append(camera)
+
+    def again(self) -> None:
+        """Send every camera's state and raised alerts again, marked as repeated. Safe on any thread."""
+        self._asked = True
 
     @property
     def hanging(self) -> tuple[str, ...]:
@@ -161,9 +174,11 @@ class Live:
                 )
             for camera, alarms in self._alarms.items():
                 yield from self._alerts(camera, alarms.tick(time.monotonic()))
+            self._look_for_requests()
             while self._accepted:
                 camera = self._accepted.popleft()
                 yield from self._alerts(camera, self._alarms[camera].accept(time.monotonic()))
+            yield from self._again()
             if frames:
                 yield from self._score(frames)
             elif over and not changes:
@@ -182,9 +197,44 @@ class Live:
                 alerts=self._alarms[camera.label].raised,
                 baseline=self._alarms[camera.label].baseline(time.time()),
                 limits=self._alarms[camera.label].limits(time.time()),
+                doubts=self._alarms[camera.label].doubts,
+                days=self._alarms[camera.label].memory.days,
+                trend=self._alarms[camera.label].trend,
             )
             for camera, camera_stats in zip(self._cameras, stats, strict=True)
         ]
+
+    def memory(self, camera: str) -> Memory:
+        """What is usual for a camera. Read it only: the scoring thread writes to it.
+
+        Raises:
+            KeyError: no such camera.
+        """
+        return self._alarms[camera].memory
+
+    def _look_for_requests(self) -> None:
+        """Take what ``grmp-edge memory accept`` has left in the memory's folder."""
+        now = time.monotonic()
+        if self.config.memory is None or now - self._looked < _LOOK_S:
+            return
+        self._looked = now
+        for camera, alarms in self._alarms.items():
+            if alarms.requested():
+                self._accepted.append(camera)
+
+    def _again(self) -> Iterator[LiveEvent]:
+        """The heartbeat, and what was asked for."""
+        now, asked, config = time.monotonic(), self._asked, self.config
+        if asked or (config.heartbeat_s and now - self._beat >= config.heartbeat_s):
+            self._asked, self._beat = False, now
+            with self._ready:
+                stats = {camera.label: camera.stats() for camera in self._cameras}
+            for label, camera in stats.items():
+                yield CameraEvent(label, camera.state, camera.picture, camera.detail, repeated=True)
+        if asked or (config.repeat_s and now - self._repeated >= config.repeat_s):
+            self._repeated = now
+            for label, alarms in self._alarms.items():
+                yield from self._alerts(label, alarms.again())
 
     def _alarms_of(self, config: CameraConfig) -> CameraAlarms:
         folder = None if self.config.memory is None else Path(self.config.memory)

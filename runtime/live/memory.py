@@ -9,18 +9,38 @@ day or the whole night lies outside, however slowly it comes.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from grmp_edge.files import replace_file
+from grmp_edge.errors import UsageError
+from grmp_edge.files import replace_file, user_folder
+from grmp_edge.redact import slug
 
-__all__ = ["BINS", "DRIFT", "Memory", "Usual"]
+__all__ = [
+    "ACCEPT",
+    "BINS",
+    "DRIFT",
+    "SEASON",
+    "Memory",
+    "Usual",
+    "in_use",
+    "memory_file",
+    "memory_folder",
+    "only_user",
+    "read_json",
+    "write_json",
+]
+
+ACCEPT = ".accept"  # suffix of an empty file that asks a running watch to make the present the normal
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -36,7 +56,7 @@ _RATE = 0.2  # a day, of what the centre and the spread adapt: a week's memory
 _PRIOR = 0.03  # spread of a half hour before it is known, in scores
 _FLOOR = 0.01  # least spread: a still camera of a still scene still meets weather
 _DAYS = 120  # of levels kept: four months show the slowest trend
-_MINUTES = 8  # with scores, at least, for a half hour to count
+_MINUTES = 5  # with scores, at least, for a half hour to count
 _PART = 8  # half hours, at least, for a day to count
 _VERSION = 1
 
@@ -128,15 +148,19 @@ class Memory:
     def seed(self, scores: Iterable[tuple[float | None, float]]) -> int:
         """Learn from past scores, ``(at, value)`` in the order of time; returns how many were used.
 
-        Where no time is known, the scores' median and spread become the usual for the whole day.
+        Where no time is known, and where the timed ones are too few to know an hour, the median and spread of
+        all become the usual for the whole day.
         """
-        timeless, used = [], 0
+        timeless, timed = [], []
         for at, value in scores:
-            used += 1
             if at is None:
                 timeless.append(value)
             else:
+                timed.append(value)
                 self.add(at, value)
+        used = len(timed) + len(timeless)
+        if self.days < _KNOWN:
+            timeless += timed
         if timeless:
             middle = float(np.median(timeless))
             unknown = self._days == 0
@@ -251,6 +275,53 @@ class Memory:
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
         return memory
+
+
+def memory_folder(streams: Path | None) -> Path:
+    """Where memories are kept unless a folder is given: one folder for each streams.toml.
+
+    Below systemd's ``StateDirectory`` if there is one, else below the user's state folder.
+    """
+    state = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    base = (Path(state) if state else user_folder("state")) / "memory"
+    return base / ("cameras" if streams is None else slug(str(streams.resolve())))
+
+
+def memory_file(folder: Path, camera: str) -> Path:
+    """The file of a camera, by its name."""
+    return folder / f"{slug(camera)}.json"
+
+
+@contextlib.contextmanager
+def only_user(folder: Path) -> Iterator[None]:
+    """Hold a folder of memories while nobody else uses it.
+
+    Raises:
+        UsageError: a watch or serve uses it; it would overwrite what is changed here.
+    """
+    with _locked(folder, exclusive=True) as got:
+        if not got:
+            raise UsageError(f"a running watch or serve uses {folder}", "stop it first")
+        yield
+
+
+@contextlib.contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Keep :func:`only_user` away while the block runs."""
+    with _locked(folder, exclusive=False):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, exclusive: bool) -> Iterator[bool]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as stream:
+        try:
+            fcntl.flock(stream, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            got = True
+        except OSError:  # in use, or a file system without locks
+            got = False
+        yield got
 
 
 def write_json(path: Path, data: Mapping[str, object]) -> None:

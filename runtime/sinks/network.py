@@ -207,6 +207,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class WebhookWriter(Writer):
     """POSTs events as JSON, with retries."""
 
+    repeats = True
+
     def __init__(
         self,
         url: str,
@@ -219,7 +221,7 @@ class WebhookWriter(Writer):
 
         Args:
             url: where to POST.
-            events: of ``alert``, ``camera``, ``score``.
+            events: of ``alert``, ``camera``, ``score`` and ``heartbeat`` (each camera's state every minute).
             token: sent as ``Authorization: Bearer``.
             timeout_s: of one attempt.
             attempts: with 1, 2, 4 ... seconds between them, so 7 seconds by default: enough for a receiver to
@@ -227,8 +229,8 @@ class WebhookWriter(Writer):
         """
         if urlsplit(url).scheme not in ("http", "https"):
             raise UsageError(f"{safe_name(url)}: not a web address", "write http:// or https://")
-        if not set(events) <= {"alert", "camera", "score"}:
-            raise UsageError(f"webhook events {list(events)}", "use alert, camera, score")
+        if not set(events) <= {"alert", "camera", "score", "heartbeat"}:
+            raise UsageError(f"webhook events {list(events)}", "use alert, camera, score, heartbeat")
         self._url, user, password = split_credentials(url)
         self._name = safe_name(url)
         self._events, self._timeout_s, self._attempts = frozenset(events), timeout_s, max(1, attempts)
@@ -244,7 +246,8 @@ class WebhookWriter(Writer):
 
     def wants(self, record: Record) -> bool:
         """The kinds of events configured."""
-        return record["event"] in self._events
+        beat = record["event"] == "camera" and record.get("repeated", False)
+        return ("heartbeat" if beat else record["event"]) in self._events
 
     def write(self, message: Message) -> None:
         """POST one event; retry after transient failures: no connection, 429, 5xx."""

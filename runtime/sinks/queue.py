@@ -87,6 +87,7 @@ class AlertRecord(_Alerted):
 class _Reason(TypedDict, total=False):
     detail: str
     retry_s: float
+    repeated: bool  # True: told again, nothing has changed
 
 
 class CameraRecord(_Reason):
@@ -122,6 +123,7 @@ class Writer(ABC):
     """Delivers a sink's messages, on the sink's own thread."""
 
     needs_image = False  # whether messages carry their frame
+    repeats = False  # whether it takes what is repeated: a file that has it needs it only once
 
     def wants(self, record: Record) -> bool:
         """Whether to queue this record. Runs on the scoring thread, so it must return at once."""
@@ -180,6 +182,8 @@ def to_record(event: LiveEvent) -> Record:
             change["detail"] = event.detail
         if event.retry_s is not None:
             change["retry_s"] = round(event.retry_s, 2)
+        if event.repeated:
+            change["repeated"] = True
         return change
     if event.score is None:
         return cast(
@@ -238,7 +242,9 @@ class QueuedSink:
 
     def put(self, event: LiveEvent, record: Record) -> None:
         """Queue an event; if there is no room, it counts as lost."""
-        if not self._writer.wants(record):
+        if (record["event"] != "score" and record.get("repeated") and not self._writer.repeats) or (
+            not self._writer.wants(record)
+        ):
             return
         image = event.image if self._writer.needs_image and not isinstance(event, CameraEvent) else None
         try:

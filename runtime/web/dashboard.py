@@ -122,6 +122,10 @@ class Dashboard:
         """Make a camera's present scores and picture its normal."""
         self._live.accept(name)
 
+    def again(self) -> None:
+        """Send all states and raised alerts to the sinks once more."""
+        self._live.again()
+
     def statuses(self) -> list[CameraStatus]:
         """The status of each camera, at most a moment old."""
         with self._lock:

@@ -88,6 +88,7 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
     Routes: ``GET /``, ``/static/...``, ``/v1/events`` (server-sent), ``/v1/cameras``,
     ``/v1/cameras/{name}/history?since=&step=``, ``/v1/cameras/{name}/thumbnail.jpg``,
     ``POST /v1/cameras/{name}/accept`` (what it shows now is its normal),
+    ``POST /v1/alerts/again`` (all states and alerts to the sinks, once more),
     ``POST /v1/login``, ``/v1/logout``. A camera is addressed by its name or its id.
     """
     followers = Followers()
@@ -130,6 +131,13 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
         if not _is_json(request):
             return JSONResponse({"detail": "send JSON: {}"}, 422, _FRESH)
         dashboard.accept(camera)
+        return Response(status_code=204, headers=_FRESH)
+
+    @app.post("/v1/alerts/again")
+    async def again(request: Request) -> Response:
+        if not _is_json(request):
+            return JSONResponse({"detail": "send JSON: {}"}, 422, _FRESH)
+        dashboard.again()
         return Response(status_code=204, headers=_FRESH)
 
     @app.get("/v1/cameras/{name:path}/thumbnail.jpg")

@@ -80,6 +80,7 @@ def cameras_in_background(
 
     def run() -> None:
         try:
+            live.again()  # what was raised before a restart still is
             for event in live.events():
                 record = to_record(event)
                 for sink in sinks:
