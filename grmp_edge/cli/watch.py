@@ -107,9 +107,9 @@ def watch(
         for sink in (*plan.sinks, *sink_options.settings()):
             sinks.append(make_sink(sink))
         live = Live(scorer, plan.cameras, plan.live)
-        describe_memory(live)
         if http is not None:
             sinks.append(stack.enter_context(serve_beside(live, sinks, http)))
+        describe_memory(live)
         with _until_signal(live), supervised(lambda: live.beat_s):
             broken = _show(live, sinks, as_json)
         dead = [status for status in live.status() if status.stats.state.value == "error"]
