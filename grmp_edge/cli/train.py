@@ -207,7 +207,7 @@ def finetune(
 
 def presets(*, as_json: opt.AsJson = False) -> None:
     """Show how --preset reference differs, and why."""
-    from grmp_edge.train.presets import PRESETS, differences
+    from grmp_edge.train.presets import NOT_REPRODUCED, PRESETS, differences
 
     rows = differences(PRESETS["default"], PRESETS["reference"])
     if as_json:
@@ -216,6 +216,8 @@ def presets(*, as_json: opt.AsJson = False) -> None:
     for row in rows:
         print(f"{row.field}: default {_word(row.first)}, reference {_word(row.second)}")
         print(f"    {row.reason}")
+    for left_out in NOT_REPRODUCED:
+        print(f"in neither: {left_out}")
     print("next: grmp-edge train --preset reference --data LABELS.csv", file=sys.stderr)
 
 
