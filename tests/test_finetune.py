@@ -302,7 +302,7 @@ def test_the_best_judged_epoch_stays() -> None:
     model = tiny_model()
     state = finetune(model, part(6), judge, FinetuneConfig(epochs=10, evaluate_every=1, lr=0.2))
     start = judge.measure(predict(tiny_model(), judge.images))
-    epochs = [(start["srcc"], start["plcc"])]
+    epochs: list[tuple[Any, Any]] = [(start["srcc"], start["plcc"])]
     epochs += [(entry["srcc"], entry["plcc"]) for entry in state.progress["history"]]
     sums = [one[0] + one[1] for one in epochs]
     assert len(set(sums)) > 2

@@ -164,7 +164,7 @@ def test_the_carried_optimiser_by_hand() -> None:
             optimiser, slope = given[5], next(visits)
             for _ in range(2):
                 optimiser.zero_grad()
-                (slope * line.x).sum().backward()
+                torch.autograd.backward((slope * line.x).sum())
                 optimiser.step()
             return 0.0
 

@@ -305,16 +305,15 @@ class SetOptions:
     average: Annotated[
         bool, option("--average", "A csv may name a picture several times: take the mean of its scores.")
     ] = False
-    preset: PresetOption = "default"
 
-    def read(self, spec: str) -> "Labelled":
-        """Read and check a labelled set, ``SET:PATH`` or a csv."""
+    def read(self, spec: str, preset: PresetName = "default") -> "Labelled":
+        """Read and check a labelled set, ``SET:PATH`` or a csv, as a preset has it."""
         from grmp_edge.train.data.labelled import CsvConfig
         from grmp_edge.train.data.named_sets import read_spec
         from grmp_edge.train.presets import preset_named
 
         config = CsvConfig(self.image_column, self.mos_column, self.average)
-        every = preset_named(self.preset).livec_training_pictures
+        every = preset_named(preset).livec_training_pictures
         return read_spec(spec, self.images, scale_of_labels(self.mos_range), config, every)
 
 
