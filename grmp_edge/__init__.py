@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["Scorer", "__version__"]
 
 __version__ = "0.1.0"
+
+# OpenCV reads it once, when it is imported, and this comes before that: whatever a file's header makes us
+# believe, no decoder goes beyond. Its own default is a gigapixel; the largest sensors have 150 megapixels.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "200000000")
 
 
 def __getattr__(name: str) -> object:

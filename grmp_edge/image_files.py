@@ -1,4 +1,4 @@
-"""Picture files before decoding: which ones a folder holds, their format, size, alpha and completeness."""
+"""Picture files before decoding: which ones a folder holds, their format, alpha and completeness."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 __all__ = [
     "IMAGE_SUFFIXES",
-    "image_size",
     "images_below",
     "is_jpeg",
     "is_png",
@@ -138,88 +137,3 @@ def _exif_orientation(exif: bytes) -> int:
     except struct.error:  # truncated: other readers ignore it too
         pass
     return 1
-
-
-def image_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) in pixels from the header of an encoded picture: checked before decoding an upload.
-
-    Reads PNG, JPEG, WebP, GIF, BMP, TIFF and PNM. None: another format, or an unreadable header.
-    """
-    try:
-        if is_png(data) and data[12:16] == b"IHDR":
-            return _unpack(">II", data, 16)
-        if is_jpeg(data):
-            return _jpeg_size(data)
-        if is_webp(data):
-            return _webp_size(data)
-        if data[:6] in (b"GIF87a", b"GIF89a"):
-            return _unpack("<HH", data, 6)
-        if data[:2] == b"BM":
-            if _unpack("<I", data, 14)[0] == 12:
-                return _unpack("<HH", data, 18)
-            width, height = _unpack("<ii", data, 18)
-            return abs(width), abs(height)  # a negative height means rows from the top
-        if is_tiff(data):
-            return _tiff_size(data)
-        if data[:1] == b"P" and data[1:2] in b"123456":
-            return _pnm_size(data)
-    except (struct.error, ValueError, IndexError):
-        pass
-    return None
-
-
-def _unpack(form: str, data: bytes, offset: int) -> tuple[int, int]:
-    values = struct.unpack_from(form, data, offset)
-    return values[0], values[-1]
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    position = 2
-    while True:
-        if data[position] != 0xFF:
-            return None
-        marker = data[position + 1]
-        if marker == 0xFF:  # padding
-            position += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # no payload
-            position += 2
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = _unpack(">HH", data, position + 5)
-            return width, height
-        elif marker in (0xD9, 0xDA):
-            return None
-        else:
-            position += 2 + _unpack(">H", data, position + 2)[0]
-
-
-def _webp_size(data: bytes) -> tuple[int, int] | None:
-    kind = data[12:16]
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    if kind == b"VP8L" and data[20] == 0x2F:
-        bits = int.from_bytes(data[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
-        width, height = _unpack("<HH", data, 26)
-        return width & 0x3FFF, height & 0x3FFF
-    return None
-
-
-def _tiff_size(data: bytes) -> tuple[int, int] | None:
-    order = "<" if data[:2] == b"II" else ">"
-    start = _unpack(f"{order}I", data, 4)[0]
-    sides: dict[int, int] = {}  # by tag: 256 is the width, 257 the height
-    for index in range(_unpack(f"{order}H", data, start)[0]):
-        tag, kind, _ = struct.unpack_from(f"{order}HHI", data, start + 2 + 12 * index)
-        if tag in (256, 257):
-            form = {3: "H", 4: "I"}[kind] if kind in (3, 4) else ""
-            if not form:
-                return None
-            sides[tag] = _unpack(order + form, data, start + 10 + 12 * index)[0]
-    return (sides[256], sides[257]) if len(sides) == 2 else None
-
-
-def _pnm_size(data: bytes) -> tuple[int, int] | None:
-    text = re.sub(rb"#[^\n]*\n", b"\n", data[2:1024])
-    match = re.match(rb"\s+(\d+)\s+(\d+)\s", text)
-    return (int(match[1]), int(match[2])) if match else None

@@ -166,20 +166,32 @@ def to_rgb8(array: npt.NDArray[np.generic]) -> UInt8Array:
         raise ImageError(
             f"an array of shape {array.shape} is not a picture", "give (height, width, 3) in RGB order"
         )
-    if array.dtype == np.uint16:
-        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if array.dtype != np.uint8:
+    if array.dtype not in (np.uint8, np.uint16):
         raise ImageError(
             f"pixels of type {array.dtype} are not supported", "convert to 8 or 16 bits a channel"
         )
+    if array.dtype == np.uint8 and array.shape[2] == 3:
+        return np.ascontiguousarray(array, dtype=np.uint8)
+    rgb = np.empty((*array.shape[:2], 3), np.uint8)
+    rows = max(1, _STRIP // array.shape[1])
+    for top in range(0, len(array), rows):
+        rgb[top : top + rows] = _rgb8(array[top : top + rows])
+    return rgb
+
+
+_STRIP = 1 << 18  # pixels converted at a time: of a whole picture, the intermediate values take gigabytes
+
+
+def _rgb8(array: npt.NDArray[np.generic]) -> UInt8Array:
+    """Uint8 or uint16 (H, W, 1, 3 or 4) as uint8, grey as one channel."""
+    if array.dtype == np.uint16:
+        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     pixels = np.asarray(array, dtype=np.uint8)
-    if pixels.shape[2] == 1:
-        return np.repeat(pixels, 3, axis=2)
     if pixels.shape[2] == 4:
         alpha = pixels[:, :, 3:].astype(np.uint16)
         over_white = pixels[:, :, :3] * alpha + 255 * (255 - alpha)
         pixels = ((over_white + 127) // 255).astype(np.uint8)
-    return np.ascontiguousarray(pixels)
+    return pixels
 
 
 def read_image(path: str | Path) -> UInt8Array:
@@ -232,6 +244,10 @@ def decode_image(data: bytes, name: str = "image") -> UInt8Array:
     pixels = _imdecode(buffer, flags | cv2.IMREAD_IGNORE_ORIENTATION if turned else flags)
     if pixels is None:
         raise ImageError(f"{name}: {_DAMAGED}", _LOOK)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise ImageError(
+            f"{name}: pixels of type {pixels.dtype} are not supported", "save it with 8 or 16 bits a channel"
+        )
     rgb = swap_red_blue(pixels)
     if may_have_alpha(data):
         raw = _imdecode(buffer, cv2.IMREAD_UNCHANGED)
@@ -239,10 +255,12 @@ def decode_image(data: bytes, name: str = "image") -> UInt8Array:
             alpha = _oriented_alpha(raw, pixels)
             if is_tiff(data) and pixels.dtype == np.uint8:
                 # OpenCV has already multiplied 8-bit TIFFs by their alpha: only the white is missing.
-                rgb = np.minimum(np.asarray(rgb, np.uint8) + (255 - alpha[:, :, None].astype(np.uint16)), 255)
-                rgb = rgb.astype(np.uint8)
+                missing: Any = 255 - alpha.astype(np.uint8)
+                rgb = np.asarray(cv2.add(cast(Any, rgb), cv2.cvtColor(missing, cv2.COLOR_GRAY2RGB)))
             else:
                 rgb = np.dstack([rgb, alpha])
+        del raw
+    del pixels  # large ones are converted next, and that is the peak
     if turned:
         rgb = _ORIENTATIONS[webp_orientation(data) - 1](rgb)
     try:

@@ -55,6 +55,9 @@ def serve(
     port: Annotated[int, option("--port", "Port to listen on; 0: any free one, printed on stderr.")] = 8080,
     max_mb: Annotated[int, option("--max-mb", "Largest request body, in MB.", min=1)] = 32,
     max_megapixels: Annotated[int, option("--max-megapixels", "Largest picture, in megapixels.", min=1)] = 50,
+    max_decoded_mb: Annotated[
+        int, option("--max-decoded-mb", "Memory for decoding pictures, in MB, shared by all.", min=64)
+    ] = 280,
     concurrency: Annotated[
         int, option("--concurrency", "Requests handled at once; more get status 429.", min=1)
     ] = 8,
@@ -66,6 +69,7 @@ def serve(
     POST a picture to /score. With cameras, also serves a live page of them. Runs until Ctrl-C.
     """
     with _needs_serve():
+        from grmp_edge.picture_header import PictureLimits
         from grmp_edge.runtime.service import limit_arenas, supervised
         from grmp_edge.runtime.web.score_app import ServeConfig, listen, make_app
         from grmp_edge.runtime.web.server import Server, address
@@ -77,7 +81,7 @@ def serve(
         port=port,
         token=_token(),
         max_body=max_mb << 20,
-        max_pixels=max_megapixels * 1_000_000,
+        pictures=PictureLimits(max_megapixels * 1_000_000, max_decoded_mb << 20),
         concurrency=concurrency,
     )
     plan = plan_streams(sources, streams) if sources or streams else None

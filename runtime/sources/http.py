@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from grmp_edge.errors import SourceError
-from grmp_edge.image_files import image_size
+from grmp_edge.errors import ImageError, SourceError
+from grmp_edge.picture_header import PictureLimits
 from grmp_edge.redact import safe_name
 from grmp_edge.runtime.http_get import http_errors, open_url
 
@@ -18,7 +18,8 @@ class FetchConfig:
 
     timeout_s: float = 20.0  # for connecting and for each read: a slow server is not a dead one
     max_bytes: int = 64 << 20  # an endless answer must not fill the memory
-    max_pixels: int = 200_000_000  # a few kB can decode to gigabytes; the largest sensors have 150 megapixels
+    # A few kB can decode to gigabytes. The largest sensors have 150 megapixels: 900 MB while decoded.
+    pictures: PictureLimits = field(default_factory=lambda: PictureLimits(200_000_000, 1200 << 20))
 
 
 def fetch_picture(url: str, config: FetchConfig | None = None) -> bytes:
@@ -42,7 +43,8 @@ def fetch_picture(url: str, config: FetchConfig | None = None) -> bytes:
         raise SourceError(f"{name}: more than {config.max_bytes >> 20} MB", "download it first")
     if expected.isdecimal() and len(data) < int(expected):
         raise SourceError(f"{name}: the connection broke off", "try again")
-    size = image_size(data)
-    if size is not None and size[0] * size[1] > config.max_pixels:
-        raise SourceError(f"{name}: {size[0]}x{size[1]} pixels are too many", "make the picture smaller")
+    try:
+        config.pictures.check(data, name)
+    except ImageError as error:
+        raise SourceError(error.message, error.remedy) from None
     return data

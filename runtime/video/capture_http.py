@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import GrmpError, SourceError
-from grmp_edge.image_files import image_size
+from grmp_edge.picture_header import PictureLimits
 from grmp_edge.preprocess import decode_image, swap_red_blue
 from grmp_edge.redact import scrub
 from grmp_edge.runtime.http_get import http_errors, open_url
@@ -24,7 +24,7 @@ __all__ = ["MjpegCapture", "SnapshotCapture", "jpeg_end", "open_http"]
 UInt8Array = npt.NDArray[np.uint8]
 
 _MAX_PICTURE = 64 << 20  # bytes of one JPEG: an endless one must not fill the memory
-_MAX_PIXELS = 50_000_000  # 150 MB decoded; no camera sends more, and a few kB can declare it
+_LIMITS = PictureLimits()  # no camera sends more, and a few kB can declare it
 _MAX_LINE = 4096
 _UNTYPED = frozenset({"application/octet-stream", "binary/octet-stream", "text/plain"})  # the last: no type
 _SOI = b"\xff\xd8\xff"  # how each JPEG begins
@@ -110,13 +110,8 @@ def jpeg_end(data: bytes | bytearray) -> int | None:
 
 
 def _decode(data: bytes, label: str) -> UInt8Array:
-    size = image_size(data)
-    if size is not None and size[0] * size[1] > _MAX_PIXELS:
-        raise SourceError(
-            f"{label}: a picture of {size[0]} x {size[1]} pixels, more than {_MAX_PIXELS}",
-            "check the camera's address and settings",
-        )
     try:
+        _LIMITS.check(data, label)
         rgb = decode_image(data, name=label)
     except GrmpError as error:
         raise SourceError(error.message, error.remedy) from None

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from grmp_edge.errors import UsageError
+from grmp_edge.picture_header import PictureLimits
 
 __all__ = [
     "LOGIN",
@@ -48,7 +49,7 @@ class ServeConfig:
     port: int = 8080
     token: str = field(default="", repr=False)  # expected as `Authorization: Bearer`
     max_body: int = 32 << 20  # bytes; a phone's 50-megapixel JPEG is 25 MB
-    max_pixels: int = 50_000_000  # 150 MB decoded; an 8K frame is 33 million
+    pictures: PictureLimits = field(default_factory=PictureLimits)  # of one; its memory is shared by all
     max_batch: int = 32  # pictures in one request
     # Requests in progress, with their bodies in memory; more get 429 at once instead of queueing.
     concurrency: int = 8
@@ -63,7 +64,7 @@ class ServeConfig:
             )
         if not 0 <= self.port < 65536:
             raise UsageError(f"--port {self.port} is not a port", "use 1 to 65535, or 0 for any free one")
-        if min(self.max_body, self.max_pixels, self.max_batch, self.concurrency, self.workers) < 1:
+        if min(self.max_body, self.max_batch, self.concurrency, self.workers) < 1:
             raise UsageError("limits must be 1 or more")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import anyio
 import anyio.to_thread
@@ -15,15 +16,15 @@ from starlette.datastructures import UploadFile
 
 from grmp_edge import __version__
 from grmp_edge.errors import GrmpError, ImageError, UsageError
-from grmp_edge.image_files import image_size
-from grmp_edge.preprocess import decode_image
+from grmp_edge.picture_header import TooLargeError, UnknownKindError
 from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.runtime.web import prometheus
 from grmp_edge.runtime.web.dashboard import Dashboard
 from grmp_edge.runtime.web.dashboard_app import EVENTS, add_dashboard, add_health, add_metrics
+from grmp_edge.runtime.web.decoding import Decoders
 from grmp_edge.runtime.web.event_stream import Followers
 from grmp_edge.runtime.web.guard import Guard, ServeConfig
-from grmp_edge.score import Score
+from grmp_edge.score import Origin, Score
 
 __all__ = ["MODEL", "ServeConfig", "listen", "make_app"]
 
@@ -46,23 +47,29 @@ def make_app(
     """
     metrics = prometheus.RequestMetrics(scorer) if prometheus.AVAILABLE else None
     limiter = anyio.CapacityLimiter(config.workers)
+    decoders = Decoders(scorer.bundle.preprocess, config.pictures, config.workers)
 
-    app = FastAPI(title="grmp-edge", version=__version__, docs_url=None, redoc_url=None)
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        with decoders:
+            decoders.start()
+            yield
+
+    app = FastAPI(title="grmp-edge", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
 
     def work(pictures: Sequence[bytes], names: Sequence[str], tiles: bool) -> list[Score | GrmpError]:
-        images, results = [], dict[int, Score | GrmpError]()
+        prepared, results = [], dict[int, Score | GrmpError]()
         for index, data in enumerate(pictures):
             try:
-                images.append((index, decode_image(_checked(data, config), names[index])))
+                prepared.append((index, decoders.views(data, names[index])))
             except GrmpError as error:
                 results[index] = error
         start = time.perf_counter()
-        scores = scorer.score_batch(
-            [image for _, image in images], [names[index] for index, _ in images], tiles
-        )
-        if images and metrics is not None:
+        origins = [Origin(names[index]) for index, _ in prepared]
+        scores = scorer.score_prepared(origins, [views for _, views in prepared], tiles)
+        if prepared and metrics is not None:
             metrics.inference(time.perf_counter() - start)
-        results.update({index: score for (index, _), score in zip(images, scores, strict=True)})
+        results.update({index: score for (index, _), score in zip(prepared, scores, strict=True)})
         return [results[index] for index in range(len(pictures))]
 
     async def run(
@@ -149,30 +156,8 @@ def _add_kserve(app: FastAPI, scorer: Scorer) -> None:
         }
 
 
-class _TooLargeError(ImageError):
-    pass
-
-
-class _UnknownKindError(ImageError):
-    pass
-
-
-def _checked(data: bytes, config: ServeConfig) -> bytes:
-    """The data unchanged, if its header shows a picture small enough to decode."""
-    if not data:
-        raise ImageError("the body is empty", "send the bytes of a picture file")
-    size = image_size(data)
-    if size is None or 0 in size:
-        raise _UnknownKindError("not a supported format", "send JPEG, PNG, WebP, GIF, BMP, TIFF or PNM")
-    if size[0] * size[1] > config.max_pixels:
-        raise _TooLargeError(
-            f"{size[0]} x {size[1]} pixels are more than {config.max_pixels}", "send it smaller"
-        )
-    return data
-
-
 def _status(error: GrmpError) -> int:
-    kinds = ((_TooLargeError, 413), (_UnknownKindError, 415), (ImageError, 422))
+    kinds = ((TooLargeError, 413), (UnknownKindError, 415), (ImageError, 422))
     return next((status for kind, status in kinds if isinstance(error, kind)), 500)
 
 
