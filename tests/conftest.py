@@ -51,7 +51,7 @@ TINY_BIASES = np.array([-4.0, -2.0, 5.0])
 TINY_AGGREGATE = Aggregate(0.7, 0.2, 0.1)
 
 
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Poll for what another thread or process does without an event to wait on; the one place that does."""
     end = time.monotonic() + seconds
     while not condition():

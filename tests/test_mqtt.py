@@ -10,9 +10,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import paho.mqtt.client as mqtt
 import pytest
 from conftest import until
@@ -81,43 +84,52 @@ def test_scores_alerts_discovery_and_the_last_will(tmp_path: Path) -> None:
         sink = make_sink({"kind": "mqtt", "url": url, "node": "edge1", "interval_s": 0.0})
         until(lambda: ears.of("grmp-edge/edge1/status") == [b"online"])
         put(sink, LOST, score_event(1), alert_event(2))
-        until(lambda: bool(ears.of("grmp-edge/edge1/gate/alert")))
-        until(lambda: bool(ears.of("homeassistant/sensor/edge1/gate/config")))
+        until(lambda: bool(ears.of("grmp-edge/edge1/gate/image")))
+        device = "homeassistant/device/edge1_gate/config"
+        until(lambda: bool(ears.of(device)))
         assert json.loads(ears.of("grmp-edge/edge1/gate/score")[0])["frame"] == 1
         assert json.loads(ears.of("grmp-edge/edge1/gate/alert")[0])["raised"] is True
-        assert json.loads(ears.of("grmp-edge/edge1/gate/state")[0])["state"] == "restarting"
-        config = json.loads(ears.of("homeassistant/sensor/edge1/gate/config")[0])
-        assert config["state_topic"] == "grmp-edge/edge1/gate/score"
-        assert config["availability_topic"] == "grmp-edge/edge1/status"
-        assert "value_json.value" in config["value_template"]
-        # A second sensor, once the model names causes.
-        cause = "homeassistant/sensor/edge1/gate_cause/config"
-        assert not ears.of(cause)
+        state = json.loads(ears.of("grmp-edge/edge1/gate/state")[-1])
+        assert (state["state"], state["alerts"], state["severity"]) == ("restarting", ["low"], "warning")
+        picture = cv2.imdecode(np.frombuffer(ears.of("grmp-edge/edge1/gate/image")[0], np.uint8), 1)
+        assert picture is not None and picture.shape == (48, 64, 3)
+        config = json.loads(ears.of(device)[0])
+        assert config["components"]["score"]["state_topic"] == "grmp-edge/edge1/gate/score"
+        # Another sensor, once the model names causes.
+        assert "cause" not in config["components"]
         named = score_event(3)
         named = replace(named, score=replace(named.score, causes={"blur": 0.9}))
         put(sink, named)
-        until(lambda: bool(ears.of(cause)) and len(ears.of("grmp-edge/edge1/gate/score")) == 2)
+        until(lambda: len(ears.of(device)) == 2 and len(ears.of("grmp-edge/edge1/gate/score")) == 2)
         assert json.loads(ears.of("grmp-edge/edge1/gate/score")[1])["cause"] == "blur"
-        config = json.loads(ears.of(cause)[0])
-        assert config["state_topic"] == "grmp-edge/edge1/gate/score"
-        assert (config["unique_id"], config["name"]) == ("edge1_gate_cause", "gate cause")
-        assert "value_json.cause" in config["value_template"]
+        config = json.loads(ears.of(device)[1])["components"]["cause"]
+        assert (config["state_topic"], config["unique_id"]) == (
+            "grmp-edge/edge1/gate/score",
+            "edge1_gate_cause",
+        )
 
         late = Listener(port)  # who comes later hears what is retained
-        until(lambda: len(late.heard) >= 4)
+        until(lambda: len(late.heard) >= 5)
         assert {(topic, kept) for topic, kept, _ in late.heard} == {
             ("grmp-edge/edge1/status", True), ("grmp-edge/edge1/gate/state", True),
-            ("homeassistant/sensor/edge1/gate/config", True), (cause, True),
+            ("grmp-edge/edge1/gate/image", True), (device, True), ("homeassistant/device/edge1/config", True),
         }  # fmt: skip
+
+        # The alert is over: the retained state says so. Home Assistant starts: all is said again.
+        put(sink, alert_event(4, raised=False))
+        until(lambda: json.loads(ears.of("grmp-edge/edge1/gate/state")[-1])["alerts"] == [])
+        said = len(ears.of(device)), len(ears.of("grmp-edge/edge1/gate/state"))
+        late.client.publish("homeassistant/status", b"online")
+        until(lambda: len(ears.of(device)) > said[0] and len(ears.of("grmp-edge/edge1/gate/state")) > said[1])
         late.close()
 
         stats = sink.close()
-        assert (stats.written, stats.failed, stats.lost) == (4, 0, 0)
+        assert (stats.written, stats.failed, stats.lost) == (5, 0, 0)
         until(lambda: ears.of("grmp-edge/edge1/status") == [b"online", b"offline"])
         assert not any(b"SECRET" in payload for _, _, payload in ears.heard)
 
         code = (
-            "import signal; from grmp_edge.runtime.sinks.network import MqttWriter\n"
+            "import signal; from grmp_edge.runtime.sinks.mqtt import MqttWriter\n"
             f"writer = MqttWriter({url!r}, node='edge2'); signal.pause()"
         )
         process = subprocess.Popen([sys.executable, "-c", code])
@@ -139,9 +151,24 @@ def test_a_broker_that_comes_late_and_goes(tmp_path: Path) -> None:
         until(lambda: bool(ears.of("grmp-edge/grmp-edge/gate/alert")))  # it waited
         put(sink, score_event(3))
         until(lambda: bool(ears.of("grmp-edge/grmp-edge/gate/score")))
-        until(lambda: bool(ears.of("homeassistant/sensor/grmp-edge/gate/config")))
+        until(lambda: bool(ears.of("homeassistant/device/grmp-edge_gate/config")))
         assert [json.loads(line)["frame"] for line in ears.of("grmp-edge/grmp-edge/gate/score")] == [3]
         ears.close()
+    sink.close()
+
+
+def test_the_state_is_told_again_to_a_broker_that_has_forgotten(tmp_path: Path) -> None:
+    port = free_port()
+    url = f"mqtt://me:SECRET@127.0.0.1:{port}"
+    state = "grmp-edge/grmp-edge/gate/state"
+    sink = make_sink({"kind": "mqtt", "url": url, "discovery": ""})
+    put(sink, LOST)  # before there is a broker
+    for again in range(2):
+        with broker(port, tmp_path):
+            ears = Listener(port)
+            until(partial(ears.of, state))
+            assert json.loads(ears.of(state)[0])["state"] == "restarting", again
+            ears.close()
     sink.close()
 
 
@@ -154,15 +181,16 @@ def test_cameras_of_nearly_one_name_have_topics_of_their_own(tmp_path: Path) -> 
         until(lambda: ears.of("grmp-edge/grmp-edge/status") == [b"online"])
         put(sink, *(score_event(index, name) for index, name in enumerate(names)))
         until(lambda: len([topic for topic, _, _ in ears.heard if topic.endswith("/score")]) == 4)
-        until(lambda: len([topic for topic, _, _ in ears.heard if topic.endswith("/config")]) == 4)
+        until(lambda: len([topic for topic, _, _ in ears.heard if "/device/" in topic]) == 5)
         sink.close()
         ears.close()
     heard = {topic: payload for topic, _, payload in ears.heard}
     assert len([topic for topic in heard if topic.endswith("/score")]) == 4
-    configs = [json.loads(payload) for topic, payload in heard.items() if topic.endswith("/config")]
-    assert len({config["unique_id"] for config in configs}) == 4
+    configs = [json.loads(data) for topic, data in heard.items() if "/device/grmp-edge_" in topic]
+    assert len({config["components"]["score"]["unique_id"] for config in configs}) == 4
     for config in configs:  # each sensor hears its own camera
-        assert f"{json.loads(heard[config['state_topic']])['camera']} quality" == config["name"]
+        scores = heard[config["components"]["score"]["state_topic"]]
+        assert json.loads(scores)["camera"] == config["device"]["name"]
     assert "grmp-edge/grmp-edge/gate_1/score" in heard  # a plain name is its own topic
 
 

@@ -49,9 +49,9 @@ class Preset:
 
 
 _PRESETS: Mapping[str, Preset] = {
-    "sensitive": Preset(0.09, 0.09, 0.2, 3.0, 10.0, 6.0, 4.0),
-    "normal": Preset(0.12, 0.11, 0.3, 3.0, 60.0, 10.0, 6.0),
-    "calm": Preset(0.2, 0.17, 0.35, 6.0, 120.0, 16.0, 8.0),
+    "sensitive": Preset(0.09, 0.09, 0.2, 3.0, 30.0, 6.0, 4.0),
+    "normal": Preset(0.115, 0.11, 0.3, 3.0, 120.0, 10.0, 6.0),
+    "calm": Preset(0.2, 0.17, 0.35, 6.0, 180.0, 16.0, 8.0),
     "off": Preset(None, None, None, 0.0, 5.0, float("inf"), float("inf")),
 }
 

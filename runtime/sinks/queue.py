@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _ROOM = 1000  # messages in a queue: a minute of one camera at 15 frames a second
-_IMAGE_ROOM = 16  # where each holds a frame: 4K frames must not fill the machine's memory
+_IMAGE_ROOM = 16  # with a frame, at most: 4K frames must not fill the machine's memory
 
 
 class _Measurements(TypedDict, total=False):
@@ -122,7 +122,8 @@ class EarlierLostError(GrmpError):
 class Writer(ABC):
     """Delivers a sink's messages, on the sink's own thread."""
 
-    needs_image = False  # whether messages carry their frame
+    needs_image = False  # whether alerts must carry their frame
+    takes_image = False  # or may
     repeats = False  # whether it takes what is repeated: a file that has it needs it only once
 
     def wants(self, record: Record) -> bool:
@@ -225,11 +226,11 @@ class QueuedSink:
     """A writer on its own thread. :meth:`put` returns at once, whatever the writer does."""
 
     def __init__(self, name: str, writer: Writer, room: int | None = None) -> None:
-        """``room``: messages held while the writer is slow; by default 1000, or 16 if they carry frames."""
+        """``room``: messages held while the writer is slow; by default 1000, or 16 if they need frames."""
         self.name = name
         self._writer = writer
-        self._with_image: bool = getattr(writer, "needs_image", False)
-        self._queue: queue.Queue[Message] = queue.Queue(room or (_IMAGE_ROOM if self._with_image else _ROOM))
+        room = room or (_IMAGE_ROOM if writer.needs_image else _ROOM)
+        self._queue: queue.Queue[Message] = queue.Queue(room)
         self._lock = threading.Lock()
         self._written = self._failed = self._lost = 0
         self._error = ""
@@ -246,7 +247,11 @@ class QueuedSink:
             not self._writer.wants(record)
         ):
             return
-        image = event.image if self._writer.needs_image and not isinstance(event, CameraEvent) else None
+        image = None
+        if isinstance(event, AlertEvent) and (
+            self._writer.needs_image or (self._writer.takes_image and self._queue.qsize() < _IMAGE_ROOM)
+        ):
+            image = event.image
         try:
             self._queue.put_nowait(Message(record, image))
         except queue.Full:
