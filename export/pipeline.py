@@ -22,7 +22,7 @@ from grmp_edge.export.graph.emit import OPSET, build_onnx
 from grmp_edge.export.graph.save import data_file, save_graph
 from grmp_edge.export.mapped import Spool
 from grmp_edge.export.parity import Gate, ParityConfig
-from grmp_edge.export.precision.half import float32_blocks
+from grmp_edge.export.precision.half import HalfConfig, float32_blocks
 from grmp_edge.export.precision.int8 import Int8Config, choose_int8
 from grmp_edge.parity import Int8Report, ParityReport
 from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
@@ -45,6 +45,7 @@ class ExportConfig:
     images: Path | None = None
     weights: str | None = None  # the backbone's weights, if they are no longer where the checkpoint says
     parity: ParityConfig = field(default_factory=ParityConfig)
+    half: HalfConfig = field(default_factory=HalfConfig)
     quantize: Int8Config = field(default_factory=Int8Config)
 
 
@@ -109,7 +110,7 @@ def export_model(
             report["faults"] = faults
         stages.fp32(gate)
         if config.fp16:
-            report["fp32_blocks"] = stages.fp16(gate)
+            report["fp32_blocks"] = stages.fp16(gate, config.half)
         if config.int8:
             ranges, words = images, source
             if config.calibration is not None:
@@ -164,10 +165,10 @@ class _Stages:
         gate.accept("fp32", gate.judge("fp32", file), remedy)
         gate.record("fp32", file)
 
-    def fp16(self, gate: Gate) -> list[int]:
+    def fp16(self, gate: Gate, config: HalfConfig) -> list[int]:
         """Returns the indices of the blocks that had to stay in float32."""
         remedy = "nothing was written; export without --fp16"
-        wide, simulated = float32_blocks(self.folded, gate, self.folder, self.progress, self.release)
+        wide, simulated = float32_blocks(self.folded, gate, self.folder, self.progress, self.release, config)
         file = self._file("fp16")
         described = self._described("fp16")
         save_graph(

@@ -36,8 +36,10 @@ __all__ = [
     "limit_for",
 ]
 
-# The name of what `judge` does with a limit. Another way of judging must get another name.
-RULE = "worst-mean-srcc-1"
+# The name of what `judge` does with a limit. Another way of judging must get another name. The older rule is
+# this one with every `near` 0.
+RULE = "worst-mean-srcc-2"
+_OLDER = "worst-mean-srcc-1"
 
 Scores = npt.NDArray[np.float64]
 
@@ -52,6 +54,9 @@ class Limit:
     # SRCC is demanded only where the reference's standard deviation is at least this. Where all pictures
     # score alike, as with an untrained model, their order is rounding noise. It is always reported.
     spread: float = 0.0
+    # Two pictures whose reference scores are nearer than this may change places: within the tolerance neither
+    # order is wrong. Of 32 pictures, three such pairs are enough to fail .999.
+    near: float = 0.0
 
 
 LIMITS: Mapping[str, Limit] = MappingProxyType(
@@ -60,7 +65,7 @@ LIMITS: Mapping[str, Limit] = MappingProxyType(
         "fp32": Limit(worst=1e-4, mean=None, srcc=None),
         # Half keeps eleven bits, and a difference this small is far below what people agree on. Ranking is
         # what a quality score is used for.
-        "fp16": Limit(worst=5e-3, mean=None, srcc=0.999, spread=0.02),
+        "fp16": Limit(worst=5e-3, mean=None, srcc=0.999, spread=0.02, near=5e-3),
         # Eight bits move single scores visibly; what an application notices is their order and their mean.
         "int8": Limit(worst=None, mean=0.01, srcc=0.99, spread=0.01),
     }
@@ -73,6 +78,7 @@ class VerdictReport(TypedDict):
     max_abs: float | None
     mean_abs: float | None
     srcc: float | None
+    srcc_apart: float | None  # without the pairs that may change places; what srcc_needed is asked of
     tolerance: float | None  # of max_abs
     mean_tolerance: float | None
     srcc_needed: float | None
@@ -148,6 +154,7 @@ class Verdict:
     max_abs: float
     mean_abs: float
     srcc: float  # nan where all scores are equal
+    srcc_apart: float  # without pairs of the reference nearer than the limit's ``near``
     limit: Limit  # as demanded: srcc is None where the reference spreads too little
     problem: str  # empty: passed
 
@@ -157,6 +164,7 @@ class Verdict:
             "max_abs": _finite(self.max_abs),
             "mean_abs": _finite(self.mean_abs),
             "srcc": _finite(self.srcc),
+            "srcc_apart": _finite(self.srcc_apart),
             "tolerance": self.limit.worst,
             "mean_tolerance": self.limit.mean,
             "srcc_needed": self.limit.srcc,
@@ -167,6 +175,7 @@ def judge(reference: Scores, scores: Scores, limit: Limit) -> Verdict:
     """Compare scores (n,) with the reference's (n,), both float64 in the same order."""
     difference = np.abs(scores - reference)
     worst, mean, rank = float(difference.max()), float(difference.mean()), srcc(scores, reference)
+    apart = _srcc_apart(scores, reference, limit.near) if limit.near else rank
     if float(reference.std()) < limit.spread:
         limit = replace(limit, srcc=None)
     finite = np.isfinite(scores)
@@ -180,10 +189,27 @@ def judge(reference: Scores, scores: Scores, limit: Limit) -> Verdict:
     elif limit.mean is not None and not mean <= limit.mean:
         measured = f"worst {worst:.2g}, SRCC {rank:.5f}, {count}"
         problem = f"mean difference {mean:.2g}, tolerance {limit.mean:g} ({measured})"
-    elif limit.srcc is not None and not rank >= limit.srcc:
+    elif limit.srcc is not None and not apart >= limit.srcc:
         measured = f"worst difference {worst:.2g}, mean {mean:.2g}, {count}"
-        problem = f"SRCC {rank:.5f}, needed {limit.srcc:g} ({measured})"
-    return Verdict(worst, mean, rank, limit, problem)
+        near = f" without pairs nearer than {limit.near:g}" if limit.near else ""
+        problem = f"SRCC {apart:.5f}{near}, needed {limit.srcc:g} ({measured})"
+    return Verdict(worst, mean, rank, apart, limit, problem)
+
+
+def _srcc_apart(scores: Scores, reference: Scores, near: float) -> float:
+    """Spearman's rank correlation of (n,) without the swapped pairs nearer than ``near`` in the reference.
+
+    1 - 12 / (n^3 - n) times the sum, over all pairs that change places, of the difference of their ranks is
+    Spearman's correlation where no scores are equal. A pair that becomes equal counts half.
+    """
+    order = np.argsort(reference, kind="stable")
+    reference, scores = reference[order], scores[order]
+    n = len(order)
+    ranks = np.arange(n)
+    swapped = (scores[:, None] > scores) + 0.5 * (scores[:, None] == scores)
+    pairs = (ranks - ranks[:, None]) * swapped * (reference - reference[:, None] >= near)
+    total = float(np.triu(pairs, 1).sum())
+    return 1 - 12 * total / (n**3 - n) if np.isfinite(scores).all() and n > 1 else math.nan
 
 
 def gate_report(limits: Mapping[str, Limit]) -> GateReport:
@@ -200,12 +226,14 @@ def limit_for(parity: ParityReport, precision: str) -> Limit:
     gate = parity.get("gate")
     if gate is None:  # the bundle was made before it was recorded
         return LIMITS[precision]
-    if gate["rule"] != RULE:
+    if gate["rule"] not in (RULE, _OLDER):
         raise BundleError(
             f"the bundle's parity gate has the unknown rule {gate['rule']!r}",
             "update grmp-edge, or export the checkpoint again with this version",
         )
-    recorded = gate["limits"].get(precision, asdict(LIMITS[precision]))
+    if precision not in gate["limits"]:
+        return LIMITS[precision]
+    recorded = {"near": 0.0, **gate["limits"][precision]}  # the older rule has no near
     return Limit(**{field.name: recorded[field.name] for field in fields(Limit)})
 
 

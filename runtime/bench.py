@@ -44,6 +44,9 @@ class Timing:
     fastest_ms: float
     images_per_s: float  # at the median
     ratio: float  # to the first graph's time in the same round; median over the rounds
+    cpu_ms: float  # processor time of all threads for the batch, at the median
+    # As ratio, of the processor time: on a busy machine it moves by a tenth of what the other does.
+    cpu_ratio: float
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def compare(
         for name, run in runners.items():
             progress(f"batch {batch}: warming up {name}")
             run(images)
-        times: dict[str, list[float]] = {name: [] for name in runners}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
         start = time.monotonic()
         for index in range(config.runs):
             if index and config.seconds is not None and time.monotonic() - start > config.seconds:
@@ -113,21 +116,32 @@ def bench_bundle(
     return BundleBench(timings, {precision: error.message for precision, error in refused.items()})
 
 
-def _seconds(run: Runner, images: npt.NDArray[np.uint8]) -> float:
-    start = time.perf_counter()
+def _seconds(run: Runner, images: npt.NDArray[np.uint8]) -> tuple[float, float]:
+    """Of the clock, and of the processors."""
+    start, used = time.perf_counter(), time.process_time()
     run(images)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - used
 
 
-def _timing(name: str, batch: int, times: Sequence[float], first: Sequence[float]) -> Timing:
-    median = statistics.median(times)
-    ratio = statistics.median(own / other for own, other in zip(times, first, strict=True))
+def _timing(
+    name: str, batch: int, times: Sequence[tuple[float, float]], first: Sequence[tuple[float, float]]
+) -> Timing:
+    (own, cpu), (other, other_cpu) = zip(*times, strict=True), zip(*first, strict=True)
+    median = statistics.median(own)
     return Timing(
         name=name,
         batch=batch,
         runs=len(times),
         median_ms=round(median * 1e3, 3),
-        fastest_ms=round(min(times) * 1e3, 3),
+        fastest_ms=round(min(own) * 1e3, 3),
         images_per_s=round(batch / median, 2),
-        ratio=round(ratio, 4),
+        ratio=_ratio(own, other),
+        cpu_ms=round(statistics.median(cpu) * 1e3, 3),
+        cpu_ratio=_ratio(cpu, other_cpu),
     )
+
+
+def _ratio(own: Sequence[float], other: Sequence[float]) -> float:
+    # A clock of the processors may be too coarse for a tiny network.
+    pairs = zip(own, other, strict=True)
+    return round(statistics.median(mine / theirs if theirs else 1.0 for mine, theirs in pairs), 4)

@@ -21,7 +21,7 @@ AUTO = "auto"
 # Whoever asked for a score waits for it. A second for each batch size is five rounds of a small network.
 _CONFIG = BenchConfig(runs=5, seconds=1.0)
 # A graph less exact than another must save at least this share of the other's time; less is noise.
-_GAIN = 0.05
+_GAIN = 0.1
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,14 @@ def choose(
 
 
 def remember(bundle: Bundle, provider: str, bench: BundleBench) -> Choice:
-    """Choose by what was measured with ``provider``, and keep the choice for :func:`choose`."""
+    """Choose by what was measured with ``provider``, and keep the choice for :func:`choose`.
+
+    On a CPU processor time decides, which other programs hardly disturb.
+    """
     times: dict[str, dict[int, float]] = {}
     for timing in bench.timings:
-        times.setdefault(timing.name, {})[timing.batch] = timing.ratio
+        ratio = timing.cpu_ratio if provider == "cpu" else timing.ratio
+        times.setdefault(timing.name, {})[timing.batch] = ratio
     # From the most exact on: a less exact graph has to earn its place.
     best, *others = sorted(times, key=PRECISIONS.index)
     for other in others:

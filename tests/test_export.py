@@ -31,7 +31,7 @@ from grmp_edge.export.gate_images import gate_images
 from grmp_edge.export.mapped import Spool
 from grmp_edge.export.parity import Gate, ParityConfig
 from grmp_edge.export.pipeline import ExportConfig, export_bundle
-from grmp_edge.export.precision.half import judge_simulated
+from grmp_edge.export.precision.half import HalfConfig, float32_blocks, simulated_readings
 from grmp_edge.parity import LIMITS, judge
 from grmp_edge.preprocess import Preprocess
 from grmp_edge.runtime.backends import graph_runner, open_session
@@ -155,17 +155,17 @@ def test_constants_that_were_read_are_given_back_before_a_graph_runs(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    judge, release = Gate.judge, Spool.release
+    judge, release = Gate.judge_readings, Spool.release
 
-    def judged(self: Gate, precision: str, *rest: Any, **options: Any) -> Any:
+    def judged(self: Gate, precision: str, readings: Any) -> Any:
         seen.append(f"judge {precision}")
-        return judge(self, precision, *rest, **options)
+        return judge(self, precision, readings)
 
     def released(self: Spool) -> None:
         seen.append("release")
         release(self)
 
-    monkeypatch.setattr(Gate, "judge", judged)
+    monkeypatch.setattr(Gate, "judge_readings", judged)
     monkeypatch.setattr(Spool, "release", released)
     result = CliRunner().invoke(app, ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--fp16"])
     assert result.exit_code == 0, result.output
@@ -185,7 +185,7 @@ def test_blocks_that_overflow_half_are_found_and_stay_in_float32(
     # The gate without the widening catches it, and the file alone, as a CPU computes it, would not show it.
     gate = Gate(model, images, ParityConfig())
     folded = louder(*blocks)(fold(model))
-    simulated = judge_simulated(folded, frozenset(), gate, tmp_path)
+    simulated = gate.judge_readings("fp16", simulated_readings(folded, frozenset(), gate, tmp_path))
     assert "overflow" in simulated.problem and not (tmp_path / "simulated.onnx").exists()
     monkeypatch.setattr(pipeline, "fold", poison(louder(*blocks)))
     result = CliRunner().invoke(app, ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--fp16"])
@@ -201,6 +201,23 @@ def test_blocks_that_overflow_half_are_found_and_stay_in_float32(
     with torch.no_grad():
         expected = model(torch.from_numpy(images), unfolded=True).numpy()
     assert graph_runner(open_session(bundle.graph("fp16")))(images) == pytest.approx(expected, abs=5e-3)
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.0, 1 + 4), (1e9, 1 + 9 + 4 + 2 * 3)])
+def test_the_search_for_float32_blocks_is_bounded(seconds: float, most: int, tmp_path: Path) -> None:
+    """Nine blocks of which three overflow: what it takes, by counting; and what it ends with passes."""
+    loud = (2, 5, 6)
+    model, images = tiny_model(layers=9), pictures(4, 32, seed=8)
+    gate, folded = Gate(model, images, ParityConfig()), louder(*loud)(fold(model))
+    runs: list[str] = []
+    wide, verdict = float32_blocks(
+        folded, gate, tmp_path, runs.append, config=HalfConfig(ranking_images=2, search_s=seconds)
+    )
+    assert len(runs) <= most, runs
+    assert wide == set(loud) if seconds else wide >= set(loud)
+    assert not verdict.problem and verdict.max_abs < 5e-3
+    readings = simulated_readings(folded, wide, gate, tmp_path)
+    assert gate.judge_readings("fp16", readings) == verdict
 
 
 @pytest.mark.parametrize("stage", ["writing model.fp16.onnx", "checking model.onnx", "writing {output}"])
@@ -267,11 +284,11 @@ def test_the_gate_asks_for_the_order_where_there_is_one() -> None:
     reference = _scores(0.3)
     verdict = judge(reference, reference, LIMITS["fp16"])
     assert verdict.to_json()["srcc_needed"] == 0.999 and verdict.srcc == pytest.approx(1)
-    # Past no tolerance in distance, yet neighbours change places.
-    crowded = np.concatenate([np.full(16, 0.2), np.full(16, 0.8)]) + 1e-3 * np.tile(np.linspace(-1, 1, 16), 2)
-    shuffled = crowded[np.r_[15:-1:-1, 31:15:-1]]
-    assert np.abs(shuffled - crowded).max() < 5e-3
-    assert "SRCC" in judge(crowded, shuffled, LIMITS["fp16"]).problem
+    # Past no tolerance in distance, yet neighbours further apart than it change places.
+    pairs = np.repeat(np.linspace(0.1, 0.9, 16), 2) + np.tile([-3e-3, 3e-3], 16)
+    swapped = pairs + np.tile([3.5e-3, -3.5e-3], 16)
+    assert np.abs(swapped - pairs).max() < 5e-3
+    assert "SRCC 0.99413 without pairs nearer" in judge(pairs, swapped, LIMITS["fp16"]).problem
     assert judge(_scores(1e-4), _scores(1e-4), LIMITS["fp16"]).to_json()["srcc_needed"] is None
 
 

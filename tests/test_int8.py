@@ -247,7 +247,7 @@ def test_no_more_layers_stay_in_float32_than_are_needed(tmp_path: Path, needed: 
         def _judge(self, method: Method, strength: float, wide: frozenset[str], words: str) -> Verdict:
             asked.append(len(wide))
             mean = 0.0 if len(wide) >= needed else 0.009
-            return Verdict(mean, mean, 1.0, LIMITS["int8"], "")
+            return Verdict(mean, mean, 1.0, 1.0, LIMITS["int8"], "")
 
         def _readings(self, method: Method, strength: float, wide: frozenset[str], count: int) -> np.ndarray:
             (alone,) = set(names) - wide

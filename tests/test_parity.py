@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import write_tiny_graph
+from scipy.stats import spearmanr
 
 from grmp_edge.bundle import Bundle, write_bundle
 from grmp_edge.errors import BundleError
@@ -22,6 +24,51 @@ def test_the_order_is_demanded_from_the_limits_own_spread_on(precision: str) -> 
         verdict = judge(reference, reference, limit)
         assert verdict.limit.srcc == (limit.srcc if demanded else None)
         assert not verdict.problem and verdict.srcc == pytest.approx(1)
+
+
+def test_near_ties_may_change_places() -> None:
+    """32 pictures, no score off by more than 2.1e-3, three pairs swapped that are nearer than that."""
+    reference = np.linspace(0.2, 0.8, 32)
+    for at in (4, 12, 20):
+        reference[at + 1] = reference[at] + 2e-3
+    scores = reference.copy()
+    for at in (4, 12, 20):
+        scores[[at, at + 1]] += [2.1e-3, -2.1e-3]
+    verdict = judge(reference, scores, LIMITS["fp16"])
+    assert verdict.srcc == pytest.approx(spearmanr(scores, reference).statistic) and verdict.srcc < 0.9995
+    assert not verdict.problem and verdict.srcc_apart == 1
+    strict = replace(LIMITS["fp16"], srcc=0.9995)
+    assert not judge(reference, scores, strict).problem
+    # The rule of older bundles counts every pair, and so do eight bits.
+    assert "SRCC" in judge(reference, scores, replace(strict, near=0.0)).problem
+    assert LIMITS["int8"].near == 0
+    # Pairs further apart count.
+    scores[[0, 1]] = reference[[1, 0]]
+    assert judge(reference, scores, replace(strict, worst=1.0)).srcc_apart < 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_without_near_pairs_it_is_spearmans_correlation(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    reference, scores = rng.random(40), rng.random(40)
+    verdict = judge(reference, scores, Limit(worst=None, mean=None, srcc=0.99, near=1e-12))
+    assert verdict.srcc_apart == pytest.approx(spearmanr(scores, reference).statistic, abs=1e-12)
+    assert "without pairs nearer than 1e-12" in verdict.problem
+    # All scores equal say nothing about the order; one that is no number is named as such.
+    assert judge(
+        reference, np.full(40, 0.5), Limit(None, None, 0.99, near=1e-12)
+    ).srcc_apart == pytest.approx(0)
+    assert "not numbers" in judge(reference, reference * np.nan, Limit(None, None, 0.99, near=0.1)).problem
+
+
+def test_bundles_of_the_older_rule_are_judged_by_it() -> None:
+    gate = gate_report(LIMITS)
+    older = {
+        name: {key: limit[key] for key in ("worst", "mean", "srcc", "spread")}
+        for name, limit in gate["limits"].items()
+    }
+    parity: ParityReport = {"gate": {"rule": "worst-mean-srcc-1", "limits": older}}
+    assert limit_for(parity, "fp16") == replace(LIMITS["fp16"], near=0.0)
 
 
 def test_the_limits_travel_in_the_bundle(tmp_path: Path) -> None:

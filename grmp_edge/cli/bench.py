@@ -201,13 +201,14 @@ def _bench_backbone(
 
 def _timings(timings: Sequence[Timing], first: str) -> None:
     print_table(
-        ("graph", "batch", "median ms", "fastest ms", "images/s", f"time / {first}"),
+        ("graph", "batch", "median ms", "fastest ms", "CPU ms", "images/s", f"time / {first}"),
         [
             (
                 timing.name,
                 str(timing.batch),
                 f"{timing.median_ms:.1f}",
                 f"{timing.fastest_ms:.1f}",
+                f"{timing.cpu_ms:.1f}",
                 f"{timing.images_per_s:.1f}",
                 f"{timing.ratio:.3f}",
             )
