@@ -24,11 +24,11 @@ from grmp_edge.runtime.web.dashboard_app import EVENTS, add_dashboard, add_healt
 from grmp_edge.runtime.web.decoding import Decoders
 from grmp_edge.runtime.web.event_stream import Followers
 from grmp_edge.runtime.web.guard import Guard, ServeConfig
+from grmp_edge.runtime.web.kserve import MODEL, add_kserve
+from grmp_edge.runtime.web.openapi import BATCH, SCORE, add_docs
 from grmp_edge.score import Origin, Score
 
 __all__ = ["MODEL", "ServeConfig", "listen", "make_app"]
-
-MODEL = "grmp-edge"  # the model's name in the KServe protocol
 
 SILENT_MS = 30_000  # longer than a phone takes from one network to another
 
@@ -38,9 +38,9 @@ def make_app(
 ) -> tuple[Guard, Followers]:
     """The ASGI application and its event streams; the caller closes the scorer.
 
-    Routes: ``POST /score`` (an encoded picture as the body), ``POST /batch`` (multipart files),
-    ``GET /metrics``, and KServe v2's ``/v2``, ``/v2/health/live``, ``/v2/health/ready``,
-    ``/v2/models/grmp-edge`` and ``/v2/models/grmp-edge/ready``; ``/healthz`` and ``/readyz``.
+    Routes: ``POST /score`` (an encoded picture as the body, or a form's one file), ``POST /batch`` (a form's
+    files), ``GET /metrics``, those of KServe v2 (:mod:`~grmp_edge.runtime.web.kserve`), ``/docs``,
+    ``/openapi.json``, ``/healthz`` and ``/readyz``.
     ``?camera=NAME`` names the picture's source, in the answer and in the metrics' camera label;
     ``?tiles=1`` asks for the score of each native crop.
     With a dashboard its routes too (:func:`~grmp_edge.runtime.web.dashboard_app.add_dashboard`).
@@ -82,15 +82,23 @@ def make_app(
                 metrics.result(camera, result)
         return results
 
-    @app.post("/score")
+    @app.post("/score", **SCORE)
     async def score(request: Request) -> Response:
-        (result,) = await run([await request.body()], [_camera(request) or "upload"], request)
+        """The score of one picture: its bytes as the body, or a form with one file."""
+        if request.headers.get("content-type", "").startswith("multipart/form-data"):
+            async with request.form(max_files=1, max_fields=0) as form:
+                files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
+                data, name = (await files[0].read(), files[0].filename) if files else (b"", None)
+        else:
+            data, name = await request.body(), None
+        (result,) = await run([data], [_camera(request) or name or "upload"], request)
         if isinstance(result, Score):
             return Response(result.to_json(), media_type="application/json")
         return JSONResponse({"detail": str(result)}, _status(result))
 
-    @app.post("/batch")
+    @app.post("/batch", **BATCH)
     async def batch(request: Request) -> Response:
+        """The scores of a form's files, in their order."""
         async with request.form(max_files=config.max_batch, max_fields=0) as form:
             files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
             pictures = [await file.read() for file in files]
@@ -104,10 +112,12 @@ def make_app(
         )
         return Response(f'{{"results":[{body}]}}', media_type="application/json")
 
-    _add_kserve(app, scorer)
+    add_kserve(app, scorer, run, limiter, config.max_batch)
     add_metrics(app, metrics, None if dashboard is None else dashboard.metrics)
     add_health(app, (lambda: True) if dashboard is None else dashboard.ready)
     followers = Followers() if dashboard is None else add_dashboard(app, dashboard, config)
+
+    add_docs(app)
 
     def answered(path: str, status: int, seconds: float) -> None:
         if metrics is not None:
@@ -117,43 +127,6 @@ def make_app(
 
     routes = {getattr(route, "path", "") for route in app.routes}
     return Guard(app, config, answered), followers
-
-
-def _add_kserve(app: FastAPI, scorer: Scorer) -> None:
-    """Health and metadata of the Open Inference Protocol."""
-    bundle = scorer.bundle
-    size = bundle.input_size
-    graph = bundle.graphs[scorer.precision]
-    logits = {"name": graph.logits, "datatype": "FP32", "shape": [-1, 1 + len(bundle.causes)]}
-
-    @app.get("/v2")
-    async def server() -> dict[str, object]:
-        return {"name": "grmp-edge", "version": __version__, "extensions": []}
-
-    @app.get("/v2/health/live")
-    async def live() -> dict[str, bool]:
-        return {"live": True}
-
-    @app.get("/v2/health/ready")
-    async def ready() -> dict[str, bool]:
-        return {"ready": True}  # the graph is loaded before the port opens
-
-    @app.get(f"/v2/models/{MODEL}/ready")
-    async def model_ready() -> dict[str, object]:
-        return {"name": MODEL, "ready": True}
-
-    @app.get(f"/v2/models/{MODEL}")
-    async def model() -> dict[str, object]:
-        return {
-            "name": MODEL,
-            "versions": [bundle.id],
-            "platform": f"{scorer.backend.name}_{scorer.backend.provider}",
-            "inputs": [{"name": graph.input, "datatype": "UINT8", "shape": [-1, size, size, 3]}],
-            "outputs": [
-                {"name": graph.output, "datatype": "FP32", "shape": [-1]},
-                *([logits] if graph.logits else []),
-            ],
-        }
 
 
 def _status(error: GrmpError) -> int:
