@@ -117,8 +117,11 @@ def naming(path: Path, within: Path | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; moved over it on success, removed on any exception."""
+def replace_file(path: Path, private: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; moved over it on success, removed on any exception.
+
+    ``private``: only the owner may read it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path, path.with_name(f".{path.name}.")):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
@@ -126,7 +129,8 @@ def replace_file(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            _readable(temporary, 0o666)
+            if not private:
+                _readable(temporary, 0o666)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
