@@ -61,6 +61,7 @@ def test_commands_are_listed_in_the_order_of_use() -> None:
     assert listed == (
         [
             "data",
+            "collect",
             "train",
             "evaluate",
             "export",

@@ -18,6 +18,7 @@ from grmp_edge import __version__
 from grmp_edge.cli import bench as cli_bench
 from grmp_edge.cli import build as cli_build
 from grmp_edge.cli import check as cli_check
+from grmp_edge.cli import collect as cli_collect
 from grmp_edge.cli import data as cli_data
 from grmp_edge.cli import doctor as cli_doctor
 from grmp_edge.cli import evaluate as cli_evaluate
@@ -37,6 +38,7 @@ __all__ = ["app", "main"]
 # In the order of use, which is the order of --help.
 _COMMANDS = {
     "data": cli_data,
+    "collect": cli_collect,
     "train": cli_train,
     "evaluate": cli_evaluate,
     "export": cli_export,

@@ -46,9 +46,7 @@ def _edges(grey: npt.NDArray[np.generic]) -> Float32Array:
     plane = cv2.GaussianBlur(np.asarray(grey, np.float32), (0, 0), 1.0)
     dx, dy = cv2.Sobel(plane, cv2.CV_32F, 1, 0), cv2.Sobel(plane, cv2.CV_32F, 0, 1)
     strength = np.hypot(dx, dy)
-    bins = np.minimum(
-        ((np.arctan2(dy, dx) + math.pi) / (2 * math.pi) * _BINS).astype(np.int64), _BINS - 1
-    )
+    bins = np.minimum(((np.arctan2(dy, dx) + math.pi) / (2 * math.pi) * _BINS).astype(np.int64), _BINS - 1)
     place = np.arange(64) * _CELLS // 64
     cell = (place[:, None] * _CELLS + place[None, :]) * _BINS + bins
     sums = np.bincount(cell.ravel(), strength.ravel(), _CELLS * _CELLS * _BINS)

@@ -2,7 +2,7 @@
 
     python tests/field/saving.py PICTURE_OR_CLIP...
 
-Frames of clips are taken one in ten seconds; pictures should be uncompressed or large, else they show their own JPEG.
+One frame of a clip is taken in ten seconds.
 """
 
 from __future__ import annotations
