@@ -6,6 +6,8 @@ The command line prints ``str(error)`` and exits with ``error.exit_code``; a pro
 
 from __future__ import annotations
 
+from grmp_edge.install import install_line
+
 __all__ = [
     "BackendError",
     "BundleError",
@@ -84,7 +86,7 @@ class MissingDependencyError(GrmpError):
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed",
-            f"run: pip install 'grmp-edge[{extra}]'",
+            f"run: {install_line(extra)}",
         )
         self.package = package
         self.extra = extra

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from grmp_edge.bundle import Bundle, Graph
 from grmp_edge.errors import BackendError, MissingDependencyError, first_line
 from grmp_edge.files import user_folder
+from grmp_edge.install import install_line, pip_line
 from grmp_edge.runtime.machine import check_once
 from grmp_edge.views import checked_logits, logit
 
@@ -237,7 +238,7 @@ def load_onnxruntime(provider: str = "auto") -> Any:
     except ImportError as error:
         raise BackendError(
             f"onnxruntime is installed but does not load: {first_line(error)}",
-            "reinstall it: pip install --force-reinstall onnxruntime",
+            f"reinstall it: {pip_line('install', '--force-reinstall', 'onnxruntime')}",
         ) from None
 
 
@@ -252,7 +253,7 @@ def resolve_provider(provider: str) -> str:
     if provider == "auto":
         return "cuda" if PROVIDERS["cuda"] in available else "cpu"
     if PROVIDERS[provider] not in available:
-        remedy = "run: pip uninstall onnxruntime; pip install 'grmp-edge[gpu]'; or add --allow-cpu"
+        remedy = f"run: {pip_line('uninstall', 'onnxruntime')}; {install_line('gpu')}; or add --allow-cpu"
         if provider == "tensorrt":  # the native backend needs no onnxruntime
             remedy = f"install TensorRT with its Python bindings (docs/tensorrt.md), or {remedy}"
         raise BackendError(

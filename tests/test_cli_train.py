@@ -158,7 +158,7 @@ def test_without_the_extra_one_line_names_it(tmp_path: Path, labels: Path) -> No
         (line,) = done.stderr.strip().splitlines()
         assert line == (
             "error: training needs the package 'torch', which is not installed; "
-            "run: pip install 'grmp-edge[train]'"
+            f"run: {sys.executable} -m pip install -e '{ROOT}[train]'"
         )
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import encode, make_image, tiny_score, write_tiny_bundle
+from uv import find_uv_bin
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,9 +31,9 @@ def pip(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of a clean copy: building in place would leave build/ and egg-info in the checkout."""
-    copy = tmp_path_factory.mktemp("source") / "copy"
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clean clone: building in place would leave build/ and egg-info in the checkout."""
+    copy = tmp_path_factory.mktemp("source") / "a clone"
     copy.mkdir()
     for name in ("grmp_edge", "train", "export", "runtime", "pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).is_dir():
@@ -38,8 +41,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(ROOT / name, copy / name, True, shutil.ignore_patterns("__pycache__"))
         elif (ROOT / name).exists():
             shutil.copy(ROOT / name, copy / name)
+    git = ("git", "-C", copy, "-c", "user.name=A", "-c", "user.email=a@example.org")
+    run(*git, "init", "-q")
+    run(*git, "add", ".")
+    run(*git, "commit", "-q", "-m", "All")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", out, copy)
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", out, clone)
     (built,) = out.glob("*.whl")
     return built
 
@@ -86,7 +98,7 @@ def test_base_and_cpu_score_without_torch(python: Path, tmp_path: Path) -> None:
     assert (status["provider cpu"], status["torch"]) == ("ok", "missing")
 
 
-def test_without_a_backend_one_line_names_the_extra(python: Path, tmp_path: Path) -> None:
+def test_without_a_backend_one_line_names_the_extra(python: Path, wheel: Path, tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(encode(make_image(), "PNG"))
     bundle = write_tiny_bundle(tmp_path / "bundle")
     pip(python, "uninstall", "-q", "-y", "onnxruntime")
@@ -95,6 +107,44 @@ def test_without_a_backend_one_line_names_the_extra(python: Path, tmp_path: Path
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: scoring needs the package 'onnxruntime', which is not installed")
-    assert re.search(r"pip install 'grmp-edge\[(cpu|gpu)\]'$", line)
+    spec = re.escape(f"grmp-edge[cpu] @ {wheel.as_uri()}")
+    assert re.search(rf"run: pip --python {re.escape(str(python))} install '{spec}'$", line)
     doctor = run(command, "doctor", expect=1).stdout
-    assert re.search(r"^missing +onnxruntime .*pip install 'grmp-edge\[cpu\]'$", doctor, re.MULTILINE)
+    assert re.search(rf"^missing +onnxruntime .* install '{spec}'$", doctor, re.MULTILINE)
+
+
+@pytest.mark.parametrize("way", ["clone", "wheel", "git"])
+def test_the_line_that_adds_an_extra_fits_the_way_of_installation(
+    way: str, clone: Path, wheel: Path, tmp_path: Path
+) -> None:
+    """The line is run in a shell, in an environment that sees the packages of this one."""
+    environment = tmp_path / "an environment"
+    run(sys.executable, "-m", "venv", "--without-pip", environment)
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "seen.pth").write_text(sysconfig.get_path("purelib"))
+    python = environment / "bin" / "python"
+    source = {"clone": ("-e", clone), "wheel": (wheel,), "git": (f"git+{clone.as_uri()}",)}[way]
+    pip(python, "install", "-q", "--ignore-installed", "--no-deps", "--no-build-isolation", *source)
+    code = "from grmp_edge.install import install_line; print(install_line('mqtt'))"
+    line = run(python, "-c", code).stdout.strip()
+    commit = run("git", "-C", clone, "rev-parse", "HEAD").stdout.strip()
+    words = {
+        "clone": ["-e", f"{clone}[mqtt]"],
+        "wheel": [f"grmp-edge[mqtt] @ {wheel.as_uri()}"],
+        "git": [f"grmp-edge[mqtt] @ git+{clone.as_uri()}@{commit}"],
+    }[way]
+    assert shlex.split(line) == [str(python), "-m", "pip", "install", *words]
+    done = run("sh", "-c", f"{line} --dry-run --no-build-isolation")
+    assert "paho-mqtt" in done.stdout  # looked at, so the extra was understood
+
+
+def test_uv_is_named_where_it_made_the_environment(wheel: Path, tmp_path: Path) -> None:
+    uv = Path(find_uv_bin())
+    python = tmp_path / "env" / "bin" / "python"
+    run(uv, "venv", "-q", "--python", sys.executable, tmp_path / "env")
+    run(uv, "pip", "install", "-q", "--no-deps", "--python", python, wheel)
+    code = "from grmp_edge.install import install_line; print(install_line('mqtt'))"
+    line = run(python, "-c", code).stdout.strip()
+    spec = f"grmp-edge[mqtt] @ {wheel.as_uri()}"
+    assert shlex.split(line) == ["uv", "pip", "install", "--python", str(python), spec]
+    run(uv, "pip", "install", "-q", "--no-deps", "--dry-run", *shlex.split(line)[3:])

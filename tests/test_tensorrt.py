@@ -177,7 +177,7 @@ def test_build_command_without_tensorrt(tiny_bundle: Bundle, monkeypatch: pytest
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorrt" else real(name))
     result = invoke(app, ["build", str(tiny_bundle.path)])
-    assert result.exit_code == 1 and "grmp-edge[tensorrt]" in result.stderr.strip().splitlines()[-1]
+    assert result.exit_code == 1 and "[tensorrt]'" in result.stderr.strip().splitlines()[-1]
     with pytest.raises(MissingDependencyError):
         bindings.load_tensorrt()
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from grmp_edge import __version__
 from grmp_edge.errors import GrmpError
+from grmp_edge.install import install_line, pip_line, where_from
 from grmp_edge.runtime.backends import PROVIDERS, load_onnxruntime, open_session
 
 __all__ = ["Part", "can_score", "examine"]
@@ -42,9 +43,9 @@ def examine() -> list[Part]:
     """Examine everything, in the order it is shown. Providers are named ``provider cpu`` and so on."""
     parts = [
         Part("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        Part("grmp-edge", "ok", __version__),
-        _imported("numpy", "numpy", "pip install 'grmp-edge'"),
-        _imported("opencv", "cv2", "pip install 'grmp-edge'"),
+        Part("grmp-edge", "ok", f"{__version__}, {where_from()}"),
+        _imported("numpy", "numpy", install_line()),
+        _imported("opencv", "cv2", install_line()),
         _pyav(),
     ]
     parts += _onnxruntime()
@@ -70,11 +71,11 @@ def _installed(package: str, extra: str) -> Part:
     try:
         return Part(package, "ok", metadata.version(package))
     except metadata.PackageNotFoundError:
-        return Part(package, "missing", f"for [{extra}]", f"pip install 'grmp-edge[{extra}]'")
+        return Part(package, "missing", f"for [{extra}]", install_line(extra))
 
 
 def _pyav() -> Part:
-    remedy = "pip install av (it comes with [cpu] and [gpu])"
+    remedy = install_line("video")
     if importlib.util.find_spec("av") is None:
         return Part("pyav", "missing", "video is left to OpenCV, which cannot tell damaged frames", remedy)
     part = _imported("pyav", "av", remedy)
@@ -95,7 +96,7 @@ def _onnxruntime() -> list[Part]:
     builds = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name, "").status == "ok"]
     parts = [Part("onnxruntime", "ok", f"{ort.__version__} ({', '.join(builds) or 'own build'})")]
     if len(builds) > 1:
-        remedy = "pip uninstall onnxruntime onnxruntime-gpu; pip install 'grmp-edge[gpu]'"
+        remedy = f"{pip_line('uninstall', 'onnxruntime', 'onnxruntime-gpu')}; {install_line('gpu')}"
         parts = [Part("onnxruntime", "broken", "the CPU and the GPU build overwrite each other", remedy)]
     return parts + [_provider(ort, name) for name in PROVIDERS]
 
@@ -104,9 +105,8 @@ def _provider(ort: Any, name: str) -> Part:
     """Create a session on one provider, run it and check the result."""
     label, full = f"provider {name}", PROVIDERS[name]
     if full not in ort.get_available_providers():
-        return Part(
-            label, "missing", "not in this onnxruntime", "pip install 'grmp-edge[gpu]' instead of [cpu]"
-        )
+        remedy = f"{pip_line('uninstall', 'onnxruntime')}; {install_line('gpu')}"
+        return Part(label, "missing", "not in this onnxruntime", remedy)
     try:
         # A GPU provider that fails to load would silently leave its nodes to the CPU.
         session = open_session(probe_graph(), providers={full: {}}, cpu_nodes=name == "cpu")
@@ -139,7 +139,7 @@ def _gpu() -> Part:
 
 
 def _tensorrt() -> Part:
-    remedy = "pip install 'grmp-edge[tensorrt]' (on a Jetson: JetPack's own packages)"
+    remedy = f"{install_line('tensorrt')} (on a Jetson: JetPack's own packages)"
     if importlib.util.find_spec("tensorrt") is None:
         return Part("tensorrt", "missing", "for native engines", remedy)
     try:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 from grmp_edge.errors import BackendError, GrmpError, MissingDependencyError
+from grmp_edge.install import install_line
 
 __all__ = [
     "Builder",
@@ -199,7 +200,7 @@ def load_tensorrt() -> TensorRT:
     except Exception as error:  # the bindings raise what the loader raises
         raise BackendError(
             f"tensorrt is installed but does not load: {' '.join(str(error).split())[:200]}",
-            "install its libraries too: pip install 'grmp-edge[tensorrt]'; on a Jetson: JetPack's packages",
+            f"install its libraries too: {install_line('tensorrt')}; on a Jetson: JetPack's packages",
         ) from None
     if installed < (10, 3):
         raise BackendError(

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import SourceError
+from grmp_edge.install import install_line
 from grmp_edge.preprocess import opencv_silent
 from grmp_edge.runtime.video.decoder import FrameClock, RawFrame, ends_early
 
@@ -18,7 +19,9 @@ __all__ = ["OpenCvFile"]
 
 UInt8Array = npt.NDArray[np.uint8]
 
-_REMEDY = "install PyAV (pip install av), which tells"
+
+def _remedy() -> str:
+    return f"install PyAV, which tells: {install_line('video')}"
 
 
 class OpenCvFile:
@@ -46,7 +49,7 @@ class OpenCvFile:
         first, second = [trial.read()[1] for _ in range(2)]
         trial.release()
         if first is None or second is None or np.array_equal(first, second):
-            raise SourceError(f"{path}: OpenCV cannot decode it, or gives its first frame twice", _REMEDY)
+            raise SourceError(f"{path}: OpenCV cannot decode it, or gives its first frame twice", _remedy())
         self._capture = self._open()
 
     def _open(self) -> cv2.VideoCapture:
@@ -60,7 +63,7 @@ class OpenCvFile:
             capture.release()
             raise SourceError(
                 f"{self._path}: not a video, or a damaged or truncated one, or a kind that OpenCV lacks",
-                "install PyAV (pip install av); check that a player plays it; copy it again",
+                f"install PyAV ({install_line('video')}); check that a player plays it; copy it again",
             )
         return capture
 
@@ -79,7 +82,7 @@ class OpenCvFile:
             self.count = index = index + 1
         # Too few may be a count that was never right, or a cut: nothing here can tell.
         if ends_early(self._path) or promised - index > 1 + 0.05 * promised:
-            self.errors.append(f"it ends after {index} frames of {promised:.0f} by its header; {_REMEDY}")
+            self.errors.append(f"it ends after {index} frames of {promised:.0f} by its header; {_remedy()}")
 
     def _picture(self, index: int) -> UInt8Array:
         ok, decoded = self._capture.retrieve()
@@ -88,7 +91,8 @@ class OpenCvFile:
         image = np.asarray(decoded, dtype=np.uint8)
         if self._last is not None and np.array_equal(image, self._last):
             raise SourceError(
-                f"{self._path}: OpenCV gives the frame before {index} again, repeated or not decoded", _REMEDY
+                f"{self._path}: OpenCV gives the frame before {index} again, repeated or not decoded",
+                _remedy(),
             )
         self._last = image
         return image

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import SourceError
+from grmp_edge.install import install_line
 from grmp_edge.runtime.video.base import Capture, DamagedFrame, EndOfStream, PermanentSourceError
 from grmp_edge.runtime.video.config import CaptureConfig
 from grmp_edge.runtime.video.decoder import (
@@ -78,7 +79,7 @@ def open_stream(config: CaptureConfig, within_s: float | None = None) -> Capture
 def need_pyav(config: CaptureConfig) -> None:
     """Raise PermanentSourceError where PyAV is missing."""
     if not has_pyav():
-        raise PermanentSourceError(f"{config.label}: streams need PyAV", "run: pip install av")
+        raise PermanentSourceError(f"{config.label}: streams need PyAV", f"run: {install_line('video')}")
 
 
 def _options() -> dict[str, str]:
