@@ -25,7 +25,7 @@ def run(*command: str | Path, expect: int = 0) -> subprocess.CompletedProcess[st
     return done
 
 
-def pip(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def pip(python: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run this environment's pip on another one: putting pip into that takes as long as all the rest."""
     return run(sys.executable, "-m", "pip", "--python", python, *arguments)
 
