@@ -44,6 +44,15 @@ def test_livec_drops_the_seven_training_pictures(tmp_path: Path) -> None:
     assert data.squashed([1], 4)[0, 0, 0].tolist() == [8, 8, 8]  # the ninth, so names and scores keep step
 
 
+def test_the_reference_keeps_the_seven(tmp_path: Path) -> None:
+    livec(tmp_path)
+    data = read_spec(f"livec:{tmp_path}", livec_training_pictures=True)
+    assert [path.name for path in data.paths[:8]] == [*(f"t{i}.bmp" for i in range(1, 8)), "3.bmp"]
+    np.testing.assert_allclose(data.mos, np.linspace(5, 95, 12))
+    assert isinstance(data, DataSet) and "LIVE In the Wild has 1169" in data.notes[0]
+    assert data.squashed([8], 4)[0, 0, 0].tolist() == [8, 8, 8]
+
+
 def test_livec_that_does_not_fit_together(tmp_path: Path) -> None:
     livec(tmp_path)
     (tmp_path / "Images" / "5.bmp").unlink()

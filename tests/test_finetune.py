@@ -28,8 +28,8 @@ from grmp_edge.metrics import srcc
 from grmp_edge.train.data.labelled import SplitConfig, read_csv, split_indices
 from grmp_edge.train.finetune import loop as finetune_module
 from grmp_edge.train.finetune.config import FinetuneConfig, Part
-from grmp_edge.train.finetune.frozen_features import FrozenCache
-from grmp_edge.train.finetune.loop import finetune, predict
+from grmp_edge.train.finetune.frozen_features import Cut, FrozenCache
+from grmp_edge.train.finetune.loop import draw_cut, finetune, predict
 from grmp_edge.train.finetune.state import TuningRun
 from grmp_edge.train.network.backbone import BackboneConfig
 from grmp_edge.train.network.model import GrmpIqa
@@ -111,8 +111,8 @@ def test_one_step_by_hand(quick: bool) -> None:
     # The crop and flip of the first epoch, from its own generator.
     rng = np.random.default_rng([0, 0])
     order = rng.permutation(6)
-    offset, flip = int(rng.integers(0, 3)), rng.random() < 0.5
-    images = data.images[order][:, offset : offset + SIZE, offset : offset + SIZE]
+    row, column, flip = int(rng.integers(0, 3)), int(rng.integers(0, 3)), rng.random() < 0.5
+    images = data.images[order][:, row : row + SIZE, column : column + SIZE]
     images = images[:, :, ::-1] if flip else images
     hand = tiny_model(quick_gelu=quick)
     untouched = tiny_clip(quick_gelu=quick)
@@ -167,17 +167,73 @@ def test_cache_changes_nothing(budget: int) -> None:
     assert all(torch.allclose(a, results[1][n], atol=1e-5) for n, a in results[0].items())
 
 
-def test_crops_cover_the_margin_and_both_flips(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rule", ["default", "shared", "by column"])
+def test_cuts_cover_the_margin_and_both_flips(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
     original = FrozenCache.get
 
-    def watch(self: FrozenCache, indices: list[int], offset: int, flip: bool) -> Any:
-        seen.add((offset, flip))
-        return original(self, indices, offset, flip)
+    def watch(self: FrozenCache, indices: list[int], cut: Cut) -> Any:
+        seen.add(tuple(cut))
+        return original(self, indices, cut)
 
     monkeypatch.setattr(FrozenCache, "get", watch)
-    finetune(tiny_model(), part(2), None, FinetuneConfig(epochs=60, qgr=False, lr=1e-4))
-    assert seen == {(offset, flip) for offset in (0, 1, 2) for flip in (False, True)}
+    ways: dict[str, Any] = {"shared": {"offsets": "shared"}, "by column": {"flip": "by column"}}
+    config = FinetuneConfig(epochs=150, qgr=False, lr=1e-4, **ways.get(rule, {}))
+    finetune(tiny_model(), part(2), None, config)
+    every = {(row, column, flip) for row in range(3) for column in range(3) for flip in (False, True)}
+    assert (
+        seen
+        == {
+            "default": every,
+            "shared": {cut for cut in every if cut[0] == cut[1]},
+            "by column": {cut for cut in every if cut[2] == (cut[1] < 1)},
+        }[rule]
+    )
+
+
+def test_the_released_code_mirrors_where_the_column_is_below_ten() -> None:
+    config = FinetuneConfig(flip="by column")
+    cuts = [draw_cut(np.random.default_rng(seed), 20, config) for seed in range(400)]
+    assert all(cut.flip == (cut.column < 10) for cut in cuts)
+    assert {cut.row for cut in cuts} == {cut.column for cut in cuts} == set(range(20))
+    assert abs(np.corrcoef([cut.row for cut in cuts], [cut.column for cut in cuts])[0, 1]) < 0.15
+
+
+def test_prompt_dropout_in_fine_tuning_is_the_paper_drawing_in_training_mode() -> None:
+    """The unfolded network with every prompt dropped by the same masks, drawn picture by picture."""
+    prompts = PromptConfig(visual_tokens=5, dropout=0.5, normalization="clip")
+    data = part(3)
+    model, plain = tiny_model(prompts=prompts), tiny_model(prompts=prompts)
+    config = FinetuneConfig(epochs=1, lr=0.1, qgr=False, prompt_dropout=True, weight_decay=0.0)
+    before = parameters_of(model)
+    finetune(model, data, None, config)
+    rng = np.random.default_rng([0, 0])
+    order = rng.permutation(3)
+    cut = draw_cut(rng, 3, config)
+    torch.manual_seed(int(rng.integers(2**62)))
+    images = data.images[order][:, cut.row : cut.row + SIZE, cut.column : cut.column + SIZE]
+    images = images[:, :, ::-1] if cut.flip else images
+    # The frozen blocks see the pictures in the cache's order, the trained ones in the batch's.
+    masks = [torch.nn.functional.dropout(torch.ones(3, 5, 24), 0.5) for _ in model.image.blocks]
+    first = plain.first_trained_image_block
+    masks = [m[torch.from_numpy(order)] if i < first else m for i, m in enumerate(masks)]
+    given = iter(masks)
+    plain.prompt_dropout.register_forward_hook(lambda module, inputs, output: inputs[0] * next(given))
+    named = dict(plain.finetune_parameters())
+    for parameter in named.values():
+        parameter.requires_grad_(True)
+    features = plain.image_features_unfolded(plain.pixels(torch.from_numpy(np.ascontiguousarray(images))))
+    p = plain.logits(features, plain.quality_features()).softmax(-1)[:, 0]
+    y = torch.from_numpy(data.quality[order])
+    loss = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+    after = parameters_of(model)
+    for (name, parameter), gradient in zip(
+        named.items(), torch.autograd.grad(loss, list(named.values())), strict=True
+    ):
+        expected = parameter.detach() - 0.1 * gradient
+        moved = (expected - before[name]).abs().max()
+        assert (after[name] - expected).abs().max() < 1e-3 * moved + 1e-7, name
+    assert not model.training
 
 
 def test_schedule() -> None:
@@ -191,17 +247,32 @@ def test_schedule() -> None:
     assert state.progress["epoch"] == 24
 
 
-def test_loss_decides_between_equal_srcc() -> None:
+def test_srcc_and_plcc_together_choose_and_the_start_is_the_first_best() -> None:
     model = tiny_model()
     run = TuningRun(FinetuneConfig(patience=9, lr=1.0), dict(model.finetune_parameters()))
+    run.begin(0.5, 0.5)
     kept = []
-    for score, loss in [(1.0, 0.5), (1.0, 0.6), (1.0, 0.4), (0.9, 0.1), (1.0, 0.4)]:
+    for pair in [(0.6, 0.3), (0.4, 0.7), (None, None), (0.6, 0.5), (0.5, 0.6)]:
+        run.epoch += 1
         with torch.no_grad():
             model.ctx.add_(1.0)
-        run.judge(score, loss, {})
+        run.judge(*pair, {})
         kept.append(bool(torch.equal(run.best["ctx"], model.ctx)))
-    assert kept == [True, False, True, False, False]
-    assert (run.best_srcc, run.best_loss, run.waited) == (1.0, 0.4, 2)
+    assert kept == [False, True, False, False, False]
+    assert (run.best_epoch, run.best_srcc, run.best_plcc, run.waited) == (2, 0.4, 0.7, 3)
+
+
+def test_a_model_worse_than_its_start_is_not_handed_back() -> None:
+    images, quality = blurred(24, SIDE, seed=1)
+    model = tiny_model()
+    learn = FinetuneConfig(epochs=60, lr=0.02, batch=16, qgr=False)
+    finetune(model, Part(images, quality), None, learn)
+    good = parameters_of(model)
+    # Labels turned round: every epoch is worse on honest ones than the start.
+    config = FinetuneConfig(epochs=20, evaluate_every=1, lr=0.1, qgr=False)
+    state = finetune(model, Part(images, 1 - quality), Part(*blurred(16, SIDE, seed=2)), config)
+    assert all(torch.equal(p, good[n]) for n, p in model.named_parameters())
+    assert (state.progress["best_epoch"], len(state.progress["history"])) == (0, 20)
 
 
 def test_schedule_counts_from_the_last_improvement() -> None:
@@ -211,7 +282,7 @@ def test_schedule_counts_from_the_last_improvement() -> None:
     run = TuningRun(config, dict(model.finetune_parameters()))
     rates = []
     for score in scores:
-        run.judge(score, 0.5, {})
+        run.judge(score, score, {})
         rates.append(run.lr)
     # An equal score is no improvement, and one that is undefined is none either.
     assert rates == pytest.approx([1, 1, 1, 1, 1, 1, 0.3, 0.3, 0.3, 0.3])
@@ -230,10 +301,15 @@ def test_the_best_judged_epoch_stays() -> None:
     judge = part(12, seed=9)
     model = tiny_model()
     state = finetune(model, part(6), judge, FinetuneConfig(epochs=10, evaluate_every=1, lr=0.2))
-    scores = [entry["srcc"] for entry in state.progress["history"]]
-    assert len(set(scores)) > 2
-    assert srcc(predict(model, judge.images), judge.quality) == pytest.approx(max(scores))
-    assert state.progress["best_srcc"] == max(scores)
+    start = judge.measure(predict(tiny_model(), judge.images))
+    epochs: list[tuple[Any, Any]] = [(start["srcc"], start["plcc"])]
+    epochs += [(entry["srcc"], entry["plcc"]) for entry in state.progress["history"]]
+    sums = [one[0] + one[1] for one in epochs]
+    assert len(set(sums)) > 2
+    best = int(np.argmax(sums))
+    assert state.progress["best_epoch"] == best
+    assert srcc(predict(model, judge.images), judge.quality) == pytest.approx(epochs[best][0])
+    assert state.progress["best_srcc"] == epochs[best][0]
 
 
 def test_a_judge_that_cannot_rank_does_not_undo_the_training() -> None:
@@ -364,7 +440,6 @@ def test_selecting_on_the_test_part_is_marked(tmp_path: Path) -> None:
     csv = write_labelled(tmp_path / "data", 10)
     result = stage(tmp_path, "run", csv, select_on="test", epochs=2)
     assert result["selected_on_test"] is True
-    assert result["best_srcc"] == pytest.approx(max(entry["srcc"] for entry in result["history"]))
     assert result["metrics"]["test"]["srcc"] == pytest.approx(result["best_srcc"])
     assert read_state(tmp_path / "run").progress["selected_on_test"] is True
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from grmp_edge.preprocess import squash
 from grmp_edge.train.finetune.config import FinetuneConfig, Part
-from grmp_edge.train.finetune.frozen_features import CentreScores, FrozenCache, Teacher, group_size
+from grmp_edge.train.finetune.frozen_features import CentreScores, Cut, FrozenCache, Teacher, group_size
 from grmp_edge.train.finetune.loop import finetune, predict
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.network.towers import block_forward
@@ -47,7 +47,7 @@ def test_groups_hold_what_the_frozen_blocks_give(group: int, team: Team) -> None
     for _ in range(12):
         chosen = rng.permutation(own)[: rng.integers(1, len(own) + 1)].tolist()
         offset, flip = int(rng.integers(0, 3)), bool(rng.integers(2))
-        tokens, logits = cache.get(chosen, offset, flip)
+        tokens, logits = cache.get(chosen, Cut(offset, offset, flip))
         expected, pixels = views(model, images[chosen], offset, flip)
         torch.testing.assert_close(tokens, expected, atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(logits, teacher.logits(model, pixels), atol=2e-5, rtol=1e-4)
@@ -60,20 +60,20 @@ def test_a_group_does_not_depend_on_what_is_missing() -> None:
     computed = []
 
     class Watched(FrozenCache):
-        def _compute(self, indices: Sequence[int], offset: int, flip: bool) -> Any:
-            computed.append((list(indices), offset, flip))
-            return super()._compute(indices, offset, flip)
+        def _compute(self, indices: Sequence[int], cut: Cut) -> Any:
+            computed.append((list(indices), cut))
+            return super()._compute(indices, cut)
 
     ends = []
     for orders in ([[9, 2], [2, 5, 0]], [[5], [9, 0], [2, 7], [2, 5, 0]]):
         cache = Watched(model, None, images, 1 << 20, 4)
         for chosen in orders:
-            tokens, logits = cache.get(chosen, 1, True)
+            tokens, logits = cache.get(chosen, Cut(1, 2, True))
         assert logits is None
         ends.append(tokens)
     assert torch.equal(*ends)
     assert sorted(computed[:3]) == sorted(computed[3:])  # each group once, and always whole
-    assert sorted(index for indices, _, _ in computed[:3] for index in indices) == list(range(10))
+    assert sorted(index for indices, _ in computed[:3] for index in indices) == list(range(10))
 
 
 def test_groups_only_where_nothing_is_computed_in_vain() -> None:
@@ -81,10 +81,13 @@ def test_groups_only_where_nothing_is_computed_in_vain() -> None:
     images = np.zeros((10, SIDE, SIDE, 3), np.uint8)
     all_views = 2 * 3 * 10 * TOKENS
     assert group_size(model, images, batch=10, epochs=1, budget=0) == 8
-    assert group_size(model, images, batch=9, epochs=6, budget=all_views) == 8
-    assert group_size(model, images, batch=9, epochs=6, budget=all_views - 1) == 1
+    assert group_size(model, images, 9, 6, all_views, independent=False) == 8
+    assert group_size(model, images, 9, 6, all_views - 1, independent=False) == 1
     # Three offsets, flipped or not: most of six views are never asked for in five epochs.
-    assert group_size(model, images, batch=9, epochs=5, budget=all_views) == 1
+    assert group_size(model, images, 9, 5, all_views, independent=False) == 1
+    # Rows and columns apart there are 18.
+    assert group_size(model, images, 9, 18, 3 * all_views) == 8
+    assert group_size(model, images, 9, 17, 3 * all_views) == 1
 
 
 def blocks_run(model: GrmpIqa) -> dict[int, int]:
@@ -129,9 +132,12 @@ def test_fine_tuning_judges_by_kept_tokens() -> None:
     finetune(model, train, judge, FinetuneConfig(epochs=6, evaluate_every=2, lr=0.05, qgr=False))
     frozen = model.first_trained_image_block
     rng = [np.random.default_rng([0, epoch]) for epoch in range(6)]
-    drawn = {(r.permutation(4) is None, int(r.integers(0, 3)), bool(r.random() < 0.5)) for r in rng}
+    drawn = {
+        (r.permutation(4) is None, int(r.integers(0, 3)), int(r.integers(0, 3)), bool(r.random() < 0.5))
+        for r in rng
+    }
     assert seen[0] == 5 + 4 * len(drawn)  # the judge's once, and each view once
-    assert seen[frozen] == 3 * 5 + 6 * 4
+    assert seen[frozen] == 4 * 5 + 6 * 4  # the start is judged, too
 
 
 @pytest.mark.parametrize("heads", [1, 2])

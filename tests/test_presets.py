@@ -44,7 +44,11 @@ def test_the_default_changes_nothing_of_the_configs() -> None:
 def test_the_reference_is_as_released_and_says_so() -> None:
     meta = REFERENCE.meta("ViT-B-16", inner_lr=0.5)
     assert (meta.reset_per_task, meta.held_out, meta.inner_lr) == (False, 0.0, 0.5)
-    wanted = FinetuneConfig(lr=0.5, select_on="test", calibration_steps=0, text_rate=1.0, average=False)
+    assert (meta.carry_adam, meta.squash, meta.labels_apart) == (True, "antialiased", True)
+    wanted = FinetuneConfig(
+        lr=0.5, select_on="test", calibration_steps=0, text_rate=1.0, average=False, flip="by column",
+        prompt_dropout=True, label_scale="drawn", offsets="independent",
+    )  # fmt: skip
     assert REFERENCE.finetune("ViT-B-16", lr=0.5) == wanted
     assert REFERENCE.split("ViT-B-16", labels=50, seed=4) == SplitConfig(50, validation_fraction=0.0, seed=4)
     said = leaks(REFERENCE.finetune("ViT-B-16"), {"meta_select_on": "target set"})
@@ -77,6 +81,7 @@ def test_the_command_lists_every_difference_with_its_reason() -> None:
     for item in said:
         assert item["field"] in shown.stdout and item["reason"] in shown.stdout
     assert "select_on: default validation, reference test" in shown.stdout
+    assert "in neither: half precision without loss scaling" in shown.stdout
 
 
 def test_options_override_the_preset() -> None:
@@ -93,6 +98,9 @@ def test_options_override_the_preset() -> None:
         split = SplitOptions(validation_fraction=fraction, preset=preset).config("ViT-B-16", 50)
         tuning = TuningOptions(select_on_test=on_test, preset=preset).config("ViT-B-16", "auto")
         assert (split.validation_fraction, tuning.select_on) == expected
+    for mos_range, ends in ((None, "drawn"), ("0,100", "declared")):
+        tuning = TuningOptions(preset="reference", mos_range=mos_range).config("ViT-B-16", "auto")
+        assert tuning.label_scale == ends
     for given, name, resets in (
         (None, "default", True), (None, "reference", False), (True, "reference", True),
         (False, "default", False),
@@ -101,7 +109,8 @@ def test_options_override_the_preset() -> None:
         assert meta.reset_per_task is resets
     models: list[tuple[Normalization | None, str | None, PresetName, str]] = [
         (None, None, "default", "lite"),
-        (None, None, "reference", "imagenet"),
+        (None, None, "reference", "lite"),  # what the stem was trained with
+        (None, "ViT-B-16", "reference", "imagenet"),
         ("clip", None, "reference", "clip"),
         (None, "ViT-B-16", "default", "imagenet"),
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -27,7 +27,16 @@ from grmp_edge.train.session.checkpoint import CheckpointWriter, State, copy_par
 from grmp_edge.train.session.precision import LossScaler, Numerics, Precision
 from grmp_edge.train.session.progress import Reporter, Silent
 from grmp_edge.train.session.ranks import ALONE, Team, current_team
-from grmp_edge.train.tasks import Batch, PictureCache, Task, ahead, query_batches, support_batches
+from grmp_edge.train.tasks import (
+    Batch,
+    PictureCache,
+    Squash,
+    Task,
+    ahead,
+    query_batches,
+    spread_labels,
+    support_batches,
+)
 
 __all__ = ["MetaConfig", "adapt", "evaluate_tasks", "hold_out", "meta_train"]
 
@@ -42,6 +51,13 @@ class MetaConfig(MetaSettings):
     # Adapt each task from theta, as the paper says; False carries the adapted weights on from task to
     # task, as the released code does.
     reset_per_task: bool = True
+    # One optimiser through all tasks of the first phase, which begins with that of the last task before;
+    # in later phases each task has a new one, as all have by default.
+    carry_adam: bool = False
+    # How a task's pictures are squashed: as everywhere else, or as the released code's pre-training does.
+    squash: Squash = "bicubic"
+    # Labels fill 0..1 in the support and in the query part apart, which moves them against each other.
+    labels_apart: bool = False
     held_out: float = 0.15  # share of the tasks that choose the epoch instead of training it
     seed: int = 0
     precision: Precision = "auto"  # of the towers' products: see grmp_edge.train.session.precision
@@ -72,7 +88,7 @@ def meta_train(
     writer: CheckpointWriter | None = None,
     resume: State | None = None,
     reporter: Reporter | None = None,
-    judge: Callable[[GrmpIqa], float | None] | None = None,
+    judge: Task | None = None,
 ) -> list[dict[str, Any]]:
     """Learn the prompts in place, and keep those of the epoch that ranks the held-out tasks best.
 
@@ -81,8 +97,7 @@ def meta_train(
         phases: groups of tasks; theta moves once after each group (TID2013's tasks, then KADID-10k's).
         writer, resume: where to save after every epoch (rank 0 does), and the state to continue from.
         reporter: receives the progress, task by task.
-        judge: chooses the epoch in place of held-out tasks (no task is then held out): returns the SRCC of
-            the model, which is in evaluation mode; None where undefined.
+        judge: chooses the epoch in place of held-out tasks (no task is then held out).
 
     Returns:
         The history: one entry an epoch with ``loss`` (query, mean over tasks), ``phase_losses`` (the same by
@@ -93,6 +108,7 @@ def meta_train(
     """
     reporter = reporter or Silent()
     training, held = hold_out(phases, config if judge is None else replace(config, held_out=0.0))
+    judges = held if judge is None else [judge]
     if not training:
         raise DataError("there is no task to meta-train on", "give more distortion types")
     parameters = dict(model.prompt_parameters())
@@ -112,12 +128,16 @@ def meta_train(
         theta = {name: resume.resume[name].to(theta[name]) for name in theta}
         inner = resume.resume if config.reset_per_task else {n: resume.resume[f"inner.{n}"] for n in theta}
         _load(parameters, {name: inner[name] for name in theta})
+    carried_adam = _adam(parameters, config)
+    if resume is not None and config.carry_adam:
+        _restore(carried_adam, parameters, resume.resume)
     tasks_per_epoch = sum(map(len, training))
     team = current_team()
-    cache = PictureCache(config.picture_bytes // team.local_size)
-    if team.size > 1 and not config.reset_per_task:
-        # Each task starts where the previous one ended, so tasks cannot run in parallel.
-        reporter.note("without a reset, tasks run in sequence: every process does all of them")
+    cache = PictureCache(config.picture_bytes // team.local_size, config.squash)
+    in_sequence = config.carry_adam or not config.reset_per_task
+    if team.size > 1 and in_sequence:
+        # Each task starts from what the previous one left, so tasks cannot run in parallel.
+        reporter.note("tasks go on from one another, so every process does all of them")
     reporter.start("meta-pre-training", config.epochs * tasks_per_epoch, first * tasks_per_epoch)
     for epoch in range(first, config.epochs):
         losses: list[float] = []
@@ -128,14 +148,16 @@ def meta_train(
             task_losses = torch.zeros(len(phase), dtype=torch.float64)
             order = np.random.default_rng([config.seed, epoch, number]).permutation(len(phase)).tolist()
             # A task always goes to the same rank, which caches its pictures.
-            spread = team if config.reset_per_task else ALONE
+            spread = ALONE if in_sequence else team
             visits = [(place, task) for place, task in enumerate(order) if spread.mine(task)]
             reported = 0
             for done, (place, visited) in enumerate(visits, 1):
                 if config.reset_per_task:
                     _load(parameters, theta)
+                if number > 0 or not config.carry_adam:
+                    carried_adam = _adam(parameters, config)
                 task_losses[place] = adapt(
-                    model, phase[visited], config, [config.seed, epoch, number, visited], cache
+                    model, phase[visited], config, [config.seed, epoch, number, visited], cache, carried_adam
                 )
                 for name, parameter in parameters.items():
                     shift[name] += theta[name] - parameter.detach()
@@ -162,10 +184,7 @@ def meta_train(
         if not config.reset_per_task:
             team.align([*carried.values()])
         _load(parameters, theta)
-        if judge is not None:
-            score = team.lead(lambda: judge(model))
-        else:
-            score = evaluate_tasks(model, held, config.query_batch, cache, team) if held else None
+        score = evaluate_tasks(model, judges, config.query_batch, cache, team) if judges else None
         history.append(
             {"epoch": epoch + 1, "loss": fmean(losses), "phase_losses": phase_losses, "srcc": score}
         )
@@ -178,6 +197,7 @@ def meta_train(
             state = {
                 **theta,
                 **({f"inner.{n}": v for n, v in carried.items()} if not config.reset_per_task else {}),
+                **(_moments(carried_adam, parameters) if config.carry_adam else {}),
             }
             complete = epoch + 1 == config.epochs
             progress = {
@@ -196,12 +216,17 @@ def meta_train(
 
 
 def adapt(
-    model: GrmpIqa, task: Task, config: MetaConfig, seed: Sequence[int], cache: PictureCache | None = None
+    model: GrmpIqa,
+    task: Task,
+    config: MetaConfig,
+    seed: Sequence[int],
+    cache: PictureCache | None = None,
+    optimizer: torch.optim.Adam | None = None,
 ) -> float:
     """Adapt the prompts to one task in place: the inner loop.
 
     For each support batch one Adam step on its loss, then one Adam step on a query batch's loss (first
-    order: no gradient through the first step).
+    order: no gradient through the first step). ``optimizer`` is a new one unless given.
 
     Returns:
         The mean loss on the query batches before their steps.
@@ -211,7 +236,12 @@ def adapt(
     torch.manual_seed(int(rng.integers(2**62)))
     size = model.image.size
     support, query = task.split(config.support_fraction, rng)
-    optimizer = torch.optim.Adam([p for _, p in model.prompt_parameters()], lr=config.inner_lr)
+    optimizer = optimizer or _adam(dict(model.prompt_parameters()), config)
+    if config.labels_apart:
+        quality = task.quality.copy()
+        for part in (support, query):
+            quality[part] = spread_labels(quality[part])
+        task = replace(task, quality=quality)
     numerics = Numerics.of(config.precision, model.ctx.device)
     # A new one for each visit, so that it depends only on the visit.
     scaler = LossScaler(numerics.precision == "fp16")
@@ -276,6 +306,27 @@ def _step(
     if scaler.unscale(gradients):
         optimizer.step()
     return value
+
+
+def _adam(parameters: dict[str, torch.nn.Parameter], config: MetaConfig) -> torch.optim.Adam:
+    return torch.optim.Adam(list(parameters.values()), lr=config.inner_lr)
+
+
+def _moments(adam: torch.optim.Adam, parameters: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+    """An optimiser's state by names to save it under."""
+    return {
+        f"adam.{key}.{name}": value for name, p in parameters.items() for key, value in adam.state[p].items()
+    }
+
+
+def _restore(
+    adam: torch.optim.Adam, parameters: dict[str, torch.nn.Parameter], saved: dict[str, Tensor]
+) -> None:
+    for name, parameter in parameters.items():
+        adam.state[parameter] = {
+            key: saved[f"adam.{key}.{name}"].to("cpu" if key == "step" else parameter.device)
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        }
 
 
 def _load(parameters: dict[str, torch.nn.Parameter], values: dict[str, Tensor]) -> None:

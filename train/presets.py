@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from grmp_edge.train.meta import MetaConfig
     from grmp_edge.train.tasks import Task
 
-__all__ = ["PRESETS", "Difference", "Preset", "differences", "leaks", "preset_named"]
+__all__ = ["NOT_REPRODUCED", "PRESETS", "Difference", "Preset", "differences", "leaks", "preset_named"]
+
+# What ``reference`` leaves out, too.
+NOT_REPRODUCED = (
+    "half precision without loss scaling: the released code fine-tunes and tests so; here --precision fp16 "
+    "scales the loss, and tests are in float32",
+)
 
 
 def _because(default: Any, reason: str) -> Any:
@@ -48,6 +54,42 @@ class Preset:
         "validation",
         "the released code chooses the fine-tuning epoch, and lowers the learning rate, by the test part",
     )
+    meta_squash: Literal["bicubic", "antialiased"] = _because(
+        "bicubic",
+        "the released code's pre-training squashes anti-aliased and bilinear on floats (scikit-image), its "
+        "fine-tuning aliased and bicubic; here prompts are learned on pictures as they are scored",
+    )
+    meta_labels_apart: bool = _because(
+        False,
+        "the released code scales a task's labels to 0..1 in its support and its query part apart, so that "
+        "the same picture has two labels; here once for the task",
+    )
+    carry_adam: bool = _because(
+        False,
+        "the released code makes one Adam for all tasks of the first phase, TID2013's, which in later epochs "
+        "goes on from KADID-10k's last task; its moments are other tasks', and change the outer update by a "
+        "third",
+    )
+    flip: Literal["independent", "by column"] = _because(
+        "independent",
+        "the released code mirrors a batch exactly where its column offset is below 10, so half of the views "
+        "never occur",
+    )
+    prompt_dropout: bool = _because(
+        False,
+        "the released code leaves the whole model in training mode in fine-tuning, so that a tenth of the "
+        "visual prompts, which do not learn, are dropped at every step",
+    )
+    label_scale: Literal["declared", "drawn"] = _because(
+        "declared",
+        "the released code scales the N drawn labels to 0..1 by their own lowest and highest; here by the "
+        "ends of the set's scale where it is declared (--mos-range)",
+    )
+    livec_training_pictures: bool = _because(
+        False,
+        "the released code keeps the seven pictures that LIVEC's subjects were trained with: 1,169 instead "
+        "of 1,162",
+    )
     calibrate: bool = _because(
         True,
         "the released code learns from the labels at once, both towers at one rate; the embedded backbone is "
@@ -58,11 +100,6 @@ class Preset:
         "the released code learns from all N labels, as the test part chooses the epoch; here a fifth of "
         "them does, and with the embedded backbone a fixed schedule",
     )
-    normalization: Literal["", "imagenet"] = _because(
-        "",
-        "the released code feeds ImageNet's mean and std, also to CLIP; empty means what goes with the "
-        "backbone: CLIP's own for the embedded one, ImageNet's for OpenAI's",
-    )
 
     def meta(self, backbone: str, **given: Any) -> MetaConfig:
         """The settings of meta-pre-training for a backbone, with given ones (not None) in their place.
@@ -72,7 +109,12 @@ class Preset:
         from grmp_edge.train.meta import MetaConfig
         from grmp_edge.train.network.settings import given_only
 
-        usual: dict[str, Any] = {"reset_per_task": self.reset_per_task}
+        usual: dict[str, Any] = {
+            "reset_per_task": self.reset_per_task,
+            "carry_adam": self.carry_adam,
+            "squash": self.meta_squash,
+            "labels_apart": self.meta_labels_apart,
+        }
         if self.meta_select_on == "target set":
             usual["held_out"] = 0.0
         return MetaConfig.of(backbone, **usual | given_only(given))
@@ -96,7 +138,12 @@ class Preset:
         from grmp_edge.train.finetune.config import FinetuneConfig
         from grmp_edge.train.network.settings import given_only
 
-        usual: dict[str, Any] = {"select_on": self.select_on}
+        usual: dict[str, Any] = {
+            "select_on": self.select_on,
+            "flip": self.flip,
+            "prompt_dropout": self.prompt_dropout,
+            "label_scale": self.label_scale,
+        }
         if not self.calibrate:
             usual |= {"calibration_steps": 0, "text_rate": 1.0, "average": False}
         return FinetuneConfig.of(backbone, **usual | given_only(given))
@@ -124,7 +171,13 @@ PRESETS = {
         select_on="test",
         calibrate=False,
         validation_fraction=0.0,
-        normalization="imagenet",
+        meta_squash="antialiased",
+        meta_labels_apart=True,
+        carry_adam=True,
+        flip="by column",
+        prompt_dropout=True,
+        label_scale="drawn",
+        livec_training_pictures=True,
     ),
 }
 

@@ -15,7 +15,6 @@ import torch
 from grmp_edge import __version__
 from grmp_edge.errors import CheckpointError, UsageError
 from grmp_edge.files import sha256_file
-from grmp_edge.preprocess import Preprocess
 from grmp_edge.train.data.labelled import Labelled, SplitConfig, content_digest, data_digest, split_indices
 from grmp_edge.train.finetune.choose import (
     learn_head,
@@ -25,7 +24,7 @@ from grmp_edge.train.finetune.choose import (
     twin_part,
 )
 from grmp_edge.train.finetune.config import FinetuneConfig, Part
-from grmp_edge.train.finetune.loop import finetune, predict, predict_part
+from grmp_edge.train.finetune.loop import finetune, predict_part
 from grmp_edge.train.finetune.seen import predict_labelled, preprocess_of
 from grmp_edge.train.meta import MetaConfig, meta_train
 from grmp_edge.train.network.backbone import BackboneConfig, embedded_backbone, load_backbone, settings_for
@@ -45,7 +44,7 @@ from grmp_edge.train.session.precision import resolve_precision
 from grmp_edge.train.session.progress import Reporter, Silent
 from grmp_edge.train.session.ranks import current_team, local_device
 from grmp_edge.train.session.resume import begin_or_continue, goes_on, lead_state
-from grmp_edge.train.tasks import Task
+from grmp_edge.train.tasks import Task, whole_set_task
 
 __all__ = [
     "ModelConfig",
@@ -119,7 +118,8 @@ def run_pretrain(
         resume: continue the run in ``output``; with more epochs also a finished one.
         reporter: receives the progress.
         target: choose the epoch by SRCC on the whole of this set instead of on held-out tasks, as the
-            released code does; the result is marked.
+            released code does; the result is marked. It is judged by the whole of each picture, squashed
+            as the tasks' are.
         preset: the name of the preset that the settings come from, for config.json.
         curves: how training curves are drawn beside the checkpoint.
 
@@ -134,12 +134,9 @@ def run_pretrain(
     settings |= {"preset": preset, "leaks": leaks(None, settings)}
     judge = None
     if target is not None:
-        part = _whole(target, Preprocess.for_size(network.image.size).resize, reporter)
-        settings["target"] = {"name": target.name, "digest": data_digest(part.images, target.mos)}
-
-        def judge(tried: GrmpIqa) -> float | None:
-            return part.measure(predict(tried, part.images))["srcc"]
-
+        every = range(len(target))
+        settings["target"] = {"name": target.name, "digest": content_digest(target, every)}
+        judge = whole_set_task(target, target.quality(target.scale_of(every)))
     writer = CheckpointWriter(output, settings, curves_for(curves, output) if team.leads else None)
     state = begin_or_continue(writer, resume, reporter)
     if state is None or goes_on(state, config.epochs, output):
@@ -217,6 +214,8 @@ def run_finetune(
     method = config.method
     config = replace(config, precision=resolve_precision(config.precision, network.ctx.device), method=method)
     split = split_indices(data, split_config)
+    if config.label_scale == "drawn":
+        data = replace(data, scale=None)
     scale = data.scale_of([*split.train, *split.validation])
     quality = data.quality(scale)
     used = [*split.train, *split.validation, *split.test]
@@ -337,13 +336,6 @@ def refuse_no_test_part(select_on: str, test_fraction: float) -> None:
             "the epoch cannot be chosen on the test part: --test-fraction 0 leaves none",
             "keep a test part, or drop --select-on-test (and --preset reference)",
         )
-
-
-def _whole(data: Labelled, side: int, reporter: Reporter) -> Part:
-    """All of a set."""
-    every, scale = range(len(data)), data.scale_of(range(len(data)))
-    reporter.start("reading the target set", len(data))
-    return Part(data.squashed(every, side, reporter.step), data.quality(scale), data.mos)
 
 
 def build_network(model: ModelConfig) -> tuple[GrmpIqa, dict[str, Any]]:

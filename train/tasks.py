@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -21,10 +22,12 @@ from grmp_edge.image_files import images_below
 from grmp_edge.preprocess import read_image, squash
 from grmp_edge.train.data.labelled import Labelled
 from grmp_edge.train.pictures.distort import DISTORTIONS, distort
+from grmp_edge.train.pictures.smooth import smooth_squash
 
 __all__ = [
     "Batch",
     "PictureCache",
+    "Squash",
     "SyntheticConfig",
     "Task",
     "labelled_tasks",
@@ -33,6 +36,8 @@ __all__ = [
 ]
 
 UInt8Array = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[Any]  # uint8, or float32 in 0..255 where a squash keeps fractions
+Squash = Literal["bicubic", "antialiased"]
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Batch:
-    """Network-sized pictures, uint8 (B, S, S, 3), and their quality, float32 (B,)."""
+    """Network-sized pictures, (B, S, S, 3) in 0..255, and their quality, float32 (B,)."""
 
-    images: UInt8Array
+    images: Pixels
     quality: npt.NDArray[np.float32]
 
 
@@ -68,28 +73,32 @@ class PictureCache:
 
     What is cached stays: every picture is equally likely to be needed again, so evicting one gains nothing.
     A budget of 0 caches none. Of 24 photographs, 25 distortions and 6 levels, the
-    squares of 256 (support) and 224 pixels (query) are 1.25 GB.
+    squares of 256 (support) and 224 pixels (query) are 1.25 GB; four times that where ``squash`` is
+    ``antialiased`` and keeps floats.
     """
 
-    def __init__(self, budget: int = 0) -> None:
-        self.budget, self.used = budget, 0
-        # By identity, as tasks of two sets may share a name; holding the tasks keeps it from being reused.
-        self.cached: dict[tuple[int, int, int], UInt8Array] = {}
-        self.tasks: dict[int, Task] = {}
+    def __init__(self, budget: int = 0, squash: Squash = "bicubic") -> None:
+        self.budget, self.used, self.squash = budget, 0, squash
+        # By the reader's identity: tasks of two sets may share a name, and a task may get other labels.
+        # Holding the readers keeps their identities from being reused.
+        self.cached: dict[tuple[int, int, int], Pixels] = {}
+        self.readers: dict[int, Callable[[int], UInt8Array]] = {}
 
-    def squashed(self, task: Task, indices: Sequence[int], side: int) -> list[UInt8Array]:
-        """Pictures of a task, each uint8 (side, side, 3) RGB read-only by convention."""
-        self.tasks[id(task)] = task
-        missing = [index for index in indices if (id(task), index, side) not in self.cached]
-        fresh: dict[int, UInt8Array] = {}
+    def squashed(self, task: Task, indices: Sequence[int], side: int) -> list[Pixels]:
+        """Pictures of a task, each (side, side, 3) RGB in 0..255, read-only by convention."""
+        source = id(task.read)
+        self.readers[source] = task.read
+        missing = [index for index in indices if (source, index, side) not in self.cached]
+        fresh: dict[int, Pixels] = {}
+        resize: Callable[[UInt8Array, int], Pixels] = squash if self.squash == "bicubic" else smooth_squash
         if missing:
-            read: Callable[[int], UInt8Array] = lambda index: squash(task.read(index), side)  # noqa: E731
+            read: Callable[[int], Pixels] = lambda index: resize(task.read(index), side)  # noqa: E731
             with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
                 fresh = dict(zip(missing, pool.map(read, missing), strict=True))
-        pictures = [fresh[i] if i in fresh else self.cached[id(task), i, side] for i in indices]
+        pictures = [fresh[i] if i in fresh else self.cached[source, i, side] for i in indices]
         for index, pixels in fresh.items():
             if self.used + pixels.nbytes <= self.budget:
-                self.cached[id(task), index, side] = pixels
+                self.cached[source, index, side] = pixels
                 self.used += pixels.nbytes
         return pictures
 
@@ -102,12 +111,15 @@ def support_batches(
     rng: np.random.Generator,
     cache: PictureCache | None = None,
 ) -> Iterator[Batch]:
-    """Squash to 8/7 of ``size`` (256 for 224), flip half of them, cut at random."""
+    """Squash to 8/7 of ``size`` (256 for 224), flip half of them, cut at random.
+
+    Offsets are 0..31 at 224: the released code leaves out the last one, too.
+    """
     side = round(size * 256 / 224)
     cache = cache or PictureCache()
 
-    def augment(pixels: UInt8Array) -> UInt8Array:
-        top, left = rng.integers(0, side - size + 1, 2)
+    def augment(pixels: Pixels) -> Pixels:
+        top, left = rng.integers(0, max(1, side - size), 2)
         cut = pixels[top : top + size, left : left + size]
         return cut[:, ::-1] if rng.random() < 0.5 else cut
 
@@ -142,6 +154,9 @@ def _chunks(indices: Sequence[int], batch: int) -> Iterator[list[int]]:
 def labelled_tasks(data: Labelled, min_pictures: int = 10) -> list[Task]:
     """One task per distortion type of a labelled set (TID2013, KADID-10k or a csv in their form).
 
+    The labels of each type fill 0..1, so that all tasks ask for the whole scale, as in the released code; a
+    type whose labels are all equal is left out.
+
     Raises:
         DataError: the set has no column ``distortion``, or no type with enough pictures.
     """
@@ -150,20 +165,31 @@ def labelled_tasks(data: Labelled, min_pictures: int = 10) -> list[Task]:
             f"{data.name}: meta-learning tasks need a column 'distortion'",
             "add it, or make tasks from photographs with --photos",
         )
-    quality = data.quality(data.scale_of(range(len(data))))
     tasks = []
     for name in sorted(set(data.distortions)):
         members = [i for i, kind in enumerate(data.distortions) if kind == name]
         references = tuple(data.references[i] if data.references else str(i) for i in members)
-        if len(members) >= min_pictures and len(set(references)) > 1:
+        mos = data.mos[members]
+        if len(members) >= min_pictures and len(set(references)) > 1 and np.ptp(mos) > 0:
             reader = _file_reader([data.paths[i] for i in members])
-            tasks.append(Task(name, references, quality[members], reader))
+            tasks.append(Task(name, references, spread_labels(mos), reader))
     if not tasks:
         raise DataError(
             f"{data.name}: no distortion type has {min_pictures} pictures of two references",
             "label more, or use --photos",
         )
     return tasks
+
+
+def spread_labels(labels: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Labels (n,) min-max scaled to 0..1; all 0 where they are equal."""
+    values = np.asarray(labels, np.float64)
+    return np.asarray((values - values.min()) / (np.ptp(values) or 1.0), np.float32)
+
+
+def whole_set_task(data: Labelled, quality: npt.NDArray[np.float32]) -> Task:
+    """A labelled set as one task, to be judged by."""
+    return Task(data.name, tuple(str(i) for i in range(len(data))), quality, data.picture)
 
 
 def _file_reader(paths: Sequence[Path]) -> Callable[[int], UInt8Array]:

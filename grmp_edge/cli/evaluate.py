@@ -151,7 +151,7 @@ def evaluate(
 
     if exported.bundle is None:
         _check(protocol, baselines, split, tuning)
-    labelled = sets.read(data)
+    labelled = sets.read(data, model.preset)
     others = [read_spec(spec) for spec in protocol.cross or ()]
     for one in (labelled, *others):
         for note in one.notes:

@@ -19,6 +19,7 @@ from grmp_edge.cli.training_options import (
     MetaOptions,
     ModelOptions,
     NoMpp,
+    PresetName,
     RunOptions,
     SetOptions,
     SplitOptions,
@@ -103,7 +104,7 @@ def train(
     # The prompts that ship were learned with the backbone; tasks of the user's own replace them.
     shipped = model.ships and model.preset == "default" and not (no_mpp or tasks.given or meta.meta_epochs)
     config = tuning.config(model.name, run.precision, shipped)
-    labelled, division = _read_and_divide(sets, spec, split.config(model.name, labels), config)
+    labelled, division = _read_and_divide(sets, spec, model.preset, split.config(model.name, labels), config)
     start = None if no_mpp or shipped else output / "pretrain"
     if not run.resume:
         CheckpointWriter(output, {}).refuse_overwrite()  # before the first stage, not after it
@@ -147,7 +148,7 @@ def pretrain(
 
     by_target = preset_named(model.preset).meta_select_on == "target set"
     with working() as reporter:
-        target = sets.read(data) if by_target and data is not None else None
+        target = sets.read(data, model.preset) if by_target and data is not None else None
         result = pretrain_into(output, model, tasks, meta, target, run, reporter)
     _finish(result, output, run.as_json, "grmp-edge train finetune --from {output} --data LABELS.csv")
 
@@ -186,7 +187,7 @@ def finetune(
         model.check_start(start)
     backbone = model.name_after(start)
     config = tuning.config(backbone, run.precision, start is None and model.ships)
-    labelled, division = _read_and_divide(sets, spec, split.config(backbone, labels), config)
+    labelled, division = _read_and_divide(sets, spec, model.preset, split.config(backbone, labels), config)
     network = model.config(shipped_prompts=start is None)
     with working() as reporter:
         result = run_finetune(
@@ -207,7 +208,7 @@ def finetune(
 
 def presets(*, as_json: opt.AsJson = False) -> None:
     """Show how --preset reference differs, and why."""
-    from grmp_edge.train.presets import PRESETS, differences
+    from grmp_edge.train.presets import NOT_REPRODUCED, PRESETS, differences
 
     rows = differences(PRESETS["default"], PRESETS["reference"])
     if as_json:
@@ -216,6 +217,8 @@ def presets(*, as_json: opt.AsJson = False) -> None:
     for row in rows:
         print(f"{row.field}: default {_word(row.first)}, reference {_word(row.second)}")
         print(f"    {row.reason}")
+    for left_out in NOT_REPRODUCED:
+        print(f"in neither: {left_out}")
     print("next: grmp-edge train --preset reference --data LABELS.csv", file=sys.stderr)
 
 
@@ -278,14 +281,14 @@ def _required(data: str | None) -> str:
 
 
 def _read_and_divide(
-    sets: SetOptions, spec: str, division: SplitConfig, config: FinetuneConfig
+    sets: SetOptions, spec: str, preset: PresetName, division: SplitConfig, config: FinetuneConfig
 ) -> tuple[Labelled, SplitConfig]:
     """Read and divide the set before any long work, so that errors in it are reported at once."""
     from grmp_edge.train.data.labelled import split_indices
     from grmp_edge.train.runs import refuse_no_test_part
 
     refuse_no_test_part(config.select_on, division.test_fraction)
-    data = sets.read(spec)
+    data = sets.read(spec, preset)
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
     parts = split_indices(data, division)

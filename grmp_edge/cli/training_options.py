@@ -96,7 +96,8 @@ class ModelOptions:
         opt.Normalization | None,
         option(
             "--normalization",
-            "Default: that of --from or --preset, else clip for the embedded backbone, imagenet for others.",
+            "Default: that of --from, else what the embedded backbone's stem was trained with, and imagenet "
+            "for others, as the released code.",
             PAPER,
         ),
     ] = None
@@ -133,12 +134,11 @@ class ModelOptions:
                 embedded backbone instead of random ones.
         """
         from grmp_edge.train.network.backbone import BackboneConfig
-        from grmp_edge.train.presets import preset_named
         from grmp_edge.train.runs import ModelConfig
 
         return ModelConfig.of(
             BackboneConfig(self.name, self.weights, self.quick_gelu),
-            self.normalization or preset_named(self.preset).normalization,
+            self.normalization or "",
             device=self.device,
             seed=self.seed,
             shipped_prompts=shipped_prompts,
@@ -209,7 +209,11 @@ class TaskOptions:
                 for note in data.notes:
                     reporter.note(f"note: {note}")
             phases = [t.labelled_tasks(data) for data in sets]
-            description = {"meta_data": [data.name for data in sets], "pictures": [len(d) for d in sets]}
+            description = {
+                "meta_data": [data.name for data in sets],
+                "pictures": [len(d) for d in sets],
+                "labels": "scaled by task",
+            }
         else:
             config = t.SyntheticConfig(seed=self.seed)
             if self.distortions:
@@ -302,13 +306,15 @@ class SetOptions:
         bool, option("--average", "A csv may name a picture several times: take the mean of its scores.")
     ] = False
 
-    def read(self, spec: str) -> "Labelled":
-        """Read and check a labelled set, ``SET:PATH`` or a csv."""
+    def read(self, spec: str, preset: PresetName = "default") -> "Labelled":
+        """Read and check a labelled set, ``SET:PATH`` or a csv, as a preset has it."""
         from grmp_edge.train.data.labelled import CsvConfig
         from grmp_edge.train.data.named_sets import read_spec
+        from grmp_edge.train.presets import preset_named
 
         config = CsvConfig(self.image_column, self.mos_column, self.average)
-        return read_spec(spec, self.images, scale_of_labels(self.mos_range), config)
+        every = preset_named(preset).livec_training_pictures
+        return read_spec(spec, self.images, scale_of_labels(self.mos_range), config, every)
 
 
 @dataclass(frozen=True)
@@ -426,6 +432,7 @@ class TuningOptions:
     ] = None
     seed: opt.Seed = 0
     preset: PresetOption = "default"
+    mos_range: opt.MosRange = None
 
     @property
     def of_qgr(self) -> bool:
@@ -452,6 +459,7 @@ class TuningOptions:
             calibration_steps={None: None, False: 0, True: CALIBRATION_STEPS}[self.calibrate],
             text_rate=self.text_rate,
             select_on={None: None, False: "validation", True: "test"}[self.select_on_test],
+            label_scale="declared" if self.mos_range else None,
         )
 
 

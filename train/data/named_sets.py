@@ -45,6 +45,7 @@ def read_spec(
     images: Path | None = None,
     mos_range: Range | None = None,
     config: CsvConfig | None = None,
+    livec_training_pictures: bool = False,
 ) -> Labelled:
     """Read a labelled set.
 
@@ -53,6 +54,7 @@ def read_spec(
         images: the folder of the pictures where it is not the set's own.
         mos_range: the scale of the labels; by default the set's own, or for a csv the observed range.
         config: the columns of a csv.
+        livec_training_pictures: keep the seven that LIVEC's subjects were trained with.
 
     Returns:
         A :class:`DataSet` for named sets (with ``parts``), a plain Labelled for a csv; higher scores are
@@ -81,4 +83,6 @@ def read_spec(
         raise DataError(
             f"{spec}: its columns are known", "leave out --image-column, --mos-column and --average"
         )
+    if livec_training_pictures and reader.info is published.LIVEC:
+        return published.read_livec(path, images, mos_range, training=True)
     return reader.read(path, images, mos_range)

@@ -156,11 +156,13 @@ def read_pipal(root: Path, images: Path | None = None, mos_range: Range | None =
 _LIVEC_TRAINING = 7  # shown to the subjects beforehand; not part of the benchmark
 
 
-def read_livec(root: Path, images: Path | None = None, mos_range: Range | None = None) -> DataSet:
+def read_livec(
+    root: Path, images: Path | None = None, mos_range: Range | None = None, training: bool = False
+) -> DataSet:
     """Read ``Data/AllImages_release.mat``, ``Data/AllMOS_release.mat`` and ``Images/``.
 
     The first seven entries are the subjects' training pictures (``Images/trainingImages/``). They are
-    dropped, unless the file lists only the other 1,162.
+    dropped, unless the file lists only the other 1,162 or ``training`` asks for them.
 
     Raises:
         DataError: a file or picture is missing, the two files differ in length, or a score is outside 0..100.
@@ -173,13 +175,15 @@ def read_livec(root: Path, images: Path | None = None, mos_range: Range | None =
         raise DataError(
             f"{mos_file}: has {len(mos)} scores for {len(names)} pictures", "download LIVE In the Wild again"
         )
-    skipped = 0 if len(names) == LIVEC.count else _LIVEC_TRAINING
-    index = ImageIndex([images or root / "Images"])
+    skipped = 0 if training or len(names) == LIVEC.count else _LIVEC_TRAINING
+    folder = images or root / "Images"
+    index = ImageIndex([folder, folder / "trainingImages"] if training else [folder])
     entries = []
     for row in range(skipped, len(names)):
         where = f"{names_file}:{row + 1}"
         entries.append(Entry(where, index.find(names[row]), number(mos[row], f"{mos_file}:{row + 1}")))
-    return build(LIVEC, names_file, entries, mos_range)
+    count = LIVEC.count + _LIVEC_TRAINING if training else None
+    return build(LIVEC, names_file, entries, mos_range, expected=count)
 
 
 def _matlab_text(cell: Any) -> str:

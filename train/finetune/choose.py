@@ -69,7 +69,7 @@ def _progress(fit: Fit) -> dict[str, Any]:
         "lr": 0.0,
         "waited": 0,
         "best_srcc": best,
-        "best_loss": None,
+        "best_plcc": None,
         "history": [],
         "complete": True,
         "head": dict(fit.report),

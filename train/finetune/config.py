@@ -42,6 +42,16 @@ class FinetuneConfig(LearningSettings):
     # What chooses the epoch and drives the learning rate. "validation" is a part of the N labels; the
     # reference looked at the test split, which "test" reproduces and marks in the result.
     select_on: Literal["validation", "test"] = "validation"
+    # Where a batch's pictures are cut out of their squash: row and column drawn apart, 400 places at 224, or
+    # one number for both, 20 places.
+    offsets: Literal["independent", "shared"] = "independent"
+    # The released code mirrors a batch exactly where its column offset lies in the lower half.
+    flip: Literal["independent", "by column"] = "independent"
+    # Prompts stay as they are while the blocks learn; the released code drops a tenth of them out even so,
+    # which makes each picture's features different at every step and forbids caching them.
+    prompt_dropout: bool = False
+    # Where the labels' scale is declared, the lowest and highest of the drawn labels need not be its ends.
+    label_scale: Literal["declared", "drawn"] = "declared"
     cache_bytes: int = 2 << 30  # of frozen tokens, cached at most instead of computed again
     precision: Precision = "auto"  # of the towers' products: see grmp_edge.train.session.precision
     seed: int = 0

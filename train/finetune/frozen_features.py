@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from grmp_edge.train.network.towers import ImageTower
 from grmp_edge.train.session.precision import Numerics
 from grmp_edge.train.session.ranks import ALONE, Team
 
-__all__ = ["CentreScores", "FrozenCache", "Teacher", "ViewScores", "group_size", "view_weights"]
+__all__ = ["CentreScores", "Cut", "FrozenCache", "Teacher", "ViewScores", "group_size", "view_weights"]
 
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
@@ -25,6 +26,14 @@ Float32Array = npt.NDArray[np.float32]
 # Pictures computed together. A GPU needs many to be busy; on a CPU core, beyond a few the products get no
 # faster (8 instead of 1: 5 to 10 % on the embedded backbone) and the activations no longer fit its cache.
 _GROUP = {"cuda": 64, "cpu": 8}
+
+
+class Cut(NamedTuple):
+    """Where a training picture is cut out of its squash, and whether it is mirrored."""
+
+    row: int
+    column: int
+    flip: bool
 
 
 class Teacher:
@@ -43,15 +52,19 @@ class Teacher:
         return model.logits(self.tower.plain(pixels), self.scenes)
 
 
-def group_size(model: GrmpIqa, images: UInt8Array, batch: int, epochs: int, budget: int) -> int:
+def group_size(
+    model: GrmpIqa, images: UInt8Array, batch: int, epochs: int, budget: int, independent: bool = True
+) -> int:
     """How many pictures to compute together; depends on the settings only.
+
+    ``independent``: rows and columns of a cut are drawn apart, so that there are more views to keep.
 
     One at a time where batches take only a part of the pictures, and either not every view can be kept or
     the run is too short to come back to most of them: the rest of a group would be computed for nothing.
     """
     margin = images.shape[1] - model.image.size
     width, places = model.image.width, _places(model)
-    views = 2 * max(1, margin)
+    views = 2 * max(1, margin) ** (2 if independent else 1)
     everything = views * len(images) * places * width * 4
     whole = batch >= len(images) or (everything <= budget and epochs >= views)
     return _GROUP.get(model.ctx.device.type, 1) if whole else 1
@@ -60,7 +73,7 @@ def group_size(model: GrmpIqa, images: UInt8Array, batch: int, epochs: int, budg
 class FrozenCache:
     """What never changes in fine-tuning, by picture and view: frozen blocks' tokens, the teacher's logits.
 
-    A view is a crop offset and a flip. Pictures are computed in fixed groups: which ones are computed
+    A view is a cut. Pictures are computed in fixed groups: which ones are computed
     together must not depend on which are missing, for a matrix product's rounding depends on its shape, and
     a resumed run with its empty cache would part from one that was never stopped. Least recently used groups
     leave when the budget is full.
@@ -73,6 +86,7 @@ class FrozenCache:
         group: pictures computed together.
         numerics: precision of the computation; float32 by default. Cached tokens are always float32.
         team: only the rank's own pictures (see :meth:`Team.mine`) may be asked for.
+        dropout: on the prompts, while the model is in training mode; then only the teacher's logits are kept.
     """
 
     def __init__(
@@ -84,36 +98,38 @@ class FrozenCache:
         group: int = 1,
         numerics: Numerics | None = None,
         team: Team = ALONE,
+        dropout: bool = False,
     ) -> None:
-        self.model, self.teacher, self.images, self.budget = model, teacher, images, budget
+        self.model, self.teacher, self.images = model, teacher, images
+        self.budget = 0 if dropout else budget
         self.numerics = numerics or Numerics("fp32", model.ctx.device.type)
         own = [index for index in range(len(images)) if team.mine(index)]
         self.groups = [own[at : at + group] for at in range(0, len(own), group)]
         self.place = {index: (g, row) for g, of in enumerate(self.groups) for row, index in enumerate(of)}
-        self.cached: OrderedDict[tuple[int, int, bool], tuple[Tensor, Tensor | None]] = OrderedDict()
-        self.straight: dict[tuple[int, int, bool], Tensor] = {}  # of every group and view seen: it is little
+        self.cached: OrderedDict[tuple[int, Cut], tuple[Tensor, Tensor | None]] = OrderedDict()
+        self.straight: dict[tuple[int, Cut], Tensor] = {}  # of every group and view seen: it is little
         self.used = 0
-        self.extras = _frozen_prompts(model)
+        self.extras = [] if dropout else _frozen_prompts(model)
 
-    def get(self, indices: list[int], offset: int, flip: bool) -> tuple[Tensor, Tensor | None]:
+    def get(self, indices: list[int], cut: Cut) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, L, W) after the frozen blocks and the teacher's logits (B, 9), if there is a teacher."""
         places = [self.place[index] for index in indices]
-        values = {group: self._group(group, offset, flip) for group in sorted({g for g, _ in places})}
+        values = {group: self._group(group, cut) for group in sorted({g for g, _ in places})}
         tokens = torch.stack([values[group][0][row] for group, row in places])
         logits = [teacher[row] for group, row in places if (teacher := values[group][1]) is not None]
         return tokens, torch.stack(logits) if logits else None
 
-    def straight_of(self, indices: list[int], offset: int, flip: bool) -> Tensor:
+    def straight_of(self, indices: list[int], cut: Cut) -> Tensor:
         """What statistics add to the logits of views that :meth:`get` has given, (B, 1), or (B, 0)."""
         places = [self.place[index] for index in indices]
-        return torch.stack([self.straight[group, offset, flip][row] for group, row in places])
+        return torch.stack([self.straight[group, cut][row] for group, row in places])
 
-    def _group(self, group: int, offset: int, flip: bool) -> tuple[Tensor, Tensor | None]:
-        key = (group, offset, flip)
+    def _group(self, group: int, cut: Cut) -> tuple[Tensor, Tensor | None]:
+        key = (group, cut)
         if key in self.cached:
             self.cached.move_to_end(key)
             return self.cached[key]
-        value = self._compute(self.groups[group], offset, flip)
+        value = self._compute(self.groups[group], cut)
         size = value[0].element_size() * value[0].nelement()
         while self.cached and self.used + size > self.budget:
             _, (old, _) = self.cached.popitem(last=False)
@@ -124,9 +140,9 @@ class FrozenCache:
         return value
 
     @torch.no_grad()
-    def _compute(self, indices: Sequence[int], offset: int, flip: bool) -> tuple[Tensor, Tensor | None]:
+    def _compute(self, indices: Sequence[int], cut: Cut) -> tuple[Tensor, Tensor | None]:
         model = self.model
-        pixels = _pixels(model, self.images[list(indices)], offset, flip)
+        pixels = _pixels(model, self.images[list(indices)], cut)
         for numerics in self.numerics.attempts():
             with numerics.autocast():
                 tokens, straight = _frozen_tokens(model, pixels, self.extras)
@@ -135,7 +151,7 @@ class FrozenCache:
                 torch.isfinite(tokens).all() and (logits is None or torch.isfinite(logits).all())
             ):
                 break
-        self.straight[self.place[indices[0]][0], offset, flip] = straight
+        self.straight[self.place[indices[0]][0], cut] = straight
         return tokens.float(), logits
 
 
@@ -196,7 +212,7 @@ class CentreScores:
         if at in self.cached:
             return self.cached[at]
         centre = (self.images.shape[1] - self.model.image.size) // 2
-        pixels = _pixels(self.model, self.images[at : at + self.batch], centre)
+        pixels = _pixels(self.model, self.images[at : at + self.batch], Cut(centre, centre, False))
         tokens, self.straight[at] = _frozen_tokens(self.model, pixels, self.extras)
         size = tokens.element_size() * tokens.nelement()
         if self.used + size <= self.budget:
@@ -256,13 +272,13 @@ def view_weights(model: GrmpIqa, count: int, of: npt.NDArray[np.int64]) -> Tenso
     return torch.from_numpy(weights).to(model.ctx.device)
 
 
-def _pixels(model: GrmpIqa, images: UInt8Array, offset: int, flip: bool = False) -> Tensor:
-    """Cut squashed pictures (B, R, R, 3) to the network's size S at an offset: normalised (B, 3, S, S)."""
-    inside = slice(offset, offset + model.image.size)
-    cut = images[:, inside, inside, :]
-    if flip:
-        cut = cut[:, :, ::-1]
-    return model.pixels(torch.from_numpy(np.ascontiguousarray(cut)).to(model.ctx.device))
+def _pixels(model: GrmpIqa, images: UInt8Array, cut: Cut) -> Tensor:
+    """Cut squashed pictures (B, R, R, 3) to the network's size S: normalised (B, 3, S, S)."""
+    size = model.image.size
+    inside = images[:, cut.row : cut.row + size, cut.column : cut.column + size, :]
+    if cut.flip:
+        inside = inside[:, :, ::-1]
+    return model.pixels(torch.from_numpy(np.ascontiguousarray(inside)).to(model.ctx.device))
 
 
 def _places(model: GrmpIqa) -> int:
@@ -279,4 +295,4 @@ def _frozen_tokens(
     model: GrmpIqa, pixels: Tensor, extras: Sequence[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
     tokens, straight = model.read(pixels)
-    return model.image_tokens(tokens, 0, len(extras), extras), straight
+    return model.image_tokens(tokens, 0, model.first_trained_image_block, extras), straight

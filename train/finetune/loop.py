@@ -14,7 +14,7 @@ import torch
 
 from grmp_edge.errors import UsageError
 from grmp_edge.train.finetune.config import FinetuneConfig, Float32Array, Part, UInt8Array
-from grmp_edge.train.finetune.frozen_features import CentreScores, Teacher, ViewScores
+from grmp_edge.train.finetune.frozen_features import CentreScores, Cut, Teacher, ViewScores
 from grmp_edge.train.finetune.label_scale import calibrate
 from grmp_edge.train.finetune.state import TuningRun
 from grmp_edge.train.finetune.step import TuningStep
@@ -23,7 +23,7 @@ from grmp_edge.train.session.checkpoint import CheckpointWriter, State, copy_par
 from grmp_edge.train.session.progress import Reporter, Silent
 from grmp_edge.train.session.ranks import ALONE, Team, current_team
 
-__all__ = ["finetune", "predict", "predict_part"]
+__all__ = ["draw_cut", "finetune", "predict", "predict_part"]
 
 # Between saves of a running fine-tuning: the most that a kill costs.
 _SAVE_EVERY_S = 15.0
@@ -38,7 +38,9 @@ def finetune(
     resume: State | None = None,
     reporter: Reporter | None = None,
 ) -> State:
-    """Fine-tune in place, and keep the epoch that ranks ``judge`` best (without a judge, the last one).
+    """Fine-tune in place, and keep the epoch that agrees with ``judge`` best, of which the start is one.
+
+    Best is the largest sum of SRCC and PLCC, as in the released code. Without a judge, the last epoch stays.
 
     Args:
         model: on the device to train on.
@@ -51,7 +53,8 @@ def finetune(
 
     Returns:
         The final state, to be saved: its progress has ``history`` (one entry an evaluation: loss, semantic,
-        cosine, changed, srcc, lr), ``epoch``, ``best_srcc`` and, where there was one, ``calibration``.
+        cosine, changed, srcc, plcc, lr), ``epoch``, ``best_epoch`` (0: the start), ``best_srcc``,
+        ``best_plcc`` and, where there was one, ``calibration``.
     """
     reporter = reporter or Silent()
     if config.image_blocks is not None:
@@ -62,21 +65,23 @@ def finetune(
         prompted |= {name: value.clone() for name, value in model.head().items()}
     teacher = Teacher(model) if config.qgr else None
     team = current_team()
-    model.eval()  # prompt dropout belongs to learning the prompts
-    calibration = None
-    # With crops, the head has done so.
-    if resume is None and config.calibration_steps and train.crops is None:
-        reporter.start("fitting the labels' scale", config.calibration_steps)
-        calibration = calibrate(
-            model, train.images, train.quality, config.calibration_steps, team, reporter.step
-        )
+    model.eval()
     run = TuningRun(config, parameters)
-    run.calibration = calibration
-    if resume is not None:
-        run.restore(resume)
     # Ranks on one machine share its memory; each GPU has its own.
     memory = config.cache_bytes // (team.local_size if model.ctx.device.type == "cpu" else 1)
     judged = _Judge(model, judge, memory // 2, team) if judge else None
+    if resume is not None:
+        run.restore(resume)
+    elif judged:
+        run.begin(*judged.measure())
+    # With crops, the head has done so.
+    if resume is None and config.calibration_steps and train.crops is None:
+        reporter.start("fitting the labels' scale", config.calibration_steps)
+        run.calibration = calibrate(
+            model, train.images, train.quality, config.calibration_steps, team, reporter.step
+        )
+        if judged:
+            run.begin(*judged.measure())
     step = TuningStep(
         model,
         train.images,
@@ -98,10 +103,10 @@ def finetune(
         last: dict[str, float] = {}
         for start in range(0, len(order), config.batch):
             chosen = order[start : start + config.batch]
-            margin = train.images.shape[1] - model.image.size
-            offset, flip = int(rng.integers(0, max(1, margin))), bool(rng.random() < 0.5)
+            cut = draw_cut(rng, max(1, train.images.shape[1] - model.image.size), config)
+            dropout_seed = int(rng.integers(2**62)) if config.prompt_dropout else 0
             try:
-                gradients, last = step.gradients(chosen, offset, flip)
+                gradients, last = step.gradients(chosen, cut, dropout_seed)
             except UsageError as error:
                 raise UsageError(f"{error.message} in epoch {run.epoch + 1}", error.remedy) from None
             if gradients is None:
@@ -116,8 +121,7 @@ def finetune(
             team.align([tensor.data for tensor in tensors])
             run.loss_scale = step.scaler.state()
             with run.shown():
-                score, judged_loss = judged.measure() if judged else (None, None)
-                run.judge(score, judged_loss, last)
+                run.judge(*(judged.measure() if judged else (None, None)), last)
             if writer and team.leads and time.monotonic() - saved > _SAVE_EVERY_S:
                 writer.save(run.state(prompted, complete=False))
                 saved = time.monotonic()
@@ -132,6 +136,14 @@ def finetune(
     return replace(run.state(prompted, complete=True), resume=onward)
 
 
+def draw_cut(rng: np.random.Generator, margin: int, config: FinetuneConfig) -> Cut:
+    """The cut of a batch whose pictures have ``margin`` pixels more than the network reads."""
+    row = int(rng.integers(0, margin))
+    column = int(rng.integers(0, margin)) if config.offsets == "independent" else row
+    flip = column < margin // 2 if config.flip == "by column" else bool(rng.random() < 0.5)
+    return Cut(row, column, flip)
+
+
 class _Judge:
     """Measures the current weights on a part; the frozen tokens are computed once."""
 
@@ -144,12 +156,10 @@ class _Judge:
         """Memory that its tokens will take, at most."""
         return self.scores.most_bytes
 
-    def measure(self) -> tuple[float | None, float]:
-        """SRCC (None where undefined) and mean quality loss."""
-        predicted = self.scores.predict()
-        p = np.clip(predicted.astype(np.float64), 1e-7, 1 - 1e-7)
-        loss = -(self.part.quality * np.log(p) + (1 - self.part.quality) * np.log(1 - p)).mean()
-        return self.part.measure(predicted)["srcc"], float(loss)
+    def measure(self) -> tuple[float | None, float | None]:
+        """SRCC and PLCC, None where undefined."""
+        measures = self.part.measure(self.scores.predict())
+        return measures["srcc"], measures["plcc"]
 
 
 def _scores(

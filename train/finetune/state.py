@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -32,7 +31,7 @@ class TuningRun:
         self.epoch, self.lr, self.waited = 0, config.lr, 0
         self.best = copy_parameters(parameters.items())
         self.mean = copy_parameters(parameters.items()) if config.average else {}
-        self.best_srcc, self.best_loss = -2.0, math.inf
+        self.best_epoch, self.best_srcc, self.best_plcc = 0, -2.0, -2.0
         self.history: list[dict[str, float | None]] = []
         self.loss_scale: dict[str, float] = {}  # of float16 only
         self.calibration: Calibration | None = None
@@ -59,19 +58,29 @@ class TuningRun:
         """Whether any evaluation has given a number."""
         return self.best_srcc >= -1
 
-    def judge(self, score: float | None, loss: float | None, last: dict[str, float]) -> None:
+    def begin(self, srcc: float | None, plcc: float | None) -> None:
+        """Let the start be the first best, so that a worse model is never handed back."""
+        self._keep(srcc, plcc)
+
+    def judge(self, srcc: float | None, plcc: float | None, last: dict[str, float]) -> None:
         """Record an evaluation: keep the best weights, or lower the rate after too many without improvement.
 
-        The SRCC of ten pictures often ties, and stays at 1 once reached: the loss breaks ties.
+        Best is the largest sum of SRCC and PLCC, as in the released code; SRCC alone often ties.
         """
-        if score is not None and loss is not None and (score, -loss) > (self.best_srcc, -self.best_loss):
-            self.best, self.waited = copy_parameters(self.parameters.items()), 0
-            self.best_srcc, self.best_loss = score, loss
+        if self._keep(srcc, plcc):
+            self.waited = 0
         else:
             self.waited += 1
             if self.waited >= self.config.patience:
                 self.lr, self.waited = self.lr * self.config.lr_factor, 0
-        self.history.append({"epoch": self.epoch, "srcc": score, "lr": self.lr, **last})
+        self.history.append({"epoch": self.epoch, "srcc": srcc, "plcc": plcc, "lr": self.lr, **last})
+
+    def _keep(self, srcc: float | None, plcc: float | None) -> bool:
+        if srcc is None or plcc is None or srcc + plcc <= self.best_srcc + self.best_plcc:
+            return False
+        self.best = copy_parameters(self.parameters.items())
+        self.best_epoch, self.best_srcc, self.best_plcc = self.epoch, srcc, plcc
+        return True
 
     def finish(self) -> None:
         """Put the selected weights into the model: the last ones if no evaluation gave a number."""
@@ -95,7 +104,8 @@ class TuningRun:
             "lr": self.lr,
             "waited": self.waited,
             "best_srcc": self.best_srcc if self.judged else None,
-            "best_loss": self.best_loss if self.judged else None,
+            "best_plcc": self.best_plcc if self.judged else None,
+            "best_epoch": self.best_epoch if self.judged else None,
             "history": self.history,
             "complete": complete,
             **({"calibration": asdict(self.calibration)} if self.calibration else {}),
@@ -122,7 +132,9 @@ class TuningRun:
         self.loss_scale = {k: v for k, v in state.progress.items() if k.startswith("loss_scale")}
         if state.progress["best_srcc"] is not None:
             self.best_srcc = state.progress["best_srcc"]
-            self.best_loss = state.progress["best_loss"]
+            # Unknown of runs begun before it counted: the next evaluation is better, whatever it is.
+            self.best_plcc = state.progress.get("best_plcc", -1.0)
+            self.best_epoch = state.progress.get("best_epoch", 0)
         for name, parameter in self.parameters.items():
             self.best[name] = state.weights[name].to(parameter)
             with torch.no_grad():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from grmp_edge.errors import UsageError
 from grmp_edge.train.data.labelled import Crops
 from grmp_edge.train.finetune.config import FinetuneConfig, Part
-from grmp_edge.train.finetune.frozen_features import FrozenCache, Teacher, group_size, view_weights
+from grmp_edge.train.finetune.frozen_features import Cut, FrozenCache, Teacher, group_size, view_weights
 from grmp_edge.train.finetune.head import MARGIN
 from grmp_edge.train.finetune.qgr import regularise
 from grmp_edge.train.network.losses import quality_loss, semantic_loss
@@ -74,11 +74,17 @@ class TuningStep:
             cache_bytes -= share
             group = group_size(model, crops.pixels, config.batch, config.epochs, share)
             # A rank asks for its own pictures' crops, whatever their numbers.
-            self.crops = FrozenCache(model, teacher, crops.pixels, share, group, self.numerics)
+            self.crops = FrozenCache(
+                model, teacher, crops.pixels, share, group, self.numerics, dropout=config.prompt_dropout
+            )
             self.crops_of = [np.flatnonzero(crops.of == index).tolist() for index in range(len(images))]
-        group = group_size(model, images, config.batch, config.epochs, cache_bytes)
+        group = group_size(
+            model, images, config.batch, config.epochs, cache_bytes, config.offsets == "independent"
+        )
         shared = team if self.crops is None else ALONE
-        self.cache = FrozenCache(model, teacher, images, cache_bytes, group, self.numerics, shared)
+        self.cache = FrozenCache(
+            model, teacher, images, cache_bytes, group, self.numerics, shared, config.prompt_dropout
+        )
         self.quality = torch.from_numpy(quality).to(device)
         text = {name for name, _ in model.text_parameters()}
         self.tensors: list[nn.Parameter] = []
@@ -94,9 +100,11 @@ class TuningStep:
             self.scene_tokens = model.scene_tokens_at(self.first_text) if teacher else None
 
     def gradients(
-        self, chosen: Sequence[int], offset: int, flip: bool
+        self, chosen: Sequence[int], cut: Cut, dropout_seed: int = 0
     ) -> tuple[list[Tensor] | None, dict[str, float]]:
         """Work on the pictures ``chosen``.
+
+        Prompt dropout, if the settings have it, is a function of ``dropout_seed`` and the rank.
 
         Returns:
             One gradient per moving parameter, None if float16 overflowed on the way back and the step is to
@@ -108,7 +116,11 @@ class TuningStep:
         own = [index for index in chosen if self.team.mine(index)]
         losses = torch.zeros(2, device=self.model.ctx.device)
         if own:
-            toward, content = self._local(own, len(chosen), offset, flip, losses)
+            if self.config.prompt_dropout:
+                torch.manual_seed(dropout_seed + self.team.rank)
+                self.model.train()
+            toward, content = self._local(own, len(chosen), cut, losses)
+            self.model.eval()
         else:  # fewer pictures than ranks
             toward = [torch.zeros_like(tensor) for tensor in self.tensors]
             # The semantic loss does not depend on the text context.
@@ -127,19 +139,20 @@ class TuningStep:
         return result.gradients, report
 
     def _local(
-        self, own: list[int], total: int, offset: int, flip: bool, losses: Tensor
+        self, own: list[int], total: int, cut: Cut, losses: Tensor
     ) -> tuple[list[Tensor], list[Tensor | None]]:
         twins = [self.count + index for index in own if index < self.twins]
         wanted = [*own, *twins]
-        tokens, teacher = self.cache.get(wanted, offset, flip)
-        straight = self.cache.straight_of(wanted, offset, flip)
+        tokens, teacher = self.cache.get(wanted, cut)
+        straight = self.cache.straight_of(wanted, cut)
         count, mix = None if len(own) == total else total, None
         if self.crops is not None:
             rows = [self.crops_of[index] for index in wanted]
             every = [row for one in rows for row in one]
-            more, known = self.crops.get(every, 0, flip)
+            whole = Cut(0, 0, cut.flip)
+            more, known = self.crops.get(every, whole)
             tokens = torch.cat([tokens, more])
-            straight = torch.cat([straight, self.crops.straight_of(every, 0, flip)])
+            straight = torch.cat([straight, self.crops.straight_of(every, whole)])
             teacher = torch.cat([teacher, known]) if teacher is not None and known is not None else None
             of = np.repeat(np.arange(len(rows)), [len(one) for one in rows])
             mix = view_weights(self.model, len(rows), of)

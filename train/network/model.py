@@ -167,7 +167,7 @@ class GrmpIqa(nn.Module):
     def prompt_keys_values(self, block: int, batch: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a block's prompts: (heads, T, head_dim), or (B, ...) while dropout is active."""
         tokens = self.projected_prompts(block)
-        if self.training and self.config.dropout > 0 and self.prompt_embeddings.requires_grad:
+        if self.training and self.config.dropout > 0:
             # One mask a picture, as when the tokens travel with it.
             tokens = self.prompt_dropout(tokens.expand(batch, -1, -1))
         module = self.image.blocks[block]

@@ -26,6 +26,13 @@ _BEFORE = {
     "finetune.text_rate": 1.0,
     "finetune.average": False,
     "finetune.method": "qgr",
+    "finetune.offsets": "shared",
+    "finetune.flip": "independent",
+    "finetune.prompt_dropout": False,
+    "finetune.label_scale": "declared",
+    "meta.carry_adam": False,
+    "meta.squash": "bicubic",
+    "meta.labels_apart": False,
 }
 
 
