@@ -139,10 +139,10 @@ class Payload:
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
     mark, file = tmp_path / "ran", tmp_path / "w.pt"
     torch.save({"state_dict": state(), "extra": Payload(mark)}, file, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ModelError, match="holds more than tensors"):
+    with pytest.raises(ModelError, match="beside tensors, which could run code"):
         read_state_dict(file)
     file.write_bytes(pickle.dumps(Payload(mark)))
-    with pytest.raises(ModelError, match=r"holds more than tensors|cannot be read as weights"):
+    with pytest.raises(ModelError, match=r"could run code|cannot be read as weights"):
         read_state_dict(file)
     assert not mark.exists()
 

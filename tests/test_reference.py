@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,25 +36,84 @@ def scores_of(checkpoint: Path, images: npt.NDArray[np.uint8]) -> npt.NDArray[np
         return np.asarray(loaded.model(torch.from_numpy(images)), np.float32)
 
 
-@pytest.mark.parametrize("wrapped", ["bare", "module", "state_dict", "both", "safetensors"])
-def test_an_imported_model_scores_as_the_bare_tensors_do(tmp_path: Path, wrapped: str) -> None:
-    state = released(TINY, prompts=7)
-    named = {f"module.{k}": v for k, v in state.items()} if wrapped in ("module", "both") else state
-    file = tmp_path / "released.pt"
-    if wrapped == "safetensors":
+def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+class Inner(torch.nn.Module):
+    """A module whose state dict has the released names, so that DataParallel itself can wrap it."""
+
+    def __init__(self, state: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        for name, tensor in state.items():
+            owner: torch.nn.Module = self
+            *path, last = name.split(".")
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, torch.nn.Module())
+                owner = owner.get_submodule(part)
+            owner.register_buffer(last, tensor)
+
+
+def saved(kind: str, state: dict[str, torch.Tensor], file: Path) -> Path:
+    """The same model as people have it on their disks."""
+    moments = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.9)
+    options = argparse.Namespace(lr=1e-3, data="LIVEC", seeds=[1, 2])
+    beside = {"optimizer": moments.state_dict(), "epoch": 3, "best_srcc": np.float64(0.8), "args": options}
+    content: Any = {
+        "bare": state,
+        "module": prefixed(state, "module."),
+        "module twice": prefixed(state, "module.module."),
+        "state_dict": {"state_dict": state, "epoch": 3},
+        "both": {"state_dict": prefixed(state, "module."), **beside},
+        "model": {"model": state, **beside},
+        "model twice": {"model": {"state_dict": prefixed(state, "model.")}},
+        "model_state_dict": {"model_state_dict": prefixed(state, "_orig_mod.module."), **beside},
+        "half": {"model": {n: t.half() for n, t in state.items()}},
+        "old format": state,
+    }.get(kind)
+    if kind == "DataParallel":
+        content = {"net": torch.nn.DataParallel(Inner(state)).state_dict(), **beside}
+    if kind.startswith("safetensors"):
         from safetensors.torch import save_file
 
         file = file.with_suffix(".safetensors")
-        save_file(named, file)
+        save_file(prefixed(state, "module.") if "module" in kind else state, file)
     else:
-        torch.save({"state_dict": named, "epoch": 3} if wrapped in ("state_dict", "both") else named, file)
-    found = import_reference(file, tmp_path / "checkpoint")
+        torch.save(content, file, _use_new_zipfile_serialization=kind != "old format")
+    return file
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "bare", "module", "module twice", "state_dict", "both", "model", "model twice", "model_state_dict",
+        "half", "old format", "DataParallel", "safetensors", "safetensors module",
+    ],
+)  # fmt: skip
+def test_an_imported_model_scores_as_the_bare_tensors_do(tmp_path: Path, kind: str) -> None:
+    state = released(TINY, prompts=7)
+    found = import_reference(saved(kind, state, tmp_path / "released.pt"), tmp_path / "checkpoint")
     assert found["backbone"] == "ViT-T-8-imported"
     assert (found["visual_tokens"], found["text_tokens"], found["ignored"]) == (7, 4, [])
     images = pictures(5, 32)
-    wanted = plain_scores(state, TINY, images)
+    stored = {n: t.half().float() for n, t in state.items()} if kind == "half" else state
+    wanted = plain_scores(stored, TINY, images)
     assert wanted.std() > 0.01
     np.testing.assert_allclose(scores_of(tmp_path / "checkpoint", images), wanted, atol=1e-5)
+
+
+def test_code_beside_the_tensors_is_never_run(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (mark,)
+
+    torch.save({"model": released(TINY, prompts=3), "logger": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(ModelError, match="could run code, and is not loaded; where you trust it"):
+        import_reference(tmp_path / "evil.pt", tmp_path / "checkpoint")
+    assert not mark.exists() and not (tmp_path / "checkpoint").exists()
 
 
 def test_the_folder_can_be_moved(tmp_path: Path) -> None:
@@ -145,7 +206,7 @@ def test_unneeded_tensors_are_listed_and_code_is_not_run(tmp_path: Path) -> None
         import_reference(tmp_path / "more.pt", tmp_path / "a")
 
     torch.save({"a": Path("x")}, tmp_path / "pickle.pt")
-    with pytest.raises(ModelError, match="more than tensors"):
+    with pytest.raises(ModelError, match="could run code"):
         import_reference(tmp_path / "pickle.pt", tmp_path / "b")
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(ModelError, match=r"text\.pt: cannot be read"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import hashlib
 import logging
 import pickle
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -134,7 +137,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], bool]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path), False
+            return _without_wrappers(load_file(path)), False
         if _is_torchscript(path):
             # OpenAI publishes its weights so. TorchScript's own loader reads it: it builds tensors and
             # TorchScript objects only, Python's pickle is not involved and forward is never called.
@@ -143,22 +146,67 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], bool]:
                 archive = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
                 state = dict(archive.state_dict())
             return state, True
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with _holding_values():
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ModelError(
-            f"{path}: holds more than tensors and is not loaded", "save a plain state dict or safetensors"
+            f"{path}: holds objects of Python beside tensors, which could run code, and is not loaded",
+            "where you trust it, load it there and save model.state_dict() alone, or safetensors",
         ) from None
     except Exception as error:  # safetensors and torch raise many kinds for a damaged file
         raise ModelError(
             f"{path}: cannot be read as weights ({first_line(error)})", "download it again"
         ) from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    state = _unwrapped(loaded)
+    if state is None:
         raise ModelError(f"{path}: is not a state dict", "save model.state_dict()")
-    return {
-        str(key).removeprefix("module."): value for key, value in loaded.items()
-    }, "input_resolution" in loaded
+    return _without_wrappers(state), "input_resolution" in state
+
+
+def _holding_values() -> contextlib.AbstractContextManager[None]:
+    """Let torch's safe unpickler also make what training scripts save beside their tensors.
+
+    These classes can do nothing but hold values: options and numbers.
+    """
+    if torch.__version__ < "2.6":  # whose unpickler knows classes by one name alone
+        return contextlib.nullcontext()
+    scalar = np.float64(0).__reduce__()[0]  # how numpy pickles a number
+    numbers = [np.dtype(kind).type for kind in ("f2", "f4", "f8", "i4", "i8", "?")]
+    allowed: contextlib.AbstractContextManager[None] = torch.serialization.safe_globals(
+        [
+            argparse.Namespace,
+            (scalar, "numpy.core.multiarray.scalar"),
+            (scalar, "numpy._core.multiarray.scalar"),
+            np.dtype,
+            *(type(np.dtype(number)) for number in numbers),
+        ]
+    )
+    return allowed
+
+
+# Where training scripts keep the model beside an optimiser, epochs and the like.
+_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+# What DataParallel, Lightning and torch.compile put before every name.
+_WRAPPERS = ("module.", "model.", "net.", "network.", "_orig_mod.")
+
+
+def _unwrapped(loaded: Any) -> Mapping[str, Tensor] | None:
+    """The state dict in what was loaded, however it is wrapped; None if there is none."""
+    if not isinstance(loaded, Mapping) or not loaded:
+        return None
+    if all(isinstance(value, Tensor) for value in loaded.values()):
+        return {str(name): value for name, value in loaded.items()}
+    inner = (_unwrapped(loaded.get(key)) for key in _KEYS)
+    return next((state for state in inner if state is not None), None)
+
+
+def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names as the model itself has them."""
+    names = list(state)
+    while prefix := next((p for p in _WRAPPERS if all(name.startswith(p) for name in names)), None):
+        names = [name.removeprefix(prefix) for name in names]
+    # DataParallel around a part of the model alone.
+    return {name.removeprefix("module."): value for name, value in zip(names, state.values(), strict=True)}
 
 
 def load_state(clip: nn.Module, state: Mapping[str, Tensor], source: str, name: str) -> None:
