@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Agreement", "agreement", "krcc", "plcc", "rmse", "srcc"]
+__all__ = [
+    "FEW", "Agreement", "agreement", "interval_words", "krcc", "plcc", "rmse", "srcc", "srcc_interval",
+]  # fmt: skip
+
+# An SRCC of fewer pictures means next to nothing: of ten, chance alone reaches .6.
+FEW = 30
 
 Float = npt.NDArray[np.float64]
 
@@ -35,6 +41,33 @@ def srcc(predicted: npt.ArrayLike, actual: npt.ArrayLike) -> float:
     if np.isnan(x).any() or np.isnan(y).any():  # sorting would give nan a rank
         return float("nan")
     return plcc(_ranks(x), _ranks(y))
+
+
+def srcc_interval(
+    predicted: npt.ArrayLike, actual: npt.ArrayLike, rounds: int = 1000, seed: int = 0
+) -> tuple[float, float] | None:
+    """Between what SRCC lies in 95 of 100 cases, were other pictures of the same kind drawn (bootstrap).
+
+    None where SRCC is undefined, or of fewer than four pictures.
+    """
+    x, y = _pair(predicted, actual)
+    if len(x) < 4 or np.isnan(srcc(x, y)):
+        return None
+    rng = np.random.default_rng([seed, len(x)])
+    drawn = (srcc(x[rows], y[rows]) for rows in rng.integers(0, len(x), (rounds, len(x))))
+    known = np.array([value for value in drawn if not np.isnan(value)])
+    if not len(known):
+        return None
+    low, high = np.quantile(known, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def interval_words(interval: Sequence[float] | None, count: int) -> str:
+    """An interval of SRCC for people, and what to think of it: ``.61 to .78``."""
+    if interval is None:
+        return f"{count} pictures say nothing"
+    words = f"{interval[0]:.2f} to {interval[1]:.2f}"
+    return f"{words}: so few pictures say next to nothing" if count < FEW else words
 
 
 def plcc(predicted: npt.ArrayLike, actual: npt.ArrayLike) -> float:

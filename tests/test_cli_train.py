@@ -97,7 +97,7 @@ def test_both_stages_then_each_alone(tmp_path: Path, labels: Path) -> None:
     ("change", "status", "said"),
     [
         ({"bad": "3.png,good"}, 1, "labels.csv:5: the score 'good' is not a number"),
-        ({"options": ["--labels", "9"]}, 1, "9 labels requested, 8 are left"),
+        ({"options": ["--labels", "11"]}, 1, "11 labels requested, 10 are left"),
         ({"options": ["--mos-range", "9,1"]}, 2, "--mos-range '9,1' is not a range"),
         ({"options": ["--mos-range", "0,10"]}, 1, "is outside 0..10"),
         ({"before": ["--seed", "3"]}, 2, "--seed stands before 'finetune'"),

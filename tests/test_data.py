@@ -82,6 +82,7 @@ def test_byte_order_mark_spaces_and_pyiqas_columns(tmp_path: Path) -> None:
     assert data.scale is None
     pyiqa = read_csv(write(tmp_path, "img_name,mos,std,split\na.png,1,0.1,0\nb.png,2,0.1,1\n"))
     assert [path.name for path in pyiqa.paths] == ["a.png", "b.png"]
+    assert pyiqa.fixed is None and "the column split says neither train nor test" in pyiqa.notes[0]
     full = read_csv(
         write(tmp_path, "image,mos,std,reference,distortion\na.png,1,0,r1,jpeg\nb.png,2,0,r2,blur\n"),
         mos_range=(0, 5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,25 +16,26 @@ from safetensors.torch import load_file
 from grmp_edge.export.fault_check import fault_shares, fault_warning
 from grmp_edge.export.fold import fold
 from grmp_edge.export.graph.emit import build_onnx
-from grmp_edge.metrics import srcc
-from grmp_edge.preprocess import Preprocess, read_image
-from grmp_edge.runtime.backends import open_session
-from grmp_edge.train.data.labelled import Crops, SplitConfig, read_csv
-from grmp_edge.train.finetune import choose
-from grmp_edge.train.finetune.choose import put_start_head
-from grmp_edge.train.finetune.config import FinetuneConfig, Part
-from grmp_edge.train.finetune.frozen_features import ViewScores
-from grmp_edge.train.finetune.head import (
+from grmp_edge.head import (
     MARGIN,
     Head,
     Seen,
     Twins,
     _Ridge,
     _Setting,
+    conformal_width,
     fit_head,
     start_head,
     target_logits,
 )
+from grmp_edge.metrics import srcc
+from grmp_edge.preprocess import Preprocess, read_image
+from grmp_edge.runtime.backends import open_session
+from grmp_edge.train.data.labelled import Crops, SplitConfig, read_csv
+from grmp_edge.train.finetune import choose
+from grmp_edge.train.finetune.choose import learn_head, put_start_head
+from grmp_edge.train.finetune.config import FinetuneConfig, Part
+from grmp_edge.train.finetune.frozen_features import ViewScores
 from grmp_edge.train.finetune.loop import finetune
 from grmp_edge.train.finetune.seen import head_of, put_head, see, see_labelled, see_twins
 from grmp_edge.train.network.backbone import Backbone, BackboneConfig
@@ -43,6 +45,7 @@ from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.pictures.twins import TWINS, twin
 from grmp_edge.train.runs import ModelConfig, run_finetune
 from grmp_edge.train.session.checkpoint import load_checkpoint
+from grmp_edge.train.session.progress import Silent
 from grmp_edge.views import sigmoid
 
 
@@ -210,10 +213,18 @@ def test_a_run_learns_in_closed_form_and_can_be_loaded(tmp_path: Path, labels: P
     data = read_csv(labels)
     model = ModelConfig.of(BackboneConfig("embedded-l0", "random"), device="cpu")
     config = FinetuneConfig.of("embedded-l0", method="head")
-    split = SplitConfig(8, 0.2, 0.0)
-    result = run_finetune(tmp_path / "run", model, None, data, split, config)
+    split, notes = SplitConfig(8, 0.0, 0.0), []
+
+    class Notes(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    result = run_finetune(tmp_path / "run", model, None, data, split, config, reporter=Notes(), announce=True)
+    assert "about" in notes[0] and "on this machine" in notes[0]
     assert result["head"]["chosen"] in ("ridge", "start") and result["complete"]
-    assert result["metrics"]["test"]["count" if "count" in result["metrics"]["test"] else "srcc"] is not None
+    figure = result["metrics"]["cross_validation"]
+    assert set(result["metrics"]) == {"train", "cross_validation"} and figure["count"] == 8
+    assert figure["srcc_interval"][0] <= figure["srcc"] <= figure["srcc_interval"][1]
     again = run_finetune(tmp_path / "run", model, None, data, split, config, resume=True)
     assert again["head"] == result["head"]
     loaded = load_checkpoint(tmp_path / "run").model
@@ -223,6 +234,43 @@ def test_a_run_learns_in_closed_form_and_can_be_loaded(tmp_path: Path, labels: P
     assert set(shares) == set(TWINS) and all(0 <= share <= 1 for share in shares.values())
     twins = see_twins(loaded, data, [0, 1])
     assert len(twins.of) == 2 and len(see_labelled(loaded, data, [0])) == 1
+
+
+def test_all_labels_are_learned_from_and_cross_validation_gives_the_figure(
+    network: GrmpIqa, labels: Path
+) -> None:
+    """By hand: five folds, each by a head of the others and of the others' twins."""
+    data = replace(read_csv(labels), memo={})
+    quality = data.quality(data.scale_of(range(10)))
+    config = FinetuneConfig.of("embedded-l0", method="head")
+    before = head_of(network)
+    state, honest = learn_head(network, data, range(10), quality, config, Silent(), validate=True)
+    put_head(network, before)
+    seen_all, twins = see_labelled(network, data, range(10)), see_twins(network, data, range(10))
+    logits = np.zeros(10)
+    order = np.random.default_rng([0, 0xF01D]).permutation(10)
+    for left in np.array_split(order, 5):
+        rest = sorted(set(range(10)) - set(left.tolist()))
+        head = fit_head(seen_all.take(rest), quality[rest], twins.of_pictures(rest)).head
+        logits[left] = head(seen_all.take(left))
+    assert honest is not None
+    np.testing.assert_allclose(honest, 1 / (1 + np.exp(-logits)), atol=1e-6)
+    every = fit_head(seen_all, quality, twins).head
+    assert float(state.weights["head_scale"]) == pytest.approx(every.scale, rel=1e-5)
+
+
+def test_intervals_cover_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(200):
+        errors = rng.standard_t(3, size=41) * 0.1
+        width = conformal_width(np.zeros(40), errors[:40])
+        assert width is not None
+        covered.append(abs(errors[40]) <= width)
+    assert 0.84 < np.mean(covered) < 0.97
+    assert (
+        conformal_width([0.0] * 9, np.arange(9)) == 8.0 and conformal_width([0.0] * 8, np.arange(8)) is None
+    )
 
 
 def test_a_missed_fault_is_named() -> None:

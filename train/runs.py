@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from grmp_edge import __version__
 from grmp_edge.errors import CheckpointError, UsageError
 from grmp_edge.files import sha256_file
+from grmp_edge.metrics import srcc_interval
 from grmp_edge.train.data.labelled import Labelled, SplitConfig, content_digest, data_digest, split_indices
 from grmp_edge.train.finetune.choose import (
     learn_head,
@@ -25,7 +28,7 @@ from grmp_edge.train.finetune.choose import (
 )
 from grmp_edge.train.finetune.config import FinetuneConfig, Part
 from grmp_edge.train.finetune.loop import finetune, predict_part
-from grmp_edge.train.finetune.seen import predict_labelled, preprocess_of
+from grmp_edge.train.finetune.seen import predict_labelled, preprocess_of, see, twin_count
 from grmp_edge.train.meta import MetaConfig, meta_train
 from grmp_edge.train.network.backbone import BackboneConfig, embedded_backbone, load_backbone, settings_for
 from grmp_edge.train.network.model import GrmpIqa
@@ -158,6 +161,7 @@ def run_finetune(
     allow_unfinished: bool = False,
     preset: str | None = None,
     curves: CurveKind = "none",
+    announce: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune into the checkpoint ``output``.
 
@@ -174,10 +178,11 @@ def run_finetune(
         allow_unfinished: also start from a pre-training run that is incomplete.
         preset: the name of the preset that the settings come from, for config.json.
         curves: how training curves are drawn beside the checkpoint.
+        announce: say first how long it will take.
 
     Returns:
-        The run's progress: ``history``, ``metrics`` by part (zero_shot, validation, test), ``epoch``,
-        ``leaks``.
+        The run's progress: ``history``, ``metrics`` by part (zero_shot, validation, test; cross_validation
+        where a head is learned and nothing is tested on), ``epoch``, ``leaks``.
 
     Raises:
         UsageError: the test part is to choose the epoch, and there is none.
@@ -185,8 +190,8 @@ def run_finetune(
             run of other settings.
     """
     reporter, team = reporter or Silent(), current_team()
-    refuse_no_test_part(config.select_on, split_config.test_fraction)
-    split_indices(data, split_config)  # reject too few pictures before the work
+    # Reject too few pictures before the work.
+    refuse_no_test_part(config.select_on, len(split_indices(data, split_config).test))
     if start is not None:
         loaded = load_checkpoint(start, model.backbone.pretrained or None)
         if loaded.config.get("stage") != "pretrain":
@@ -254,18 +259,21 @@ def run_finetune(
         assert state is not None
         return {**state.progress, "leaks": found_leaks}
 
-    def measure(name: str) -> dict[str, float | None] | None:
+    def measure(name: str) -> dict[str, Any] | None:
         """Agreement on a part, None if it is too small."""
-        if parts:
-            return _measure(network, parts[name])
         rows = used[places[name]]
         if len(rows) < 2:
             return None
-        blank = np.zeros((0, 0, 0, 3), np.uint8)
-        labelled = Part(blank, quality[rows], raw[places[name]])
-        return labelled.measure(predict_labelled(network, data, rows, reporter.step))
+        if parts:
+            return measured(parts[name], predict_part(network, parts[name], team=team))
+        labelled = Part(_BLANK, quality[rows], raw[places[name]])
+        return measured(labelled, predict_labelled(network, data, rows, reporter.step))
 
-    if not parts:
+    if announce:
+        views = len(used) + (twin_count(split.train) if network.native else 0)
+        rounds = 1 if method in ("head", "ridge") else 3 * config.epochs
+        reporter.note(_about(network, views * rounds, method in ("head", "ridge")))
+    if not parts and len(used) > a:
         reporter.start("looking at pictures", len(used) - a)
     before = {f"zero_shot_{name}": measure(name) for name in places if name != "train"}
     qgr = method != "head" and method != "ridge"
@@ -275,8 +283,13 @@ def run_finetune(
         told["compared"] = {"start": compared["start"], "head": compared["ridge"], "qgr": by_qgr}
         told["chosen"] = "qgr" if qgr else "head"
         reporter.note(report_line({**compared, "chosen": "QGR" if qgr else compared["chosen"]}, by_qgr))
+    honest = None
     if not qgr:
-        final = learn_head(network, data, split.train, quality[list(split.train)], config, reporter)
+        learned_quality = quality[list(split.train)]
+        # Where nothing is tested on, cross-validation gives the figure, and all labels are learned from.
+        final, honest = learn_head(
+            network, data, split.train, learned_quality, config, reporter, not split.test
+        )
     else:
         judge = parts["test"] if config.select_on == "test" else parts["validation"]
         if state is not None:
@@ -293,6 +306,8 @@ def run_finetune(
             network, learned, judge if len(judge.images) else None, config, writer, state, reporter
         )
     metrics = {**before, **{name: measure(name) for name in places}}
+    if honest is not None:
+        metrics["cross_validation"] = measured(Part(_BLANK, learned_quality, raw[places["train"]]), honest)
     progress = {
         **final.progress,
         **told,
@@ -320,20 +335,37 @@ def put_shipped_prompts(network: GrmpIqa, model: ModelConfig) -> dict[str, str] 
     return {"prompts": path.name, "sha256": sha256_file(path)}
 
 
-def _measure(network: GrmpIqa, part: Part) -> dict[str, float | None] | None:
-    if len(part.images) < 2:
-        return None
-    return part.measure(predict_part(network, part, team=current_team()))
+_BLANK = np.zeros((0, 0, 0, 3), np.uint8)
 
 
-def refuse_no_test_part(select_on: str, test_fraction: float) -> None:
+def measured(part: Part, predicted: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """Agreement on a part, with the interval of its SRCC."""
+    return {**part.measure(predicted), "srcc_interval": srcc_interval(predicted, part.actual)}
+
+
+def _about(network: GrmpIqa, pictures: int, closed: bool) -> str:
+    """How long a run will take, from the time of one picture here."""
+    views = preprocess_of(network).views(np.zeros((512, 512, 3), np.uint8)).pixels
+    see(network, iter([views[:1]]))  # the first takes longer
+    start = time.perf_counter()
+    see(network, iter([views]))
+    seconds = pictures * (time.perf_counter() - start)
+    most = "" if closed else "at most "
+    if seconds < 90:
+        return f"{most}about {seconds:.0f} seconds on this machine"
+    if seconds < 5400:
+        return f"{most}about {seconds / 60:.0f} minutes on this machine"
+    return f"{most}about {seconds / 3600:.0f} hours on this machine"
+
+
+def refuse_no_test_part(select_on: str, tested: float) -> None:
     """Raise UsageError if the test part is to choose the epoch and there is none.
 
-    The run would silently become one of a fixed schedule.
+    The run would silently become one of a fixed schedule. ``tested``: how many pictures, or their share.
     """
-    if select_on == "test" and test_fraction == 0:
+    if select_on == "test" and not tested:
         raise UsageError(
-            "the epoch cannot be chosen on the test part: --test-fraction 0 leaves none",
+            "the epoch cannot be chosen on the test part: there is none, as with --test-fraction 0",
             "keep a test part, or drop --select-on-test (and --preset reference)",
         )
 

@@ -26,12 +26,15 @@ from grmp_edge.cli.training_options import (
     SetOptions,
     SplitOptions,
     TaskOptions,
+    TestData,
+    TestImages,
     TrainPrecision,
     TuningOptions,
 )
 from grmp_edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from grmp_edge.train.data.labelled import Labelled
     from grmp_edge.train.evaluate.tables import Tables
 
 __all__ = ["register"]
@@ -86,6 +89,10 @@ class ProtocolOptions:
     cross: Annotated[
         list[str] | None, option("--cross", "Test every trained model on this set too; repeatable.")
     ] = None
+    cross_images: Annotated[
+        list[Path] | None,
+        option("--cross-images", "Folder of the pictures of --cross; repeatable, in the same order."),
+    ] = None
     ablate: Annotated[
         bool, option("--ablate", "Also without MPP, without QGR and without either: four rows.")
     ] = False
@@ -105,6 +112,23 @@ class ProtocolOptions:
         TrainPrecision,
         option("--train-precision", "Matrix products in training: --precision of train.", PERFORMANCE),
     ] = "auto"
+
+    def others(self) -> list[Labelled]:
+        """The sets of --cross.
+
+        Raises:
+            UsageError: there are folders of pictures, but not one for each.
+        """
+        from grmp_edge.train.data.named_sets import read_spec
+
+        specs = self.cross or []
+        folders: list[Path | None] = [*(self.cross_images or ())] or [None for _ in specs]
+        if len(folders) != len(specs):
+            raise UsageError(
+                f"{len(folders)} --cross-images for {len(specs)} --cross",
+                "give one for each, in the same order",
+            )
+        return [read_spec(spec, images) for spec, images in zip(specs, folders, strict=True)]
 
     def counts(self) -> tuple[int | None, ...]:
         """The numbers of labels, None for all.
@@ -128,6 +152,8 @@ class ProtocolOptions:
 def evaluate(
     *,
     data: Annotated[str, option("--data", "Labelled set: NAME:PATH (see grmp-edge data check) or a csv.")],
+    test_data: TestData = None,
+    test_images: TestImages = None,
     sets: SetOptions,
     output: Annotated[Path, option("--output -o", "Folder for tables, plot and finished splits.")] = Path(
         "runs/evaluation"
@@ -147,24 +173,28 @@ def evaluate(
     splits are kept, so the same command continues an interrupted run. With --bundle, tests an exported
     bundle instead.
     """
-    from grmp_edge.train.data.named_sets import read_spec
+    from grmp_edge.train.data.sides import refuse_shared
 
     if exported.bundle is None:
         _check(protocol, baselines, split, tuning)
-    labelled = sets.read(data, model.preset)
-    others = [read_spec(spec) for spec in protocol.cross or ()]
+    if test_data is None and test_images is not None:
+        raise UsageError("--test-images without --test-data", "give the set with --test-data")
+    labelled = sets.read(data, model.preset, test_data, test_images)
+    others = protocol.others()
+    for other in others:
+        refuse_shared(labelled, other)
     for one in (labelled, *others):
         for note in one.notes:
             print(f"note: {note}", file=sys.stderr)
     if exported.bundle is not None:
-        evaluate_bundle(exported.bundle, labelled, exported, split.test_fraction, output, as_json)
+        evaluate_bundle(exported.bundle, labelled, exported, split.tested, output, as_json)
         return
     from grmp_edge.train.evaluate.baselines import BaselineConfig, evaluate_baselines
     from grmp_edge.train.evaluate.protocol import ProtocolConfig
     from grmp_edge.train.evaluate.tables import Tables
 
-    config = ProtocolConfig(protocol.splits, protocol.counts(), split.test_fraction, seed=split.seed)
-    tables = Tables(output, labelled.name, model.preset, split.seed, split.test_fraction)
+    config = ProtocolConfig(protocol.splits, protocol.counts(), split.tested, seed=split.seed)
+    tables = Tables(output, labelled.name, model.preset, split.seed, split.tested)
     if not baselines.only_baselines:
         need_torch()
     with working("the same command continues from the last finished split") as progress:

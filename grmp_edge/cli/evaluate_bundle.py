@@ -58,11 +58,12 @@ def evaluate_bundle(
 
     Raises:
         UsageError: the bundle lacks the precision.
-        DataError: a picture cannot be read.
+        DataError: a picture cannot be read, or the labels can hardly be on the bundle's scale.
     """
     from grmp_edge.bundle import PRECISIONS, Bundle
     from grmp_edge.runtime import Scorer
     from grmp_edge.train.data.labelled import SplitConfig, split_indices
+    from grmp_edge.train.data.sides import refuse_other_scale
     from grmp_edge.train.evaluate.protocol import measure
 
     precision, test_part = options.precision, options.test_part
@@ -71,10 +72,15 @@ def evaluate_bundle(
     if precision not in ("all", *bundle.graphs):
         raise UsageError(f"{path}: has no {precision} graph", f"it has {', '.join(bundle.graphs)}")
     indices = list(range(len(data)))
-    if test_part is not None:
+    if data.fixed is not None:
+        indices = list(split_indices(data, SplitConfig()).test) or indices
+        print(f"note: only the {len(indices)} pictures of the test part are scored", file=sys.stderr)
+    elif test_part is not None:
         split = split_indices(data, SplitConfig(None, test_fraction, 0.0, test_part))
         indices = list(split.test)
-    # The set's own scale: RMSE must not compare stars with percents. A csv without one has the bundle's.
+    # RMSE must not compare stars with percents: a csv that declares no scale must be on the bundle's.
+    if bundle.mos is not None:
+        refuse_other_scale(data, bundle.mos, f"{path}")
     scale = data.scale or bundle.mos or data.scale_of(range(len(data)))
     mos = data.mos[indices]
     scores = {}
@@ -95,7 +101,7 @@ def evaluate_bundle(
         "test_part": test_part,
         "results": results,
     }
-    if test_part is None and bundle.mos is not None:
+    if test_part is None and data.fixed is None and bundle.mos is not None:
         print(
             "note: the bundle was fine-tuned on labels; if they were of this set, only --test-part SEED is "
             "an honest test",
@@ -152,6 +158,8 @@ def _write(
 
 
 def _print(result: dict[str, Any]) -> None:
+    from grmp_edge.metrics import interval_words
+
     part = "" if result["test_part"] is None else f" (test part of seed {result['test_part']})"
     print(f"{result['data']}: {result['pictures']} pictures{part}")
     print(f"{'precision':>9}  {'SRCC':>7}  {'PLCC':>7}  {'KRCC':>7}  {'RMSE':>7}  largest difference")
@@ -164,3 +172,5 @@ def _print(result: dict[str, Any]) -> None:
             (f"{value:.2e}" for key, value in metrics.items() if key.startswith("max_difference")), "-"
         )
         print(f"{name:>9}  {numbers}  {gap}")
+    first = next(iter(result["results"].values()))
+    print(f"SRCC {interval_words(first['srcc_interval'], first['count'])} (95 %, by bootstrap)")

@@ -19,11 +19,12 @@ from grmp_edge.cli.training_options import (
     MetaOptions,
     ModelOptions,
     NoMpp,
-    PresetName,
     RunOptions,
     SetOptions,
     SplitOptions,
     TaskOptions,
+    TestData,
+    TestImages,
     TuningOptions,
 )
 from grmp_edge.errors import UsageError
@@ -53,8 +54,10 @@ def register(app: typer.Typer) -> None:
     group = new_group(
         "train",
         "Train on a few labelled pictures.\n\n"
-        "Learns the prompts on distortion tasks (MPP), then fine-tunes on the labels (QGR). Writes OUTPUT, "
-        "the checkpoint to export, and OUTPUT/pretrain.",
+        "By default, the short way, in minutes: from the embedded backbone and the prompts that ship, a "
+        "head is fitted to the labels. With --photos, --meta-data, --meta-epochs, --preset reference or "
+        "another --backbone, the paper's, in hours: prompts are learned on distortion tasks (MPP) into "
+        "OUTPUT/pretrain, then the labels (QGR). Writes OUTPUT, the checkpoint to export.",
     )
     group.callback(
         invoke_without_command=True,
@@ -76,6 +79,8 @@ def train(
     context: typer.Context,
     *,
     data: _Data = None,
+    test_data: TestData = None,
+    test_images: TestImages = None,
     sets: SetOptions,
     labels: _Labels = None,
     output: opt.Output = _OUTPUT,
@@ -87,7 +92,7 @@ def train(
     tuning: TuningOptions,
     run: RunOptions,
 ) -> None:
-    """Train both stages."""
+    """Train, by the short way unless the long one is asked for."""
     if context.invoked_subcommand is not None:
         given = [name for name in context.params if _is_given(context, name)]
         if given:
@@ -104,7 +109,9 @@ def train(
     # The prompts that ship were learned with the backbone; tasks of the user's own replace them.
     shipped = model.ships and model.preset == "default" and not (no_mpp or tasks.given or meta.meta_epochs)
     config = tuning.config(model.name, run.precision, shipped)
-    labelled, division = _read_and_divide(sets, spec, model.preset, split.config(model.name, labels), config)
+    labelled, division = _read_and_divide(
+        sets, spec, model, split, labels, config, model.name, (test_data, test_images)
+    )
     start = None if no_mpp or shipped else output / "pretrain"
     if not run.resume:
         CheckpointWriter(output, {}).refuse_overwrite()  # before the first stage, not after it
@@ -122,6 +129,7 @@ def train(
             reporter,
             preset=model.preset,
             curves=run.curves,
+            announce=True,
         )
     _finish(result, output, run.as_json, _NEXT_EXPORT)
 
@@ -157,6 +165,8 @@ def pretrain(
 def finetune(
     *,
     data: _Data = None,
+    test_data: TestData = None,
+    test_images: TestImages = None,
     sets: SetOptions,
     labels: _Labels = None,
     output: opt.Output = _OUTPUT,
@@ -187,7 +197,9 @@ def finetune(
         model.check_start(start)
     backbone = model.name_after(start)
     config = tuning.config(backbone, run.precision, start is None and model.ships)
-    labelled, division = _read_and_divide(sets, spec, model.preset, split.config(backbone, labels), config)
+    labelled, division = _read_and_divide(
+        sets, spec, model, split, labels, config, backbone, (test_data, test_images)
+    )
     network = model.config(shipped_prompts=start is None)
     with working() as reporter:
         result = run_finetune(
@@ -202,6 +214,7 @@ def finetune(
             allow_unfinished,
             model.preset,
             run.curves,
+            announce=True,
         )
     _finish(result, output, run.as_json, _NEXT_EXPORT)
 
@@ -281,34 +294,59 @@ def _required(data: str | None) -> str:
 
 
 def _read_and_divide(
-    sets: SetOptions, spec: str, preset: PresetName, division: SplitConfig, config: FinetuneConfig
+    sets: SetOptions,
+    spec: str,
+    model: ModelOptions,
+    split: SplitOptions,
+    labels: int | None,
+    config: FinetuneConfig,
+    backbone: str,
+    tested: tuple[str | None, Path | None],
 ) -> tuple[Labelled, SplitConfig]:
     """Read and divide the set before any long work, so that errors in it are reported at once."""
     from grmp_edge.train.data.labelled import split_indices
     from grmp_edge.train.runs import refuse_no_test_part
 
-    refuse_no_test_part(config.select_on, division.test_fraction)
-    data = sets.read(spec, preset)
+    if tested[0] is None and tested[1] is not None:
+        raise UsageError("--test-images without --test-data", "give the set with --test-data")
+    data = sets.read(spec, model.preset, *tested)
+    division = split.fitting(len(data), labels, config).config(backbone, labels)
+    if data.fixed is None:
+        refuse_no_test_part(config.select_on, division.test_fraction)
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
     parts = split_indices(data, division)
+    if data.fixed is not None:
+        print(
+            f"note: divided as the labels say: {len(parts.train)} to learn from, {len(parts.validation)} to "
+            f"choose by, {len(parts.test)} to test on",
+            file=sys.stderr,
+        )
     data.scale_of([*parts.train, *parts.validation])
     return data, division
 
 
 def _finish(result: dict[str, Any], output: Path, as_json: bool, then: str) -> None:
     """Print a run's result, and what to run next."""
+    from grmp_edge.metrics import interval_words
+
     if as_json:
         shown = {key: value for key, value in result.items() if key not in ("history", "lr", "waited")}
         print(json.dumps({"checkpoint": str(output), **shown}))
     else:
-        for part, metrics in result.get("metrics", {}).items():
+        # What was learned from is no test of what was learned, so it is not shown beside tests.
+        shown_parts = {name: part for name, part in result.get("metrics", {}).items() if name != "train"}
+        for name, metrics in shown_parts.items():
             numbers = "  ".join(
-                f"{key.upper()} {'-' if value is None else format(value, '.3f')}"
-                for key, value in metrics.items()
-                if key != "count"
+                f"{key.upper()} {'-' if metrics[key] is None else format(metrics[key], '.3f')}"
+                for key in ("srcc", "plcc", "krcc", "rmse")
             )
-            print(f"{part:20} {numbers}  ({metrics['count']} pictures)")
+            sure = interval_words(metrics.get("srcc_interval"), metrics["count"])
+            print(f"{name.replace('_', ' '):20} {numbers}  ({metrics['count']} pictures; SRCC {sure})")
+        if "train" in result.get("metrics", {}) and not {"test", "cross_validation"} & set(shown_parts):
+            print(
+                "no honest figure: all pictures were learned from; --test-data or --test-fraction gives one"
+            )
         for leak in result.get("leaks", ()):
             print(f"not an honest figure: {leak}")
         if result.get("held_out_tasks"):

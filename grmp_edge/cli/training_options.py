@@ -31,6 +31,8 @@ __all__ = [
     "SetOptions",
     "SplitOptions",
     "TaskOptions",
+    "TestData",
+    "TestImages",
     "TrainPrecision",
     "TuningOptions",
     "scale_of_labels",
@@ -52,6 +54,15 @@ PresetOption = Annotated[
 ]
 AllowUnfinished = Annotated[
     bool, option("--allow-unfinished", "Also start from a pre-training run that is incomplete.")
+]
+TestData = Annotated[
+    str | None,
+    option(
+        "--test-data", "Test on this set instead of a part of --data; a column split in the csv does it, too."
+    ),
+]
+TestImages = Annotated[
+    Path | None, option("--test-images", "Folder of the pictures of --test-data; default: as for --data.")
 ]
 NoMpp = Annotated[bool, option("--no-mpp", "Fine-tune from fresh prompts, without meta-pre-training.", PAPER)]
 MetaEpochs = Annotated[
@@ -306,15 +317,30 @@ class SetOptions:
         bool, option("--average", "A csv may name a picture several times: take the mean of its scores.")
     ] = False
 
-    def read(self, spec: str, preset: PresetName = "default") -> "Labelled":
-        """Read and check a labelled set, ``SET:PATH`` or a csv, as a preset has it."""
+    def read(
+        self, spec: str, preset: PresetName = "default", test: str | None = None, images: Path | None = None
+    ) -> "Labelled":
+        """Read and check a labelled set, ``SET:PATH`` or a csv, as a preset has it.
+
+        Args:
+            spec: the set.
+            preset: the preset.
+            test: a further set to test on, of the same kind.
+            images: its folder of pictures.
+        """
         from grmp_edge.train.data.labelled import CsvConfig
         from grmp_edge.train.data.named_sets import read_spec
         from grmp_edge.train.presets import preset_named
 
         config = CsvConfig(self.image_column, self.mos_column, self.average)
         every = preset_named(preset).livec_training_pictures
-        return read_spec(spec, self.images, scale_of_labels(self.mos_range), config, every)
+        scale = scale_of_labels(self.mos_range)
+        data = read_spec(spec, self.images, scale, config, every)
+        if test is None:
+            return data
+        from grmp_edge.train.data.sides import with_test
+
+        return with_test(data, read_spec(test, images or self.images, scale, config, every))
 
 
 @dataclass(frozen=True)
@@ -322,8 +348,15 @@ class SplitOptions:
     """How a labelled set is divided."""
 
     test_fraction: Annotated[
-        float, option("--test-fraction", "Share of the set for testing.", min=0.0, max=0.9)
-    ] = 0.2
+        float | None,
+        option(
+            "--test-fraction",
+            "Share of the set for testing; default: 0.2, or 0 where cross-validation within the labels gives "
+            "the figure (--method head) and where --labels takes them all.",
+            min=0.0,
+            max=0.9,
+        ),
+    ] = None
     validation_fraction: Annotated[
         float | None,
         option(
@@ -338,6 +371,19 @@ class SplitOptions:
     seed: opt.Seed = 0
     preset: PresetOption = "default"
 
+    @property
+    def tested(self) -> float:
+        """The share for testing where there must be a test part."""
+        return 0.2 if self.test_fraction is None else self.test_fraction
+
+    def fitting(self, count: int, labels: int | None, tuning: "FinetuneConfig") -> "SplitOptions":
+        """With a share for testing: all ``count`` pictures are learned from where no test part is needed."""
+        if self.test_fraction is not None or tuning.select_on == "test":
+            return replace(self, test_fraction=self.tested)
+        room = labels is not None and labels <= count - round(0.2 * count)
+        needed = room if labels is not None else tuning.method != "head"
+        return replace(self, test_fraction=0.2 if needed else 0.0)
+
     def config(self, backbone: str, labels: int | None = None) -> "SplitConfig":
         """Settings of the split; ``labels``: how many to learn from, None for all outside the test part."""
         from grmp_edge.train.presets import preset_named
@@ -345,7 +391,7 @@ class SplitOptions:
         return preset_named(self.preset).split(
             backbone,
             labels=labels,
-            test_fraction=self.test_fraction,
+            test_fraction=self.tested,
             validation_fraction=self.validation_fraction,
             seed=self.seed,
         )

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from grmp_edge.errors import DataError, ImageError
 from grmp_edge.image_files import IMAGE_SUFFIXES
 from grmp_edge.preprocess import Preprocess, read_image, squash
 from grmp_edge.score import MosScale
+from grmp_edge.train.data.copies import same_files
 from grmp_edge.train.data.tables import number, read_columns, with_points
 from grmp_edge.train.network.settings import BackboneSettings
 from grmp_edge.views import crop, spread
@@ -24,6 +25,7 @@ from grmp_edge.views import crop, spread
 __all__ = [
     "Crops",
     "CsvConfig",
+    "PARTS",
     "Labelled",
     "Split",
     "SplitConfig",
@@ -39,7 +41,15 @@ _COLUMNS = {
     "mos": ("mos", "score", "label"),
     "reference": ("reference", "ref", "ref_img"),
     "distortion": ("distortion", "dist_type"),
+    "split": ("split",),
 }
+
+# By what people write in a column "split".
+PARTS = {
+    "train": "train", "training": "train",
+    "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,8 @@ class Labelled:
     references: tuple[str, ...] | None = None  # the pristine picture each was made from, where known
     distortions: tuple[str, ...] | None = None  # the type of distortion, where known
     scale: MosScale | None = None  # the labels' declared scale; None: take the observed range
+    # By picture "train", "validation" or "test", where its owner has divided it; None: at random.
+    fixed: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()  # remarks for the user: a guess, a partial copy, a choice between two files
     # Where what frozen networks see in the pictures is kept for the next split; None: nowhere.
     memo: dict[Any, Any] | None = field(default=None, compare=False, repr=False)
@@ -184,10 +196,11 @@ def read_csv(
     changed = next((pair for pair in zip(table.texts["mos"], texts, strict=True) if pair[0] != pair[1]), None)
     if changed is not None:
         notes.append(f"{path}: numbers with commas, {changed[0]} is read as {changed[1]}")
+    index = _CaseIndex()
     scores: dict[Path, list[float]] = {}
     first: dict[Path, tuple[int, Path]] = {}  # the row and the path as it is written
     for row, (where, name, text) in enumerate(zip(places, table.texts["image"], texts, strict=True)):
-        file = _find(where, name, folders)
+        file = _find(where, name, folders, index)
         same = scores.setdefault(file.resolve(), [])
         if same and not config.average:
             raise DataError(
@@ -196,6 +209,15 @@ def read_csv(
             )
         same.append(_score(where, text, mos_range))
         first.setdefault(file.resolve(), (row, file))
+    parts = _fixed(places, table.texts.get("split"), [row for row, _ in first.values()])
+    if "split" in table.texts and parts is None:
+        notes.append(
+            f"{path}: the column split says neither train nor test, so pictures are divided at random"
+        )
+    if index.used:
+        wanted, got = index.used[0]
+        others = f" and {len(index.used) - 1} more names" if len(index.used) > 1 else ""
+        notes.append(f"{path}: without regard to case, {wanted} is taken to be {got}{others}")
     if many := sum(len(given) > 1 for given in scores.values()):
         notes.append(f"{path}: on several lines {many} of the pictures, the mean of whose scores is taken")
 
@@ -210,15 +232,51 @@ def read_csv(
         references=column("reference"),
         distortions=column("distortion"),
         scale=MosScale(*mos_range) if mos_range else None,
+        fixed=parts,
         notes=tuple(notes),
     )
+
+
+def _fixed(places: Sequence[str], texts: Sequence[str] | None, rows: Sequence[int]) -> tuple[str, ...] | None:
+    # Other codes, such as the numbers of several splits, are not guessed at: read_csv tells.
+    if texts is None or not any(text.lower() in PARTS for text in texts):
+        return None
+    for where, text in zip(places, texts, strict=True):
+        if text.lower() not in PARTS:
+            raise DataError(f"{where}: the split {text!r} is unknown", "write train, validation or test")
+    return tuple(PARTS[texts[row].lower()] for row in rows)
 
 
 def _is_picture(text: str) -> bool:
     return PureWindowsPath(text).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _find(where: str, name: str, folders: Sequence[Path]) -> Path:
+class _CaseIndex:
+    """Files by names in whatever case: file systems differ in how they treat it."""
+
+    def __init__(self) -> None:
+        self.listed: dict[Path, dict[str, list[Path]]] = {}
+        self.used: list[tuple[str, str]] = []  # name in the table, and in the file system
+
+    def find(self, folder: Path, name: str) -> Path | None:
+        """The only file whose name differs in case at most; None if there is none, or more than one."""
+        at = folder
+        for part in PurePosixPath(name).parts:
+            if at not in self.listed:
+                self.listed[at] = {}
+                for path in sorted(at.iterdir()) if at.is_dir() else ():
+                    self.listed[at].setdefault(path.name.casefold(), []).append(path)
+            found = self.listed[at].get(part.casefold(), [])
+            if len(found) != 1:
+                return None
+            at = found[0]
+        if not at.is_file():
+            return None
+        self.used.append((name, str(at.relative_to(folder))))
+        return at
+
+
+def _find(where: str, name: str, folders: Sequence[Path], index: _CaseIndex) -> Path:
     """The file of a picture; a name from Windows may have backslashes, or a drive and folders of its own."""
     windows = PureWindowsPath(name)
     names = [name, windows.as_posix(), *([windows.name] if windows.drive else [])]
@@ -226,6 +284,10 @@ def _find(where: str, name: str, folders: Sequence[Path]) -> Path:
         for folder in folders:
             if (folder / candidate).is_file():
                 return folder / candidate
+    for candidate in names:
+        for folder in folders:
+            if file := index.find(folder, candidate):
+                return file
     raise DataError(
         f"{where}: picture {name!r} is not in {' or '.join(map(str, folders))}",
         "correct the name, or give the folder with --images",
@@ -264,38 +326,63 @@ class Split:
 
 
 def split_indices(data: Labelled, config: SplitConfig) -> Split:
-    """Divide a labelled set at random, reproducibly by seed.
+    """Divide a labelled set as its owner did, or at random, reproducibly by seed.
 
     Raises:
         DataError: too few pictures for the requested number of labels.
     """
     rng = np.random.default_rng([config.seed, 0x5B117])
     groups: dict[str, list[int]] = {}
-    for index in range(len(data)):
-        key = data.references[index] if data.references else str(index)
+    # The same picture under two names, and pictures made from the same one, stay on one side.
+    for index, key in enumerate(data.references or same_files(data.paths)):
         groups.setdefault(key, []).append(index)
     order = [list(groups)[i] for i in rng.permutation(len(groups))]
-    # Whole groups go to the test part until it is full.
-    test: list[int] = []
-    size = round(config.test_fraction * len(data))
-    for key in order:
-        if len(test) >= size:
-            break
-        test.extend(groups[key])
-    held = set(test)
+    judged: set[int] = set()
+    if data.fixed is not None:
+        held, judged = _fixed_sides(data, data.fixed)
+    else:
+        # Whole groups go to the test part until it is full.
+        held = set()
+        size = round(config.test_fraction * len(data))
+        for key in order:
+            if len(held) >= size:
+                break
+            held.update(groups[key])
     # Labels are drawn picture by picture, so that even a few come from many references.
-    rest = [index for index in rng.permutation(len(data)).tolist() if index not in held]
+    rest = [index for index in rng.permutation(len(data)).tolist() if index not in held | judged]
     count = len(rest) if config.labels is None else config.labels
     if count > len(rest) or count < 4:
         raise DataError(
-            f"{data.name}: {count} labels requested, {len(rest)} are left beside the {len(test)} for testing",
+            f"{data.name}: {count} labels requested, {len(rest)} are left beside the {len(held)} for testing",
             "lower --labels or --test-fraction, or label more pictures (at least 4)",
         )
+    if judged:
+        return Split(tuple(rest[:count]), tuple(sorted(judged)), tuple(sorted(held)))
     drawn = set(rest[:count])
     chosen = [[index for index in groups[key] if index in drawn] for key in order]
     validation = _validation(chosen, min(round(config.validation_fraction * count), count - 2))
     train = [index for index in rest[:count] if index not in validation]
     return Split(tuple(train), tuple(sorted(validation)), tuple(sorted(held)))
+
+
+def _fixed_sides(data: Labelled, fixed: Sequence[str]) -> tuple[set[int], set[int]]:
+    """The test and the validation part that a set's owner chose.
+
+    Raises:
+        DataError: the same picture, or pictures of one reference, are learned from and tested on.
+    """
+    for what, keys in (("picture", same_files(data.paths)), ("reference", data.references or ())):
+        seen: dict[str, int] = {}
+        for index, key in enumerate(keys):
+            first = seen.setdefault(key, index)
+            if fixed[first] != fixed[index] and "test" in (fixed[first], fixed[index]):
+                raise DataError(
+                    f"{data.name}: {data.paths[first]} ({fixed[first]}) and {data.paths[index]} "
+                    f"({fixed[index]}) are of the same {what}",
+                    "put both on one side",
+                )
+    parts = [{index for index, part in enumerate(fixed) if part == name} for name in ("test", "validation")]
+    return parts[0], parts[1]
 
 
 def _validation(groups: Sequence[Sequence[int]], limit: int) -> set[int]:

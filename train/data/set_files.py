@@ -17,7 +17,7 @@ import numpy.typing as npt
 from grmp_edge.errors import DataError, MissingDependencyError
 from grmp_edge.preprocess import squash
 from grmp_edge.score import MosScale
-from grmp_edge.train.data.labelled import Labelled
+from grmp_edge.train.data.labelled import PARTS, Labelled
 from grmp_edge.train.data.tables import csv_rows
 
 __all__ = [
@@ -355,6 +355,7 @@ def read_reference_mat(path: Path, images: Path | None = None, mos_range: Range 
         mos=both,
         scale=MosScale(*mos_range) if mos_range else None,
         parts=tuple(parts),
+        fixed=tuple(PARTS[part] for part in parts),
         pixels=np.concatenate(pixels),
     )
 

@@ -16,7 +16,7 @@ from typing import Literal, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from grmp_edge.metrics import agreement
+from grmp_edge.metrics import agreement, srcc_interval
 from grmp_edge.score import MosScale
 from grmp_edge.train.data.labelled import SplitConfig
 
@@ -41,7 +41,11 @@ MEASURES: tuple[Measure, ...] = ("srcc", "plcc", "krcc", "rmse")
 _STATISTICS: tuple[Statistic, ...] = ("median", "mean", "std")
 
 
-class Measures(TypedDict):
+class _Interval(TypedDict, total=False):
+    srcc_interval: list[float] | None  # 95 %, by bootstrap over the pictures; not in files of older versions
+
+
+class Measures(_Interval):
     """Agreement with opinion scores over ``count`` pictures; None where a measure is undefined."""
 
     srcc: float | None
@@ -138,6 +142,7 @@ def measure(predicted: npt.ArrayLike, mos: npt.ArrayLike, scale: MosScale) -> Me
         "krcc": _defined(values.krcc),
         "rmse": _defined(values.rmse),
         "count": values.count,
+        "srcc_interval": None if (interval := srcc_interval(predicted, quality)) is None else [*interval],
     }
 
 

@@ -91,7 +91,7 @@ class InMemory(Labelled):
     def of(cls, data: Labelled) -> InMemory:
         """Wrap a set."""
         own = (data.name, data.paths, data.mos, data.references, data.distortions, data.scale)
-        return cls(*own, memo={}, base=data)
+        return cls(*own, fixed=data.fixed, memo={}, base=data)
 
     def picture(self, index: int) -> UInt8Array:
         """One picture as it is, decoded."""

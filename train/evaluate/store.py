@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from grmp_edge.errors import CheckpointError, DataError
-from grmp_edge.files import replace_file
+from grmp_edge.files import replace_file, sha256_bytes
 from grmp_edge.train.data.labelled import Labelled
 from grmp_edge.train.evaluate.protocol import SplitResult, label_name
 
@@ -35,6 +35,7 @@ def data_settings(data: Labelled) -> dict[str, Any]:
         "pictures": len(data),
         "digest": digest.hexdigest(),
         "scale": asdict(data.scale) if data.scale else None,
+        **({} if data.fixed is None else {"fixed": sha256_bytes("\n".join(data.fixed).encode())}),
     }
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from grmp_edge.head import Fit, FitReport, Head, Seen, cross_validated, fit_head, start_head
 from grmp_edge.metrics import srcc
 from grmp_edge.train.data.labelled import Labelled
 from grmp_edge.train.finetune.config import FinetuneConfig, Part
 from grmp_edge.train.finetune.frozen_features import ViewScores
-from grmp_edge.train.finetune.head import Fit, FitReport, Head, Seen, fit_head, start_head
 from grmp_edge.train.finetune.loop import finetune, predict_part
 from grmp_edge.train.finetune.seen import (
     MOST_TWINS,
@@ -28,6 +28,7 @@ from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.pictures.twins import TWINS, twin
 from grmp_edge.train.session.checkpoint import State, copy_parameters
 from grmp_edge.train.session.progress import Reporter
+from grmp_edge.views import sigmoid
 
 __all__ = ["learn_head", "prefers_qgr", "put_start_head", "report_line", "twin_part"]
 
@@ -42,10 +43,14 @@ def learn_head(
     quality: npt.NDArray[np.float32],
     config: FinetuneConfig,
     reporter: Reporter,
-) -> State:
+    validate: bool = False,
+) -> tuple[State, npt.NDArray[np.float32] | None]:
     """Fit the head to the labelled pictures ``train`` of a set, put it into the network, and say how it did.
 
     ``quality`` (n,) in 0..1 is theirs. A network without crops, a CLIP, is kept from no faults.
+
+    Returns:
+        The state to save; and with ``validate`` the scores (n,) of each picture by a head of the others.
     """
     reporter.start("looking at pictures", len(train))
     seen = see_labelled(network, data, train, reporter.step)
@@ -53,12 +58,16 @@ def learn_head(
     if network.native and config.method != "ridge":
         reporter.start("looking at their distorted twins", twin_count(train))
         twins = see_twins(network, data, train, reporter.step)
-    fit = fit_head(seen, quality, twins, config.seed, prior=config.method != "ridge")
+    prior = config.method != "ridge"
+    fit = fit_head(seen, quality, twins, config.seed, prior)
+    honest = None
+    if validate:
+        honest = sigmoid(cross_validated(seen, quality, twins, config.seed, prior)).astype(np.float32)
     put_head(network, fit.head)
     reporter.note(report_line(fit.report))
     weights = copy_parameters(network.prompt_parameters())
     weights |= {name: value.detach().clone() for name, value in network.head().items()}
-    return State(weights, {}, _progress(fit))
+    return State(weights, {}, _progress(fit)), honest
 
 
 def _progress(fit: Fit) -> dict[str, Any]:

@@ -88,8 +88,13 @@ class Part:
 
     def measure(self, predicted: Float32Array) -> dict[str, float | None]:
         """SRCC, PLCC, KRCC and RMSE (in 0..1 units) of predictions, as plain JSON; None where undefined."""
-        measures = agreement(predicted, self.quality if self.labels is None else self.labels)
+        measures = agreement(predicted, self.actual)
         return {name: _finite(value) for name, value in asdict(measures).items()}
+
+    @property
+    def actual(self) -> npt.NDArray[Any]:
+        """The labels to measure by, (n,)."""
+        return self.quality if self.labels is None else self.labels
 
 
 def _finite(value: float) -> float | None:

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from grmp_edge.head import Head, Seen, Twins
 from grmp_edge.preprocess import Preprocess
 from grmp_edge.train.data.labelled import Labelled
-from grmp_edge.train.finetune.head import Head, Seen, Twins
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.pictures.twins import TWINS, twin
 from grmp_edge.views import sigmoid

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from grmp_edge.errors import UsageError
+from grmp_edge.head import MARGIN
 from grmp_edge.train.data.labelled import Crops
 from grmp_edge.train.finetune.config import FinetuneConfig, Part
 from grmp_edge.train.finetune.frozen_features import Cut, FrozenCache, Teacher, group_size, view_weights
-from grmp_edge.train.finetune.head import MARGIN
 from grmp_edge.train.finetune.qgr import regularise
 from grmp_edge.train.network.losses import quality_loss, semantic_loss
 from grmp_edge.train.network.model import GrmpIqa

@@ -157,10 +157,10 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], bool]:
         raise ModelError(
             f"{path}: cannot be read as weights ({first_line(error)})", "download it again"
         ) from error
-    state = _unwrapped(loaded)
-    if state is None:
+    found = _unwrapped(loaded)
+    if found is None:
         raise ModelError(f"{path}: is not a state dict", "save model.state_dict()")
-    return _without_wrappers(state), "input_resolution" in state
+    return _without_wrappers(found), "input_resolution" in found
 
 
 def _holding_values() -> contextlib.AbstractContextManager[None]:
