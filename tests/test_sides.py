@@ -76,14 +76,14 @@ def test_a_test_set_of_its_own(tmp_path: Path) -> None:
     assert both.paths[10] == test.paths[0] and both.mos[10] == test.mos[0]
     stars = tmp_path / "b" / "labels.csv"
     stars.write_text("image,mos\n" + "".join(f"{i}.png,{1 + i / 3:.2f}\n" for i in range(6)))
-    with pytest.raises(DataError, match="are of 0..100"):
+    with pytest.raises(DataError, match=r"are of 0\.\.100"):
         with_test(read_csv(tmp_path / "a" / "labels.csv", None, (0, 100)), read_csv(stars, None, (1, 5)))
     # Six labels are too few to tell their scale by; ten are not.
     with_test(data, read_csv(stars))
     write_labelled(tmp_path / "c", 12, seed=6)
     stars = tmp_path / "c" / "labels.csv"
     stars.write_text("image,mos\n" + "".join(f"{i}.png,{1 + i / 3:.2f}\n" for i in range(12)))
-    with pytest.raises(DataError, match=r"labels of 1..4.67 are hardly on the scale of .*--mos-range L"):
+    with pytest.raises(DataError, match=r"labels of 1\.\.4\.67 are hardly on the scale of .*--mos-range L"):
         with_test(data, read_csv(stars))
 
 
