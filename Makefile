@@ -3,9 +3,9 @@
 PYTHON ?= python3
 DEMO := .demo
 # Left out: what needs a GPU, TensorRT, Ray or Debian packages (see tests/README.md).
-MARKS ?= not gpu and not tensorrt and not ray and not system
+MARKS ?= not gpu and not tensorrt and not rtx and not ray and not system
 
-.PHONY: demo test coverage clean
+.PHONY: demo test test-rtx coverage clean
 
 demo: .venv-demo/installed
 	PATH="$(CURDIR)/.venv-demo/bin:$$PATH" bash docs/demo.sh $(DEMO)
@@ -15,6 +15,15 @@ test: .venv/installed
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -m '$(MARKS)' $(PYTEST_ARGS)
+
+# TensorRT-RTX builds engines without a GPU. Its wheels lie apart: nobody else needs them.
+test-rtx: .venv-rtx/installed
+	PYTHONPATH=.venv-rtx .venv/bin/python -m pytest -m rtx $(PYTEST_ARGS)
+
+.venv-rtx/installed: .venv/installed
+	.venv/bin/python -m pip install --quiet --no-deps --upgrade --target $(@D) \
+	  $$(sed -n '/^rtx = /,/^]/s/^ *"\([^;"]*\).*/\1/p' pyproject.toml)
+	touch $@
 
 # Apart from `test`, since tracing makes light tests half as slow again (heavy ones hardly).
 coverage: .venv/installed
@@ -32,4 +41,4 @@ coverage: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf .venv .venv-demo .venv-rtx $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage

@@ -22,16 +22,20 @@ from grmp_edge.bundle import Bundle, Graph
 from grmp_edge.errors import BackendError, MissingDependencyError, first_line
 from grmp_edge.files import user_folder
 from grmp_edge.install import install_line, pip_line
+from grmp_edge.runtime.bound import BoundRuns
 from grmp_edge.runtime.machine import check_once
+from grmp_edge.runtime.plugins import PLUGIN, check_name, plugin_devices
 from grmp_edge.views import checked_logits, logit
 
 __all__ = [
+    "NATIVE",
     "PROVIDERS",
     "Backend",
     "BackendOptions",
     "OnnxRuntimeBackend",
     "Runner",
     "Session",
+    "bind",
     "graph_runner",
     "load_onnxruntime",
     "open_backend",
@@ -46,6 +50,9 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 
+# What runs engines of its own, without onnxruntime. TensorRT is also a provider of onnxruntime.
+NATIVE = ("tensorrt", "rtx")
+
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -56,8 +63,9 @@ Runner = Callable[[UInt8Array], Float32Array]  # (N, size, size, 3) to (N,)
 class BackendOptions:
     """How to run a graph.
 
-    ``provider`` is ``auto``, ``cpu``, ``cuda`` or ``tensorrt``. Only ``auto`` may fall back to the CPU; a
-    provider asked for by name that does not work is an error.
+    ``provider`` is ``auto``, ``cpu``, ``cuda``, ``tensorrt``, ``rtx`` or ``plugin:NAME``
+    (:mod:`grmp_edge.runtime.plugins`). Only ``auto`` may fall back to the CPU; a provider asked for by name
+    that does not work is an error.
     """
 
     # CUDA where it works, else the CPU. Never TensorRT unasked: its engine takes minutes to build.
@@ -70,8 +78,11 @@ class BackendOptions:
     allow_cpu: bool = False
 
     def __post_init__(self) -> None:
-        if self.provider != "auto" and self.provider not in PROVIDERS:
-            raise BackendError(f"unknown provider {self.provider!r}", f"use auto, {', '.join(PROVIDERS)}")
+        if self.provider.startswith(PLUGIN):
+            check_name(self.provider)
+        elif self.provider not in ("auto", *PROVIDERS, *NATIVE):
+            names = ", ".join(dict.fromkeys((*PROVIDERS, *NATIVE)))
+            raise BackendError(f"unknown provider {self.provider!r}", f"use auto, {names}, or {PLUGIN}NAME")
         if self.threads is not None and self.threads < 1:
             raise BackendError(f"{self.threads} threads cannot run a graph", "use 1 or more")
 
@@ -85,7 +96,7 @@ class Backend(Protocol):
 
     @property
     def provider(self) -> str:
-        """Where it actually runs: ``cpu``, ``cuda`` or ``tensorrt``."""
+        """Where it actually runs: ``cpu``, ``cuda``, ``tensorrt``, ``rtx``, or a plugin's provider."""
 
     @property
     def fallback(self) -> str | None:
@@ -120,11 +131,12 @@ def open_backend(
     """
     precision = next((name for name, own in bundle.graphs.items() if own == graph), "") if bundle else ""
     try:
-        if bundle and precision and options.provider == "tensorrt":
-            from grmp_edge.runtime.tensorrt.bindings import installed_tensorrt
+        if bundle and precision and options.provider in NATIVE:
+            from grmp_edge.runtime.tensorrt.bindings import installed_tensorrt, load_rtx
             from grmp_edge.runtime.tensorrt.build import open_native
 
-            if (trt := installed_tensorrt()) is not None:
+            trt = load_rtx() if options.provider == "rtx" else installed_tensorrt()
+            if trt is not None:
                 return open_native(bundle, precision, trt=trt)
         digest = bundle.graph_digest(precision) if bundle and precision else graph.sha256
         backend = OnnxRuntimeBackend(path, graph, size, options, digest)
@@ -152,11 +164,28 @@ class OnnxRuntimeBackend:
         self, path: Path, graph: Graph, size: int, options: BackendOptions, digest: str = ""
     ) -> None:
         """``digest`` identifies the graph's content; only TensorRT's engine cache needs it."""
-        chosen = resolve_provider(options.provider)
         self._session: Session | None = None
+        self._bound: BoundRuns | None = None
+        if options.provider.startswith(PLUGIN):
+            devices = plugin_devices(load_onnxruntime(), options.provider)
+            session = open_session(path, options.threads, devices=devices)
+            self.provider = session.get_providers()[0]
+            _check_assigned(session, options.provider, self.provider)
+        else:
+            session = self._known(path, options, digest or graph.sha256)
+        self._input, self._output, self._logits = graph.input, graph.output, graph.logits
+        _check_signature(session, path, graph, size)
+        self._session = session
+
+    def _known(self, path: Path, options: BackendOptions, digest: str) -> Session:
+        """A session on one of :data:`PROVIDERS`."""
+        chosen = resolve_provider(options.provider)
         # The CPU stays as the last provider, for the odd shape computation a GPU provider leaves to it.
         names = dict.fromkeys([PROVIDERS[chosen], PROVIDERS["cpu"]])
-        providers = {name: _provider_options(name, path, digest or graph.sha256) for name in names}
+        providers = {name: _provider_options(name, path, digest) for name in names}
+        if chosen == "cuda" and (captured := self._with_cuda_graphs(path, options, providers)) is not None:
+            self.provider = chosen
+            return captured
         session = open_session(path, options.threads, providers=providers)
         used = session.get_providers()[0]
         # onnxruntime only logs that a provider fails to load, and uses the CPU.
@@ -168,9 +197,30 @@ class OnnxRuntimeBackend:
         if used != PROVIDERS[chosen]:
             self.fallback = f"provider {chosen!r} does not load (see what is missing with: grmp-edge doctor)"
         self.provider = next((name for name, full in PROVIDERS.items() if full == used), used)
-        self._input, self._output, self._logits = graph.input, graph.output, graph.logits
-        _check_signature(session, path, graph, size)
-        self._session = session
+        return session
+
+    def _with_cuda_graphs(
+        self, path: Path, options: BackendOptions, providers: Mapping[str, Mapping[str, str]]
+    ) -> Session | None:
+        """A session that runs each batch size as one CUDA graph; None where that does not work."""
+        cuda = PROVIDERS["cuda"]
+        try:
+            session = open_session(
+                path,
+                options.threads,
+                providers={**providers, cuda: {**providers[cuda], "enable_cuda_graph": "1"}},
+            )
+            if session.get_providers()[0] != cuda:
+                return None
+            bound = bind(session, "cuda")
+            image = session.get_inputs()[0]
+            probe = np.zeros((1, *image.shape[1:]), np.uint8)
+            for _ in range(3):  # plain, captured, replayed
+                bound.run(probe, session.get_outputs()[0].name)
+        except BackendError:  # a node is left to the CPU, or something cannot be captured
+            return None
+        self._bound = bound
+        return session
 
     def run(self, batch: UInt8Array) -> Float32Array:
         """Score uint8 (N, size, size, 3) RGB into float32 (N,).
@@ -204,6 +254,8 @@ class OnnxRuntimeBackend:
         """The scores (N,), or another named output (N, ...), without checking or clipping."""
         if self._session is None:
             raise BackendError("the scorer is closed", "open another with Scorer.open")
+        if self._bound is not None:
+            return self._bound.run(batch, output or self._output)
         try:
             result = self._session.run([output or self._output], {self._input: batch})[0]
         except Exception as error:  # onnxruntime's exceptions have no common base but this
@@ -215,6 +267,8 @@ class OnnxRuntimeBackend:
 
     def close(self) -> None:
         """Release the session and its memory."""
+        if self._bound is not None:
+            self._bound.close()
         self._session = None
 
 
@@ -249,6 +303,8 @@ def resolve_provider(provider: str) -> str:
         MissingDependencyError, BackendError: there is no onnxruntime, or it does not have the provider.
     """
     ort = load_onnxruntime(provider)
+    if provider not in ("auto", *PROVIDERS):
+        raise BackendError(f"provider {provider!r} needs a bundle, not a graph alone", "give the bundle")
     available = ort.get_available_providers()
     if provider == "auto":
         return "cuda" if PROVIDERS["cuda"] in available else "cpu"
@@ -277,6 +333,12 @@ class Session(Protocol):
     def get_providers(self) -> list[str]:
         """In use, the first one preferred."""
 
+    def end_profiling(self) -> str:
+        """The path of the file that was recorded."""
+
+    def get_provider_graph_assignment_info(self) -> Sequence[Any]:
+        """The parts of the graph with the ``ep_name`` that takes each; for ``devices`` only."""
+
 
 def open_session(
     model: Path | bytes,
@@ -286,6 +348,8 @@ def open_session(
     spinning: bool = False,
     providers: Mapping[str, Mapping[str, str]] | None = None,
     cpu_nodes: bool = True,
+    devices: Sequence[Any] = (),
+    profile: Path | None = None,
 ) -> Session:
     """Open a session of onnxruntime, on the CPU unless ``providers`` says otherwise.
 
@@ -298,6 +362,8 @@ def open_session(
             second, and a third more CPU time for each.
         providers: onnxruntime's names of the providers in order of preference, with their options.
         cpu_nodes: False refuses a graph of which a GPU provider would leave nodes to the CPU.
+        devices: a plugin's (OrtEpDevice), instead of ``providers``; what it does not take runs on the CPU.
+        profile: the beginning of a file's name, to record each operator there until ``end_profiling``.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
@@ -312,6 +378,8 @@ def open_session(
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     settings.inter_op_num_threads = 1
     settings.intra_op_num_threads = threads or 0
+    if profile is not None:
+        settings.enable_profiling, settings.profile_file_prefix = True, str(profile)
     if not spinning:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not cpu_nodes:
@@ -320,13 +388,20 @@ def open_session(
     settings.log_severity_level = 4
     ort.set_default_logger_severity(4)
     source = str(model) if isinstance(model, Path) else model
+    named: list[Any] | None = [
+        (name, dict(own)) for name, own in (providers or {PROVIDERS["cpu"]: {}}).items()
+    ]
+    if devices:
+        named = None  # they stand in the settings
+        settings.add_provider_for_devices(list(devices), {})
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         # Without enable_fallback=0 onnxruntime answers a failing GPU, now or in a later run, by printing
         # to stdout and continuing on the CPU.
         session = ort.InferenceSession(
             source,
             sess_options=settings,
-            providers=[(name, dict(own)) for name, own in (providers or {PROVIDERS["cpu"]: {}}).items()],
+            providers=named,
             enable_fallback=0,
         )
     except Exception as error:  # onnxruntime's exceptions have no common base but this
@@ -340,6 +415,12 @@ def open_session(
     return opened
 
 
+def bind(session: Session, device: str) -> BoundRuns:
+    """Bind a session's only input and its outputs to memory on a device, ``cuda`` or ``cpu``."""
+    outputs = [(value.name, tuple(value.shape[1:])) for value in session.get_outputs()]
+    return BoundRuns(load_onnxruntime(), session, session.get_inputs()[0].name, outputs, device)
+
+
 def graph_runner(session: Session) -> Runner:
     """A function that runs a session with one input on a batch and gives its first output."""
     name = session.get_inputs()[0].name
@@ -348,6 +429,15 @@ def graph_runner(session: Session) -> Runner:
         return np.asarray(session.run(None, {name: batch})[0])
 
     return run
+
+
+def _check_assigned(session: Session, asked: str, provider: str) -> None:
+    """A plugin that takes nothing of a graph would leave all of it to the CPU, and nobody would notice."""
+    if provider not in {part.ep_name for part in session.get_provider_graph_assignment_info()}:
+        raise BackendError(
+            f"{asked} takes no part of this graph: all of it would run on the CPU",
+            "try another --precision or --provider, or add --allow-cpu",
+        )
 
 
 def _provider_options(name: str, path: Path, digest: str) -> dict[str, str]:

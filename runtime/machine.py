@@ -27,7 +27,14 @@ __all__ = ["Remembered", "check_once", "surroundings"]
 _SECONDS = 0.2
 
 # All that decides how a graph is computed: another version brings other kernels, another CPU takes others.
-_LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings")
+_LIBRARIES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-ep-openvino",
+    "onnxruntime-ep-webgpu",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
+)
 _CPU = re.compile(
     r"^(vendor_id|cpu family|model|model name|stepping|flags|Features|CPU (implementer|variant|part))\s*:.*",
     re.MULTILINE,

@@ -280,7 +280,7 @@ class FakeTensorRT:
 
 class _Builder:
     def create_network(self, flags: int = 0) -> Any:
-        return SimpleNamespace(num_layers=1, onnx=b"")
+        return SimpleNamespace(num_layers=0, onnx=b"")
 
     def create_optimization_profile(self) -> Any:
         made = SimpleNamespace()

@@ -18,7 +18,8 @@ from grmp_edge.bundle import Bundle
 from grmp_edge.errors import BackendError, BundleError, ImageError
 from grmp_edge.runtime import BackendOptions, Failure, Picture, Sampling, Score, Scorer
 from grmp_edge.runtime.backends import OnnxRuntimeBackend, open_backend
-from grmp_edge.runtime.measure.doctor import can_score, examine, probe_graph
+from grmp_edge.runtime.measure.doctor import can_score, examine
+from grmp_edge.runtime.measure.probe import FLOAT, operator_graph
 from grmp_edge.score import Origin
 
 
@@ -198,7 +199,12 @@ def test_no_silent_fall_back(tiny_bundle: Bundle, provider: str) -> None:
 def _loads(full: str) -> bool:
     import onnxruntime as ort
 
-    return full in ort.InferenceSession(probe_graph(), providers=[full]).get_providers()
+    return (
+        full
+        in ort.InferenceSession(
+            operator_graph("Add", (FLOAT, FLOAT), FLOAT, 1), providers=[full]
+        ).get_providers()
+    )
 
 
 def test_a_graph_that_is_none(tmp_path: Path, tiny_bundle: Bundle) -> None:
@@ -231,7 +237,7 @@ def test_the_scale_of_the_labels_is_optional(tmp_path: Path) -> None:
 
 
 def test_the_probe_graph_is_a_valid_model() -> None:
-    model = onnx.load_from_string(probe_graph())
+    model = onnx.load_from_string(operator_graph("Add", (FLOAT, FLOAT), FLOAT, 1))
     onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in model.graph.node] == ["Add"]
 

@@ -238,7 +238,7 @@ class StandIn:
             return SimpleNamespace(content=content)
 
         return SimpleNamespace(
-            create_network=lambda flags: asked.update(flags=flags) or SimpleNamespace(num_layers=1),
+            create_network=lambda flags: asked.update(flags=flags) or SimpleNamespace(num_layers=0),
             create_optimization_profile=lambda: SimpleNamespace(
                 set_shape=lambda *shapes: asked.update(shapes=shapes)
             ),

@@ -102,6 +102,7 @@ def _bench_bundle(path: Path, config: BenchConfig, backend: BackendOptions, as_j
     from grmp_edge.bundle import Bundle
     from grmp_edge.runtime.bench import bench_bundle
     from grmp_edge.runtime.choose import remember
+    from grmp_edge.runtime.measure.limits import graph_work, measure_machine, reached
     from grmp_edge.runtime.measure.stages import bench_frames
 
     bundle = Bundle.load(path)
@@ -111,15 +112,28 @@ def _bench_bundle(path: Path, config: BenchConfig, backend: BackendOptions, as_j
         measured = bench_bundle(bundle, config, progress=stage, provider=used)
         choice = remember(bundle, used, measured)
         frames = bench_frames(scorer, config.runs, stage)
+        shares: list[float] = []
+        if used == "cpu":
+            stage("measuring what this machine can do at most")
+            machine = measure_machine(config.threads)
+            work = {name: graph_work(bundle, name) for name in {timing.name for timing in measured.timings}}
+            shares = [reached(timing, work[timing.name], machine) for timing in measured.timings]
     if as_json:
         result = {
             **asdict(measured),
             "auto": asdict(choice),
+            "machine": asdict(machine) if shares else None,
+            "of_limit": shares or None,  # of each of the timings
             "frames": [asdict(row) for row in frames],
         }
         print(json.dumps({"bundle": str(path), "id": bundle.id, "provider": used, **result}))
         return
-    _timings(measured.timings, measured.timings[0].name)
+    _timings(measured.timings, measured.timings[0].name, shares)
+    if shares:
+        print(
+            f"limit: {machine.float32 / 1e9:.0f} G multiply-adds a second in float32, "
+            f"{machine.int8 / 1e9:.0f} in eight bits, memory {machine.bytes / 1e9:.1f} GB/s, measured here"
+        )
     print(f"--precision auto takes {choice.precision} here: {choice.reason}")
     print(f"\nOne picture, in ms, {first} on {used} (colour: the turning of BGR, as for video frames):")
     print_table(
@@ -199,9 +213,11 @@ def _bench_backbone(
     _timings(comparison.timings, "unfolded")
 
 
-def _timings(timings: Sequence[Timing], first: str) -> None:
+def _timings(timings: Sequence[Timing], first: str, shares: Sequence[float] = ()) -> None:
+    """``shares``: of the machine's limit that each reached; none: not measured."""
+    limit = ("of limit",) if shares else ()
     print_table(
-        ("graph", "batch", "median ms", "fastest ms", "CPU ms", "images/s", f"time / {first}"),
+        ("graph", "batch", "median ms", "fastest ms", "CPU ms", "images/s", f"time / {first}", *limit),
         [
             (
                 timing.name,
@@ -211,7 +227,8 @@ def _timings(timings: Sequence[Timing], first: str) -> None:
                 f"{timing.cpu_ms:.1f}",
                 f"{timing.images_per_s:.1f}",
                 f"{timing.ratio:.3f}",
+                *([f"{100 * shares[index]:.0f} %"] if shares else []),
             )
-            for timing in timings
+            for index, timing in enumerate(timings)
         ],
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,6 +43,10 @@ def build(
         int, option("--workspace", "Most scratch memory a layer may take.", metavar="MIB")
     ] = 1024,
     rebuild: Annotated[bool, option("--rebuild", "Build even if the cache has the engine.")] = False,
+    rtx: Annotated[bool, option("--rtx", "With TensorRT-RTX, for GeForce and RTX cards.")] = False,
+    dry_run: Annotated[
+        bool, option("--dry-run", "With --rtx: build, needing no GPU, show the layers, and keep nothing.")
+    ] = False,
     print_trtexec: Annotated[
         bool, option("--print-trtexec", "Build nothing; show NVIDIA's trtexec command for the same engine.")
     ] = False,
@@ -50,13 +56,14 @@ def build(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Build a TensorRT engine for this GPU.
+    """Build a TensorRT or TensorRT-RTX engine for this GPU.
 
     Compares its scores with those of the bundle's graph and keeps the engine in a cache outside the bundle.
     If the scores differ, exits with 3 and keeps no engine.
     """
     from grmp_edge.bundle import PRECISIONS, Bundle
-    from grmp_edge.runtime.tensorrt.build import BuildConfig, trtexec_line
+    from grmp_edge.runtime.tensorrt.bindings import load_rtx
+    from grmp_edge.runtime.tensorrt.build import BuildConfig, rehearse, trtexec_line
     from grmp_edge.runtime.tensorrt.build import build as build_engine
     from grmp_edge.runtime.tensorrt.engine_cache import EngineCache
 
@@ -66,6 +73,20 @@ def build(
     loaded = Bundle.load(bundle)
     chosen = precision or ("fp16" if "fp16" in loaded.graphs else "fp32")
     config = BuildConfig(chosen, profile, workspace, rebuild)
+    if dry_run and not rtx:
+        raise UsageError("--dry-run needs --rtx: plain TensorRT builds only on its GPU", "add --rtx")
+    if rtx and print_trtexec:
+        raise UsageError("trtexec is for plain TensorRT", "leave out --rtx or --print-trtexec")
+    if dry_run:
+        if triton is not None:
+            raise UsageError("--dry-run keeps nothing for --triton", "leave one of them out")
+        trial = rehearse(loaded, config, load_rtx())
+        if as_json:
+            print(json.dumps({"precision": chosen, **asdict(trial)}))
+        else:
+            print(f"{chosen}: {trial.bytes / 1e6:.1f} MB in {trial.seconds:.1f} s; {_shares(trial.layers)}")
+        print(f"next, on the device: grmp-edge build {bundle} --rtx --precision {chosen}", file=sys.stderr)
+        return
     if print_trtexec:
         if triton is not None:
             raise UsageError("--print-trtexec builds nothing for --triton", "leave one of them out")
@@ -76,27 +97,40 @@ def build(
             print("for TensorRT 10; leave --stronglyTyped out with TensorRT 11", file=sys.stderr)
         return
     cache = EngineCache()
-    built = build_engine(loaded, config, cache, lambda text: print(text, file=sys.stderr, flush=True))
+    built = build_engine(
+        loaded,
+        config,
+        cache,
+        lambda text: print(text, file=sys.stderr, flush=True),
+        load_rtx() if rtx else None,
+    )
     major = int(built.key.tensorrt.split(".")[0])
-    line = trtexec_line(loaded, config, built.engine, cache.timing_path(built.key), major)
+    line = "" if rtx else trtexec_line(loaded, config, built.engine, cache.timing_path(built.key), major)
     for reason in built.reasons:
         print(f"not from the cache: {reason}", file=sys.stderr)
     layers = built.details.get("layers", {})
     if as_json:
         data = {"engine": str(built.engine), "cached": built.cached, "reasons": built.reasons}
         data["check"] = built.details.get("check")
-        print(json.dumps({**data, "key": built.key.to_json(), "layers": layers, "trtexec": line}))
+        print(json.dumps({**data, "key": built.key.to_json(), "layers": layers, "trtexec": line or None}))
     else:
         print(built.engine)
-        total = max(1, layers.get("all", 0))
-        shares = ", ".join(f"{name} {layers.get(name, 0) / total:.0%}" for name in ("fp16", "int8", "fp32"))
-        print(f"{layers.get('all', 0)} layers: {shares}")
+        print(_shares(layers))
         print(checked(built.details.get("check")))
-        print(f"by hand: {line}", file=sys.stderr)
+        if line:
+            print(f"by hand: {line}", file=sys.stderr)
     if triton is not None:
         say_triton(write_plan(loaded, built, triton), triton)
-    command = f"grmp-edge score {bundle} SOURCE... --provider tensorrt --precision {chosen}"
+    provider = "rtx" if rtx else "tensorrt"
+    command = f"grmp-edge score {bundle} SOURCE... --provider {provider} --precision {chosen}"
     print(f"next: {command}", file=sys.stderr)
+
+
+def _shares(layers: Mapping[str, int]) -> str:
+    """How many layers compute in which type, as text."""
+    total = max(1, layers.get("all", 0))
+    shares = ", ".join(f"{name} {layers.get(name, 0) / total:.0%}" for name in ("fp16", "int8", "fp32"))
+    return f"{layers.get('all', 0)} layers: {shares}"
 
 
 def write_plan(bundle: Bundle, built: Built, repository: Path) -> Path:

@@ -29,7 +29,6 @@ Distortions = Annotated[
 # The choices stand here once more: the modules that own them load numpy, OpenCV or torch.
 Normalization = Literal["imagenet", "clip"]
 Precision = Literal["auto", "fp32", "fp16", "int8"]
-Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 
 PrecisionOption = Annotated[
     Precision,
@@ -42,7 +41,13 @@ class BackendOptions:
     """Where a bundle's graph runs."""
 
     provider: Annotated[
-        Provider, option("--provider", "Where to run; auto: CUDA where it works, else the CPU.", PERFORMANCE)
+        str,
+        option(
+            "--provider",
+            "Where to run: cpu, cuda, tensorrt, rtx or plugin:NAME; auto: CUDA where it works, else the CPU.",
+            PERFORMANCE,
+            metavar="NAME",
+        ),
     ] = "auto"
     allow_cpu: Annotated[
         bool,

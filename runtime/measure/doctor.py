@@ -14,9 +14,11 @@ from typing import Any, Literal
 import numpy as np
 
 from grmp_edge import __version__
-from grmp_edge.errors import GrmpError
+from grmp_edge.errors import GrmpError, MissingDependencyError
 from grmp_edge.install import install_line, pip_line, where_from
 from grmp_edge.runtime.backends import PROVIDERS, load_onnxruntime, open_session
+from grmp_edge.runtime.measure.probe import FLOAT, operator_graph
+from grmp_edge.runtime.tensorrt.bindings import load_rtx
 
 __all__ = ["Part", "can_score", "examine"]
 
@@ -49,7 +51,7 @@ def examine() -> list[Part]:
         _pyav(),
     ]
     parts += _onnxruntime()
-    parts += [_gpu(), _tensorrt()]
+    parts += [_gpu(), _tensorrt(), _rtx()]
     for extra, packages in _EXTRAS.items():
         parts += [_installed(package, extra) for package in packages]
     return parts
@@ -109,11 +111,13 @@ def _provider(ort: Any, name: str) -> Part:
         return Part(label, "missing", "not in this onnxruntime", remedy)
     try:
         # A GPU provider that fails to load would silently leave its nodes to the CPU.
-        session = open_session(probe_graph(), providers={full: {}}, cpu_nodes=name == "cpu")
+        session = open_session(
+            operator_graph("Add", (FLOAT, FLOAT), FLOAT, 1), providers={full: {}}, cpu_nodes=name == "cpu"
+        )
         if full not in session.get_providers():
             raise RuntimeError("it does not load (CUDA, cuDNN or TensorRT libraries are missing)")
         values = np.arange(4, dtype=np.float32)
-        result = session.run(["y"], {"x": values})[0]
+        result = session.run(None, {"x0": values, "x1": values})[0]
         if not np.array_equal(result, values + values):
             raise RuntimeError(f"gave {result} for {values} + {values}")
     except Exception as error:  # onnxruntime's exceptions have no common base but this
@@ -148,28 +152,14 @@ def _tensorrt() -> Part:
         return Part("tensorrt", "broken", _one_line(error), remedy)
 
 
-def probe_graph() -> bytes:
-    """An ONNX model, y = x + x on float32 (4,), assembled without the onnx package.
-
-    Field numbers are those of onnx.proto; opset 13 is read by every onnxruntime supported.
-    """
-    shape = _field(1, _field(1, 4))  # one dimension of 4
-    tensor = _field(1, _field(1, 1) + _field(2, shape))  # elem_type FLOAT
-
-    def value(name: bytes) -> bytes:
-        return _field(1, name) + _field(2, tensor)
-
-    node = _field(1, b"x") + _field(1, b"x") + _field(2, b"y") + _field(4, b"Add")
-    graph = _field(1, node) + _field(2, b"probe") + _field(11, value(b"x")) + _field(12, value(b"y"))
-    opset = _field(1, b"") + _field(2, 13)
-    return _field(1, 8) + _field(7, graph) + _field(8, opset)
-
-
-def _field(number: int, value: bytes | int) -> bytes:
-    """One protobuf field of under 128 bytes."""
-    if isinstance(value, int):
-        return bytes([number << 3, value])
-    return bytes([number << 3 | 2, len(value)]) + value
+def _rtx() -> Part:
+    try:
+        return Part("tensorrt-rtx", "ok", load_rtx().__version__)
+    except MissingDependencyError as error:
+        detail = "for native engines on GeForce and RTX cards"
+        return Part("tensorrt-rtx", "missing", detail, error.remedy.removeprefix("run: "))
+    except GrmpError as error:
+        return Part("tensorrt-rtx", "broken", error.message, error.remedy)
 
 
 def _one_line(error: Exception) -> str:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from grmp_edge.bundle import Graph
 from grmp_edge.errors import BackendError
-from grmp_edge.runtime.tensorrt.bindings import Context, Engine, TensorRT, make_logger
+from grmp_edge.runtime.tensorrt.bindings import Context, Engine, TensorRT, is_rtx, make_logger
 from grmp_edge.runtime.tensorrt.cuda import CudaDriver, DeviceBuffer, PinnedBuffer
 from grmp_edge.runtime.tensorrt.engine_cache import Profile
 from grmp_edge.views import checked_logits, logit
@@ -68,7 +68,6 @@ class TensorRTBackend:
     memory on the device, without waiting for the garbage collector.
     """
 
-    provider = "tensorrt"
     fallback: str | None = None  # it never runs anywhere else
 
     def __init__(
@@ -86,7 +85,8 @@ class TensorRTBackend:
             BackendError: it is not an engine for this TensorRT and GPU, its inputs and outputs are not those
                 of the bundle, or the GPU is out of memory.
         """
-        self.name = f"TensorRT {trt.__version__} native"
+        self.provider = "rtx" if is_rtx(trt) else "tensorrt"
+        self.name = f"TensorRT{'-RTX' if is_rtx(trt) else ''} {trt.__version__} native"
         self.config = config or NativeConfig()
         self.graphs_refused = "" if self.config.cuda_graphs else "not asked for"
         self._trt, self._lock, self._closed = trt, threading.Lock(), False

@@ -1,7 +1,7 @@
 """TensorRT's Python bindings: loading them, a logger for them, and types of the part of the API used here.
 
-Their wheels carry no stubs. The types were written from the docstrings of the bindings of 10.3 and 11.4;
-differences between the two are noted.
+Their wheels carry no stubs. The types were written from the docstrings of the bindings of 10.3 and 11.4, and
+of TensorRT-RTX 1.7, which is the same API for GeForce and RTX cards; differences are noted.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
-from grmp_edge.errors import BackendError, GrmpError, MissingDependencyError
-from grmp_edge.install import install_line
+from grmp_edge.errors import BackendError, GrmpError, MissingDependencyError, first_line
+from grmp_edge.install import install_line, pip_line
 
 __all__ = [
     "Builder",
@@ -26,6 +26,8 @@ __all__ = [
     "TensorRT",
     "TimingCache",
     "installed_tensorrt",
+    "is_rtx",
+    "load_rtx",
     "load_tensorrt",
     "make_logger",
     "version",
@@ -74,6 +76,9 @@ class Network(Protocol):
     """INetworkDefinition."""
 
     num_layers: int
+
+    def get_layer(self, index: int) -> Any:
+        """An ILayer; its outputs' types are known, since the network is strongly typed."""
 
 
 class Context(Protocol):
@@ -166,7 +171,8 @@ class TensorRT(Protocol):
 
     __version__: str
     ILogger: Any
-    NetworkDefinitionCreationFlag: Any  # STRONGLY_TYPED is needed in 10 and the only way in 11
+    # STRONGLY_TYPED is needed in 10, and the only way in 11 and in TensorRT-RTX.
+    NetworkDefinitionCreationFlag: Any
     MemoryPoolType: Any
     BuilderFlag: Any
     ProfilingVerbosity: Any
@@ -207,6 +213,40 @@ def load_tensorrt() -> TensorRT:
             f"TensorRT {trt.__version__} is too old", "install 10.3 or newer (JetPack 6.1 and up)"
         )
     return trt
+
+
+def load_rtx() -> TensorRT:
+    """Import TensorRT-RTX.
+
+    Raises:
+        MissingDependencyError: one of its two wheels is not installed.
+        BackendError: it does not load.
+    """
+    for module, package in _RTX.items():
+        if importlib.util.find_spec(module) is None:
+            raise MissingDependencyError(package, "rtx", "an engine of TensorRT-RTX")
+    try:
+        # The plugin of onnxruntime brings the libraries, and loads them where the bindings find them.
+        *_, trt = [importlib.import_module(module) for module in _RTX]
+        version(cast(TensorRT, trt))
+    except Exception as error:  # the bindings raise what the loader raises
+        raise BackendError(
+            f"TensorRT-RTX is installed but does not load: {first_line(error)}",
+            f"reinstall both of its wheels: {pip_line('uninstall', *_RTX.values())}; {install_line('rtx')}",
+        ) from None
+    return cast(TensorRT, trt)
+
+
+# Modules and the packages that bring them, in the order in which they load.
+_RTX = {
+    "onnxruntime_ep_nv_tensorrt_rtx": "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
+}
+
+
+def is_rtx(trt: TensorRT) -> bool:
+    """Whether it is TensorRT-RTX, which counts its versions from 1."""
+    return version(trt) < (10, 0)
 
 
 def installed_tensorrt() -> TensorRT | None:

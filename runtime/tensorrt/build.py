@@ -1,8 +1,11 @@
 """From a bundle's graph to a TensorRT engine, on the device that will run it. Needs neither torch nor onnx.
 
-One path for TensorRT 10.3 to 11: the ONNX file decides the precision, the network is strongly typed, and the
-builder gets only a profile of batch sizes and a limit for the workspace. An engine is stored only if it
-scores as the graph does (:mod:`grmp_edge.runtime.gate`).
+One path for TensorRT 10.3 to 11 and TensorRT-RTX: the ONNX file decides the precision, the network is
+strongly typed, and the builder gets only a profile of batch sizes and a limit for the workspace. An engine is
+stored only if it scores as the graph does (:mod:`grmp_edge.runtime.gate`).
+
+TensorRT-RTX builds without a GPU, since it chooses its kernels on the device that runs them. It has no
+timings to keep.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from grmp_edge.errors import BackendError, UsageError
 from grmp_edge.files import replace_file
 from grmp_edge.runtime.gate import DeviceCheck, check_scores, check_set
 from grmp_edge.runtime.tensorrt.backend import NativeConfig, TensorRTBackend
-from grmp_edge.runtime.tensorrt.bindings import TensorRT, load_tensorrt, make_logger, version
+from grmp_edge.runtime.tensorrt.bindings import TensorRT, is_rtx, load_tensorrt, make_logger, version
 from grmp_edge.runtime.tensorrt.cuda import CudaDriver, Gpu, find_gpu
 from grmp_edge.runtime.tensorrt.engine_cache import EngineCache, EngineKey, Profile
 
@@ -30,10 +33,12 @@ __all__ = [
     "BuildConfig",
     "Built",
     "EngineDetails",
+    "Rehearsal",
     "build",
     "check_graph",
     "count_types",
     "open_native",
+    "rehearse",
     "trtexec_line",
 ]
 
@@ -71,6 +76,15 @@ class Built:
     cached: bool  # found in the cache, not built
     reasons: list[str]  # why no engine of the cache could be used
     details: EngineDetails
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """An engine that was built, but neither run nor stored."""
+
+    bytes: int
+    layers: dict[str, int]  # of the network, by the type of their first output, as `count_types` gives them
+    seconds: float
 
 
 def check_graph(bundle: Bundle, precision: str) -> Path:
@@ -128,11 +142,28 @@ def build(
     start = time.monotonic()
     messages: list[str] = []
     logger = make_logger(trt, messages)  # it must outlive everything TensorRT makes below
-    plan, layers = _build(trt, logger, messages, path, key, cache.timing_path(key))
+    plan, _ = _plan(trt, logger, messages, path, key, None if is_rtx(trt) else cache.timing_path(key))
+    layers = _inspect(trt, logger, messages, plan, key)
     seconds = round(time.monotonic() - start, 1)
     check = _check(trt, plan, bundle, config.precision, cuda, progress)
     details: EngineDetails = {"layers": layers, "seconds": seconds, "bundle": bundle.id, "check": check}
     return Built(cache.store(key, plan, details), key, False, reasons, details)
+
+
+def rehearse(bundle: Bundle, config: BuildConfig, trt: TensorRT) -> Rehearsal:
+    """Build an engine of TensorRT-RTX on a machine without its GPU: does the graph build at all, and as what?
+
+    Raises:
+        BundleError, UsageError: the bundle has no such graph, or TensorRT cannot read it.
+        BackendError: the build failed.
+    """
+    path = check_graph(bundle, config.precision)
+    messages: list[str] = []
+    logger = make_logger(trt, messages)
+    key = engine_key(bundle, config, trt, Gpu("any", ""))
+    start = time.monotonic()
+    plan, layers = _plan(trt, logger, messages, path, key, None)
+    return Rehearsal(len(plan), layers, round(time.monotonic() - start, 1))
 
 
 def _check(
@@ -185,6 +216,8 @@ def engine_key(bundle: Bundle, config: BuildConfig, trt: TensorRT, gpu: Gpu) -> 
     """Everything that an engine of this bundle depends on, on this machine."""
     # float32 means float32: TF32, TensorRT's default, keeps ten bits and would exceed the gate's 1e-4.
     flags = ("strongly_typed", *(("no_tf32",) if config.precision == "fp32" else ()))
+    if is_rtx(trt):
+        flags = (*flags, "rtx")
     return EngineKey(
         onnx_sha256=bundle.graph_digest(config.precision),
         tensorrt=trt.__version__,
@@ -223,9 +256,10 @@ def trtexec_line(bundle: Bundle, config: BuildConfig, engine: Path, timing: Path
     return shlex.join(parts)
 
 
-def _build(
-    trt: TensorRT, logger: Any, messages: list[str], path: Path, key: EngineKey, timing: Path
+def _plan(
+    trt: TensorRT, logger: Any, messages: list[str], path: Path, key: EngineKey, timing: Path | None
 ) -> tuple[bytes, dict[str, int]]:
+    """The engine's bytes, and the network's layers by type; ``timing`` is the timing cache's file."""
     builder = trt.Builder(logger)
     flags = 0
     if version(trt) < (11, 0):
@@ -252,28 +286,47 @@ def _build(
     profile.set_shape(key.input, *shapes)
     if config.add_optimization_profile(profile) < 0:
         raise BackendError(f"TensorRT refuses the batch sizes {key.profile}: {' '.join(messages[-1:])}")
-    timings = timing.read_bytes() if timing.is_file() else b""
-    if not config.set_timing_cache(config.create_timing_cache(timings), False):
-        config.set_timing_cache(config.create_timing_cache(b""), False)
+    if timing is not None:
+        timings = timing.read_bytes() if timing.is_file() else b""
+        if not config.set_timing_cache(config.create_timing_cache(timings), False):
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+    layers = count_types({"Layers": [_described(network.get_layer(i)) for i in range(network.num_layers)]})
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _failure(messages, key)
-    with replace_file(timing) as temporary:
-        temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
-    content = bytes(plan)
+    if timing is not None:
+        with replace_file(timing) as temporary:
+            temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+    return bytes(plan), layers
+
+
+def _described(layer: Any) -> dict[str, Any]:
+    """A network's layer as the engine inspector describes one."""
+    return {"Outputs": [{"Format/Datatype": str(layer.get_output(0).dtype)}] if layer.num_outputs else []}
+
+
+def _inspect(trt: TensorRT, logger: Any, messages: list[str], plan: bytes, key: EngineKey) -> dict[str, int]:
+    """The layers of a finished engine by the type that they compute in."""
     runtime = trt.Runtime(logger)  # it must outlive its engine
-    engine = runtime.deserialize_cuda_engine(content)
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise _failure(messages, key)
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     del inspector, engine
-    return content, count_types(json.loads(text))
+    return count_types(json.loads(text))
 
 
 def _failure(messages: Sequence[str], key: EngineKey) -> BackendError:
     text = " ".join(messages)
     last = " ".join(messages[-1].split())[:300] if messages else "no reason given"
+    # TensorRT-RTX says how much it asked for; what exceeds the workspace was refused for that.
+    asked = re.search(r"Requested size was (\d+)", text)
+    small = BackendError(
+        f"no tactic fits into {key.workspace_mib} MiB of workspace ({last})", "raise --workspace"
+    )
+    if asked and int(asked[1]) > key.workspace_mib << 20:
+        return small
     if re.search(
         r"out of memory|outofmemory|cudaErrorMemoryAllocation|allocation.*failed", text, re.IGNORECASE
     ):
@@ -282,12 +335,14 @@ def _failure(messages: Sequence[str], key: EngineKey) -> BackendError:
             "stop other programs on the GPU, or lower the last number of --batch, or --workspace",
         )
     if re.search(r"workspace", text, re.IGNORECASE):
-        return BackendError(
-            f"no tactic fits into {key.workspace_mib} MiB of workspace ({last})", "raise --workspace"
+        return small
+    remedy = "try another --precision or report it"
+    if "rtx" in key.flags and key.compute_capability.split(".")[0] not in ("", "7", "8", "12"):
+        remedy = (
+            f"TensorRT-RTX names compute capabilities 7.5, 8.0, 8.6, 8.9 and 12, and {key.gpu} has "
+            f"{key.compute_capability}: use --provider tensorrt there"
         )
-    return BackendError(
-        f"TensorRT failed to build the engine: {last}", "try another --precision or report it"
-    )
+    return BackendError(f"TensorRT failed to build the engine: {last}", remedy)
 
 
 def count_types(information: Mapping[str, Any]) -> dict[str, int]:
