@@ -5,7 +5,7 @@ DEMO := .demo
 # Left out: what needs a GPU, TensorRT, Ray or Debian packages (see tests/README.md).
 MARKS ?= not gpu and not tensorrt and not rtx and not ray and not system
 
-.PHONY: demo test test-rtx coverage clean
+.PHONY: demo docs test test-rtx coverage clean
 
 demo: .venv-demo/installed
 	PATH="$(CURDIR)/.venv-demo/bin:$$PATH" bash docs/demo.sh $(DEMO)
@@ -25,6 +25,10 @@ test-rtx: .venv-rtx/installed
 	  $$(sed -n '/^rtx = /,/^]/s/^ *"\([^;"]*\).*/\1/p' pyproject.toml)
 	touch $@
 
+# The site, in site/: opens from the folder, without a network.
+docs: .venv/installed
+	.venv/bin/python -m mkdocs build
+
 # Apart from `test`, since tracing makes light tests half as slow again (heavy ones hardly).
 coverage: .venv/installed
 	-.venv/bin/python -m coverage run -m pytest -m '$(MARKS)' $(PYTEST_ARGS)
@@ -42,3 +46,5 @@ coverage: .venv/installed
 
 clean:
 	rm -rf .venv .venv-demo .venv-rtx $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+
+	rm -rf .venv .venv-demo $(DEMO) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
