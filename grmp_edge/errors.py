@@ -12,6 +12,7 @@ __all__ = [
     "BackendError",
     "BundleError",
     "CheckpointError",
+    "DamagedError",
     "DataError",
     "GrmpError",
     "ImageError",
@@ -48,6 +49,10 @@ class UsageError(GrmpError):
 
 class ImageError(GrmpError):
     """A picture cannot be read, or an array is not an image."""
+
+
+class DamagedError(ImageError):
+    """A picture can be decoded, but the decoder knows that parts of it are missing or wrong."""
 
 
 class SourceError(GrmpError):

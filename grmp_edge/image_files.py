@@ -3,34 +3,77 @@
 from __future__ import annotations
 
 import re
+import stat
 import struct
 import zlib
 from collections.abc import Collection
 from pathlib import Path
 
+from grmp_edge.errors import ImageError
+
 __all__ = [
     "IMAGE_SUFFIXES",
     "images_below",
+    "is_avif",
     "is_jpeg",
     "is_png",
     "is_tiff",
     "is_webp",
     "jpeg_is_complete",
     "may_have_alpha",
+    "other_kind",
+    "png_essential",
     "png_is_complete",
-    "webp_orientation",
+    "read_file",
+    "special_kind",
 ]
 
 
 IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".pnm", ".ppm", ".tif",
-     ".tiff", ".webp"}
+    {".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jpe", ".jpeg", ".jpg", ".jp2", ".jxl", ".pgm",
+     ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )  # fmt: skip
+
+
+_MAX_PIPE = 1 << 30  # bytes: an endless one must not fill the memory
 
 
 def images_below(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
     """All picture files in ``folder`` and its subfolders, sorted by path."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+
+
+def special_kind(path: Path) -> str:
+    """What a path is if neither file nor folder: a named pipe, device or socket; else "".
+
+    Raises:
+        OSError: there is nothing, or it cannot be looked at.
+    """
+    mode = path.stat().st_mode
+    kinds = {
+        stat.S_IFIFO: "named pipe",
+        stat.S_IFSOCK: "socket",
+        stat.S_IFCHR: "device",
+        stat.S_IFBLK: "device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "")
+
+
+def read_file(path: Path) -> bytes:
+    """All of a file, or of a pipe up to its end, as the shell makes for ``<(command)``.
+
+    Raises:
+        ImageError: a device or socket, which has no end, or a pipe with too much in it.
+        OSError: it cannot be read.
+    """
+    kind = special_kind(path)
+    if kind in ("socket", "device"):
+        raise ImageError(f"{path}: a {kind}, not a picture file", "give a file")
+    with path.open("rb") as stream:
+        data = stream.read(_MAX_PIPE + 1 if kind else -1)
+    if kind and len(data) > _MAX_PIPE:
+        raise ImageError(f"{path}: a pipe with more than {_MAX_PIPE >> 20} MB", "give a file")
+    return data
 
 
 def is_jpeg(data: bytes) -> bool:
@@ -86,54 +129,67 @@ def png_is_complete(data: bytes) -> bool:
     return bool(_png_chunks(data))
 
 
-def _png_chunks(data: bytes) -> frozenset[bytes]:
-    """The types of a PNG's chunks; none if it ends before IEND or a checksum fails."""
-    view, at, types = memoryview(data), 8, set()
+def png_essential(data: bytes) -> bytes:
+    """A PNG without the chunks that change no pixel, of which libpng prints warnings; b"" if incomplete."""
+    chunks = _png_chunks(data)
+    if not chunks:
+        return b""
+    if all(kind[0] < 0x60 or kind in _PNG_SHOWN for kind, _ in chunks):
+        return data
+    view = memoryview(data)
+    parts = [view[part] for kind, part in chunks if kind[0] < 0x60 or kind in _PNG_SHOWN]
+    return b"".join([view[:8], *parts])
+
+
+# Transparency, orientation, and the frames of an animation; of the others' names, the first letter is small.
+_PNG_SHOWN = frozenset({b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT"})
+
+
+def _png_chunks(data: bytes) -> list[tuple[bytes, slice]]:
+    """(type, place) of a PNG's chunks; none if it ends before IEND or a checksum fails."""
+    view, at = memoryview(data), 8
+    chunks: list[tuple[bytes, slice]] = []
     while at + 12 <= len(data):
         length = int.from_bytes(view[at : at + 4], "big")
         end = at + 8 + length
         if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            return frozenset()
-        types.add(bytes(view[at + 4 : at + 8]))
-        if b"IEND" in types:
-            return frozenset(types)
+            return []
+        chunks.append((bytes(view[at + 4 : at + 8]), slice(at, end + 4)))
+        if chunks[-1][0] == b"IEND":
+            return chunks
         at = end + 4
-    return frozenset()
+    return []
 
 
 def may_have_alpha(data: bytes) -> bool:
     """Whether the file may be transparent, so that decoding it again with alpha is worth the time."""
     if is_png(data):
-        return data[25:26] in (b"\x04", b"\x06") or b"tRNS" in _png_chunks(data)
+        return data[25:26] in (b"\x04", b"\x06") or b"tRNS" in dict(_png_chunks(data))
     if data[:6] == b"GIF89a":
         return True
     if is_webp(data):
         return data[12:16] == b"VP8L" or (data[12:16] == b"VP8X" and bool(data[20] & 0x10))
-    return is_tiff(data) or data[4:12] == b"ftypavif"
+    return is_tiff(data) or is_avif(data)
 
 
-def webp_orientation(data: bytes) -> int:
-    """The EXIF orientation of a WebP, 1..8; 1 if it has none. OpenCV 4 does not read it."""
-    at = 12
-    while at + 8 <= len(data):
-        length = int.from_bytes(data[at + 4 : at + 8], "little")
-        if data[at : at + 4] == b"EXIF":
-            return _exif_orientation(data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0"))
-        at += 8 + length + length % 2
-    return 1
+def is_avif(data: bytes) -> bool:
+    """Whether ``data`` starts like an AVIF file."""
+    return bool({b"avif", b"avis"} & _brands(data))
 
 
-def _exif_orientation(exif: bytes) -> int:
-    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
-    if order is None:
-        return 1
-    try:
-        (at,) = struct.unpack_from(order + "I", exif, 4)
-        (count,) = struct.unpack_from(order + "H", exif, at)
-        for entry in range(at + 2, at + 2 + 12 * count, 12):
-            tag, kind, _, value = struct.unpack_from(order + "HHIH", exif, entry)
-            if (tag, kind) == (0x0112, 3) and 1 <= value <= 8:
-                return int(value)
-    except struct.error:  # truncated: other readers ignore it too
-        pass
-    return 1
+def other_kind(data: bytes) -> str:
+    """``HEIC`` or ``JPEG XL`` where ``data`` starts like that, which OpenCV does not read; else ""."""
+    if data[:2] == b"\xff\x0a" or data[:12] == b"\0\0\0\x0cJXL \r\n\x87\n":
+        return "JPEG XL"
+    return "HEIC" if _HEIF_BRANDS & _brands(data) and not is_avif(data) else ""
+
+
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1"})
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """The four-letter names that a file of ISO's base media format gives itself."""
+    if data[4:8] != b"ftyp":
+        return set()
+    size = min(int.from_bytes(data[:4], "big"), 256)
+    return {data[at : at + 4] for at in (8, *range(16, size, 4))}

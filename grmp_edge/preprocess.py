@@ -7,7 +7,7 @@ as in the GRMP-IQA reference), crop the centre. The graph itself casts, normalis
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,27 +17,34 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from grmp_edge.errors import ImageError
+from grmp_edge.arrays import to_rgb8
+from grmp_edge.decoders import decode_jpeg, decode_other, tiff_damage
+from grmp_edge.errors import DamagedError, ImageError
 from grmp_edge.image_files import (
+    is_avif,
     is_jpeg,
     is_png,
     is_tiff,
     is_webp,
     jpeg_is_complete,
     may_have_alpha,
-    png_is_complete,
-    webp_orientation,
+    png_essential,
+    read_file,
 )
+from grmp_edge.orientation import orientation_of, upright
 from grmp_edge.views import Box, Views, crop, spread
 
 __all__ = [
     "NORMALIZATIONS",
+    "Decoded",
     "Normalization",
     "Preprocess",
     "decode_image",
+    "decode_picture",
     "fit_within",
     "opencv_silent",
     "read_image",
+    "read_picture",
     "squash",
     "swap_red_blue",
     "to_rgb8",
@@ -127,7 +134,7 @@ def squash(image: UInt8Array, side: int) -> UInt8Array:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ImageError(
             f"expected a uint8 array of shape (height, width, 3), got {image.dtype} {image.shape}",
-            "convert it with grmp_edge.preprocess.to_rgb8",
+            "convert it with grmp_edge.arrays.to_rgb8",
         )
     return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 
@@ -150,104 +157,96 @@ def swap_red_blue(image: npt.NDArray[_Depth]) -> npt.NDArray[_Depth]:
     return np.asarray(swapped, dtype=image.dtype)
 
 
-def to_rgb8(array: npt.NDArray[np.generic]) -> UInt8Array:
-    """Convert any picture in RGB order to uint8 (H, W, 3).
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded picture, and what makes a score of it doubtful."""
 
-    Grey (H, W) or (H, W, 1) is repeated in the three channels; RGBA is composited over white, as viewers
-    do, since the colour of a transparent pixel means nothing; uint16 is scaled from 0..65535 to 0..255 and
-    rounded. Floating point is rejected: its range is not agreed upon.
-
-    Raises:
-        ImageError: another dtype or shape.
-    """
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        raise ImageError(
-            f"an array of shape {array.shape} is not a picture", "give (height, width, 3) in RGB order"
-        )
-    if array.dtype not in (np.uint8, np.uint16):
-        raise ImageError(
-            f"pixels of type {array.dtype} are not supported", "convert to 8 or 16 bits a channel"
-        )
-    if array.dtype == np.uint8 and array.shape[2] == 3:
-        return np.ascontiguousarray(array, dtype=np.uint8)
-    rgb = np.empty((*array.shape[:2], 3), np.uint8)
-    rows = max(1, _STRIP // array.shape[1])
-    for top in range(0, len(array), rows):
-        rgb[top : top + rows] = _rgb8(array[top : top + rows])
-    return rgb
-
-
-_STRIP = 1 << 18  # pixels converted at a time: of a whole picture, the intermediate values take gigabytes
-
-
-def _rgb8(array: npt.NDArray[np.generic]) -> UInt8Array:
-    """Uint8 or uint16 (H, W, 1, 3 or 4) as uint8, grey as one channel."""
-    if array.dtype == np.uint16:
-        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    pixels = np.asarray(array, dtype=np.uint8)
-    if pixels.shape[2] == 4:
-        alpha = pixels[:, :, 3:].astype(np.uint16)
-        over_white = pixels[:, :, :3] * alpha + 255 * (255 - alpha)
-        pixels = ((over_white + 127) // 255).astype(np.uint8)
-    return pixels
+    pixels: UInt8Array  # (H, W, 3) RGB, upright
+    damage: str = ""  # what the decoder says is wrong; ""; nothing that it knows of
+    note: str = ""  # what else a viewer would ask: values that use few of their bits
 
 
 def read_image(path: str | Path) -> UInt8Array:
     """Read a picture file into uint8 (H, W, 3) RGB; see :func:`decode_image`.
 
     Raises:
-        ImageError: the file is missing, empty, cut short, or not a picture.
+        ImageError: the file is missing, empty, damaged, or not a picture.
+    """
+    return _whole(str(path), read_picture(path))
+
+
+def read_picture(path: str | Path) -> Decoded:
+    """Read a picture file; see :func:`decode_picture`. A pipe is read to its end.
+
+    Raises:
+        ImageError: the file is missing, empty, cut short, a device or socket, or not a picture.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_file(Path(path))
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file", "check the path") from None
     except OSError as error:
         raise ImageError(
             f"{path}: cannot be read ({error.strerror})", "check the path and permissions"
         ) from None
-    return decode_image(data, name=str(path))
+    return decode_picture(data, name=str(path))
 
 
 def decode_image(data: bytes, name: str = "image") -> UInt8Array:
-    """Decode an encoded picture (JPEG, PNG, WebP, TIFF, BMP, ...) into uint8 (H, W, 3) RGB.
+    """Decode an encoded picture that is whole into uint8 (H, W, 3) RGB; see :func:`decode_picture`.
+
+    Raises:
+        DamagedError: it is known to be damaged.
+        ImageError: ``data`` is empty, cut short, or not a picture; the message begins with ``name``.
+    """
+    return _whole(name, decode_picture(data, name))
+
+
+def _whole(name: str, picture: Decoded) -> UInt8Array:
+    if picture.damage:
+        raise DamagedError(f"{name}: damaged ({picture.damage})", "copy it again")
+    return picture.pixels
+
+
+def decode_picture(data: bytes, name: str = "image") -> Decoded:
+    """Decode an encoded picture (JPEG, PNG, WebP, TIFF, BMP, AVIF, ...).
 
     EXIF orientation is applied, palettes are expanded, and grey, alpha and 16 bits are converted as by
-    :func:`to_rgb8`. A truncated JPEG is rejected: decoders fill the rest with grey, which would be scored as
-    if the camera had seen it. An animation gives its first picture. A grey PNG's single transparent shade
-    (tRNS) is ignored.
+    :func:`to_rgb8`. What ends too early is rejected: decoders fill the rest with grey, which would be scored
+    as if the camera had seen it. Other damage is marked where the decoder knows of it. An animation gives its
+    first picture. A grey PNG's single transparent shade (tRNS) is ignored.
 
     Raises:
         ImageError: ``data`` is empty, cut short, or not a picture; the message begins with ``name``.
+        MissingDependencyError: it is HEIC or JPEG XL, and the extra ``formats`` is not installed.
     """
     if not data:
         raise ImageError(f"{name}: the file is empty (0 bytes)", "copy it again")
     if is_jpeg(data) and not jpeg_is_complete(data):
         raise ImageError(f"{name}: the JPEG is cut short (no end marker)", "copy it again")
-    if is_png(data) and not png_is_complete(data):
+    if is_png(data) and not (data := png_essential(data)):
         raise ImageError(
             f"{name}: the PNG is cut short or damaged (its checksums do not hold)", "copy it again"
         )
+    if (other := decode_other(data, name)) is not None:
+        return Decoded(other)
+    if is_jpeg(data) and (decoded := decode_jpeg(data, name)) is not None:
+        return Decoded(*decoded)
+    # Turned here, so that no score depends on OpenCV's version: 4 ignores a WebP's, and both an AVIF's.
+    turn = orientation_of(data) if is_webp(data) or is_avif(data) else 1
     buffer = np.frombuffer(data, np.uint8)
     # IMREAD_COLOR applies EXIF orientation and expands grey and palettes, but drops alpha.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-    # The JPEG decoder alone gives RGB at no extra cost. A system OpenCV (on a Jetson) may be too old for it.
-    if is_jpeg(data) and hasattr(cv2, "IMREAD_COLOR_RGB"):
-        pixels = _imdecode(buffer, cv2.IMREAD_COLOR_RGB)
-        if pixels is None:
-            raise ImageError(f"{name}: {_DAMAGED}", _LOOK)
-        return np.asarray(pixels, dtype=np.uint8)
-    # OpenCV 4 ignores the orientation of a WebP: applied here, so that no score depends on the version.
-    turned = is_webp(data) and webp_orientation(data) != 1
-    pixels = _imdecode(buffer, flags | cv2.IMREAD_IGNORE_ORIENTATION if turned else flags)
+    if is_webp(data) or is_avif(data):
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = _imdecode(buffer, flags)
     if pixels is None:
-        raise ImageError(f"{name}: {_DAMAGED}", _LOOK)
+        raise ImageError(f"{name}: not a picture, or a damaged one", "check the file with an image viewer")
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ImageError(
             f"{name}: pixels of type {pixels.dtype} are not supported", "save it with 8 or 16 bits a channel"
         )
+    note = _few_bits(pixels)
     rgb = swap_red_blue(pixels)
     if may_have_alpha(data):
         raw = _imdecode(buffer, cv2.IMREAD_UNCHANGED)
@@ -261,15 +260,19 @@ def decode_image(data: bytes, name: str = "image") -> UInt8Array:
                 rgb = np.dstack([rgb, alpha])
         del raw
     del pixels  # large ones are converted next, and that is the peak
-    if turned:
-        rgb = _ORIENTATIONS[webp_orientation(data) - 1](rgb)
     try:
-        return to_rgb8(rgb)
+        return Decoded(to_rgb8(upright(rgb, turn)), tiff_damage(data) if is_tiff(data) else "", note)
     except ImageError as error:
         raise ImageError(f"{name}: {error.message}", error.remedy) from None
 
 
-_DAMAGED, _LOOK = "not a picture, or a damaged one", "check the file with an image viewer"
+def _few_bits(pixels: npt.NDArray[np.generic]) -> str:
+    """A remark on sixteen bits of which so few are used that the picture is nearly black."""
+    most = int(cast(Any, pixels).max()) if pixels.dtype == np.uint16 else 0
+    if not 0 < most < 4096:
+        return ""
+    bits = max(8, most.bit_length())
+    return f"no value above {most} of 65535: looks like {bits} bits in 16, and is scored as nearly black"
 
 
 def _imdecode(buffer: UInt8Array, flags: int) -> npt.NDArray[np.generic] | None:
@@ -307,26 +310,13 @@ def opencv_silent() -> Iterator[None]:
                 log.setLogLevel(_Silence.level)
 
 
-_ORIENTATIONS: tuple[Callable[[npt.NDArray[np.generic]], npt.NDArray[np.generic]], ...] = (
-    lambda a: a,
-    lambda a: a[:, ::-1],
-    lambda a: a[::-1, ::-1],
-    lambda a: a[::-1],
-    lambda a: a.swapaxes(0, 1),
-    lambda a: a.swapaxes(0, 1)[:, ::-1],
-    lambda a: a.swapaxes(0, 1)[::-1, ::-1],
-    lambda a: a.swapaxes(0, 1)[::-1],
-)
-
-
-def _oriented_alpha(
-    raw: npt.NDArray[np.generic], upright: npt.NDArray[np.generic]
-) -> npt.NDArray[np.generic]:
-    """Rotate the alpha channel of ``raw`` (as stored) the way EXIF rotated ``upright`` (both BGR)."""
-    for turn in _ORIENTATIONS:
-        if np.array_equal(turn(raw[:, :, :3]), upright):
-            return turn(raw[:, :, 3])
+def _oriented_alpha(raw: npt.NDArray[np.generic], shown: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Rotate the alpha channel of ``raw`` (as stored) the way EXIF rotated ``shown`` (both BGR)."""
+    for turn in range(1, 9):
+        turned = upright(raw, turn)
+        if np.array_equal(turned[:, :, :3], shown):
+            return turned[:, :, 3]
     # The decoder premultiplied or converted the colours: orientation is the identity in practice.
-    if raw.shape[:2] == upright.shape[:2]:
+    if raw.shape[:2] == shown.shape[:2]:
         return raw[:, :, 3]
     raise ImageError("a picture with both transparency and rotation cannot be read", "save it without either")

@@ -40,6 +40,8 @@ class Origin:
     source: str  # path, safe address, or name of the camera
     frame: int | None = None  # index in a video or stream, from 0
     time_s: float | None = None  # position in a video file in seconds
+    damage: str = ""  # what the decoder says is wrong with it
+    note: str = ""  # what else makes a score of it doubtful
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,13 @@ class Score:
     latency_ms: float | None = None  # share of the batch's inference time, per picture
     causes: Mapping[str, float] | None = None  # what is wrong, each 0..1 on its own, if the model tells
     tiles: tuple[Tile, ...] | None = None  # of the native crops, on request
+    damage: str | None = None  # parts of the picture are missing or wrong, in the decoder's words
+    note: str | None = None  # what else makes the score doubtful, such as twelve bits stored in sixteen
 
     @property
     def origin(self) -> Origin:
         """Where the picture came from."""
-        return Origin(self.source, self.frame, self.time_s)
+        return Origin(self.source, self.frame, self.time_s, self.damage or "", self.note or "")
 
     @property
     def cause(self) -> str | None:

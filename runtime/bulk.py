@@ -238,7 +238,7 @@ class _Decoder:
                 yield Prepared(item.origin, prepare(item.image))
                 return
             for frame in decode_listed(item, self._sampling, self._after(item)):
-                origin = Origin(name, frame.index, frame.time_s)
+                origin = Origin(name, frame.index, frame.time_s, frame.damage, frame.note)
                 yield Prepared(origin, prepare(frame.image, frame.bgr))
         except GrmpError as error:
             yield Failure(name, error)

@@ -26,7 +26,7 @@ __all__ = [
     "printable",
 ]
 
-CSV_FIELDS = ("source", "value", "mos", "frame", "time_s", "latency_ms", "model", "cause")
+CSV_FIELDS = ("source", "value", "mos", "frame", "time_s", "latency_ms", "model", "cause", "damage", "note")
 
 
 def csv_cells(score: Score) -> list[object]:
@@ -184,7 +184,7 @@ def _cells(score: Score) -> tuple[str, str, str, str, str, str]:
         "-" if score.frame is None else str(score.frame),
         "-" if score.time_s is None else f"{score.time_s:.2f}s",
         "-" if score.cause is None else printable(score.cause),
-        printable(score.source),
+        printable(score.source) + (f"  [damaged: {score.damage}]" if score.damage else ""),
     )
 
 

@@ -22,8 +22,8 @@ __all__ = ["RECORD_FIELDS", "Done", "ScoreFile"]
 
 RECORD_FIELDS = (*CSV_FIELDS, "error")  # columns of a CSV; a JSON line has only those that apply
 
-# What CSVs had before models named causes; such a file is resumed as it is.
-_WITHOUT_CAUSE = tuple(name for name in RECORD_FIELDS if name != "cause")
+# What a CSV needs to be resumed: one of an earlier version has fewer columns than now, and keeps those.
+_NEEDED = frozenset({"source", "value", "frame", "model", "error"})
 
 _SYNC_ROWS = 1000  # rows between two fsyncs: what a power cut may lose
 # The largest torn row: a longer damaged end is not ours to cut off. A name has at most 4096 bytes; JSON may
@@ -141,8 +141,8 @@ class ScoreFile(Closing):
         with self.path.open("r+b") as stream:
             whole = 0
             for number, end, raw in _records(stream, quoted=self._csv):
-                if number == 1 and self._csv and raw == csv_row(_WITHOUT_CAUSE):
-                    self._columns = _WITHOUT_CAUSE
+                if number == 1 and self._csv:
+                    self._columns = _header(raw) or self._columns
                 row = self._parse(raw)
                 if row is None and number == 1 and self._csv and raw == csv_row(self._columns):
                     pass
@@ -191,6 +191,12 @@ class ScoreFile(Closing):
         if self._stream is not None:
             os.fsync(self._stream.fileno())
             self._stream.close()
+
+
+def _header(raw: bytes) -> tuple[str, ...] | None:
+    """The columns that a CSV of this or an earlier version begins with."""
+    names = tuple(raw.decode("utf-8", "replace").rstrip("\r\n").split(","))
+    return names if _NEEDED <= set(names) <= set(RECORD_FIELDS) and raw == csv_row(names) else None
 
 
 def _records(stream: IO[bytes], quoted: bool) -> Iterator[tuple[int, int, bytes]]:

@@ -7,27 +7,31 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from grmp_edge.arrays import from_pil, is_pil, to_rgb8
 from grmp_edge.bundle import Bundle
 from grmp_edge.default_bundle import DEFAULT_BUNDLE
 from grmp_edge.errors import BackendError, GrmpError
 from grmp_edge.files import Closing
-from grmp_edge.preprocess import decode_image, read_image, to_rgb8
+from grmp_edge.preprocess import Decoded, decode_picture, read_picture
 from grmp_edge.runtime.backends import Backend, BackendOptions, open_backend
 from grmp_edge.runtime.choose import AUTO, choose
 from grmp_edge.runtime.sources.sources import Failure, Picture, Sampling, read_sources
 from grmp_edge.score import Origin, Score, Tile
 from grmp_edge.views import EVEN, Box, Views, sigmoid
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+
 __all__ = ["ImageLike", "Prepared", "Scorer", "in_order"]
 
-# A path, the bytes of a picture file, or decoded pixels: uint8 (H, W, 3) RGB; grey, RGBA and uint16 are
-# converted by grmp_edge.preprocess.to_rgb8.
-ImageLike: TypeAlias = str | Path | bytes | npt.NDArray[np.generic]
+# A path, the bytes of a picture file, or decoded pixels: uint8 (H, W, 3) RGB; grey, RGBA, uint16 and
+# Pillow's images are converted by grmp_edge.arrays.
+ImageLike: TypeAlias = "str | Path | bytes | bytearray | memoryview | npt.NDArray[np.generic] | PilImage"
 
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
 Float64Array: TypeAlias = npt.NDArray[np.float64]
@@ -101,33 +105,49 @@ class Scorer(Closing):
         backend = open_backend(path, bundle.graphs[precision], bundle.input_size, options, bundle)
         return cls(bundle, backend, precision, tiles, chosen)
 
-    def score(self, image: ImageLike, name: str | None = None, tiles: bool | None = None) -> Score:
-        """Score one picture; ``name`` becomes the result's ``source`` (default: its path).
+    def score(
+        self,
+        image: ImageLike,
+        name: str | None = None,
+        tiles: bool | None = None,
+        data_range: float | None = None,
+    ) -> Score:
+        """Score one picture.
 
-        ``tiles``: whether to give the score of each native crop (default: as :meth:`open` says).
+        Args:
+            image: a path, the bytes of a file, an array (H, W, 3) in RGB order, or one of Pillow's images.
+            name: the result's ``source``; default: its path.
+            tiles: whether to give the score of each native crop; default: as :meth:`open` says.
+            data_range: of an array, what white is if not the largest value of its type: 1.0 for floating
+                point in 0..1, 4095 for twelve bits.
 
         Raises:
-            ImageError: it cannot be read, or is not a picture.
+            ImageError: it cannot be read, or is not a picture. One that is damaged but can be decoded is
+                scored, and :attr:`Score.damage` says what is wrong.
         """
-        return self.score_batch([image], None if name is None else [name], tiles)[0]
+        return self.score_batch([image], None if name is None else [name], tiles, data_range)[0]
 
     def score_batch(
-        self, images: Sequence[ImageLike], names: Sequence[str] | None = None, tiles: bool | None = None
+        self,
+        images: Sequence[ImageLike],
+        names: Sequence[str] | None = None,
+        tiles: bool | None = None,
+        data_range: float | None = None,
     ) -> list[Score]:
-        """Score several pictures as one batch, in order.
-
-        ``names`` and ``tiles``: as for :meth:`score`.
+        """Score several pictures as one batch, in order; the arguments are those of :meth:`score`.
 
         Raises:
             ImageError: one of them cannot be read; then none is scored. :meth:`score_many` carries on.
         """
         if names is not None and len(names) != len(images):
             raise ValueError(f"{len(names)} names for {len(images)} images")
-        origins = [
-            Origin(names[index] if names is not None else _name(image, index))
-            for index, image in enumerate(images)
-        ]
-        return self.score_prepared(origins, [self.prepare(_pixels(image)) for image in images], tiles)
+        origins, batch = [], []
+        for index, image in enumerate(images):
+            picture = _decode(image, data_range)
+            name = names[index] if names is not None else _name(image, index)
+            origins.append(Origin(name, damage=picture.damage, note=picture.note))
+            batch.append(self.prepare(picture.pixels))
+        return self.score_prepared(origins, batch, tiles)
 
     def score_many(
         self,
@@ -238,6 +258,8 @@ class Scorer(Closing):
             if bundle.causes
             else None,
             tiles=shown,
+            damage=origin.damage or None,
+            note=origin.note or None,
         )
 
     def _prepared(self, picture: Picture) -> Prepared | Failure:
@@ -275,12 +297,13 @@ def _decoded(
             yield from read_sources([item], sampling)
 
 
-def _pixels(image: ImageLike) -> UInt8Array:
+def _decode(image: ImageLike, data_range: float | None) -> Decoded:
     if isinstance(image, (str, Path)):
-        return read_image(image)
-    if isinstance(image, bytes):
-        return decode_image(image)
-    return to_rgb8(np.asarray(image))
+        return read_picture(image)
+    if isinstance(image, (bytes, bytearray)) or (isinstance(image, memoryview) and image.ndim == 1):
+        return decode_picture(bytes(image))
+    array = from_pil(image) if is_pil(image) else np.asarray(image)
+    return Decoded(to_rgb8(array, data_range))
 
 
 def _name(image: ImageLike, index: int) -> str:

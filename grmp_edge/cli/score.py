@@ -98,6 +98,9 @@ def score(
     ] = False,
     every: Annotated[int, option("--every", "Of a video, every N-th frame.", min=1)] = 1,
     fps: Annotated[float | None, option("--fps", "Of a video, this many frames per second at most.")] = None,
+    strict: Annotated[
+        bool, option("--strict", "A picture that is known to be damaged is an error instead of a warning.")
+    ] = False,
     cluster: RayOptions,
     quiet: Annotated[bool, option("--quiet -q", "No progress and no hint on stderr.")] = False,
 ) -> None:
@@ -135,7 +138,7 @@ def score(
         listed = stack.enter_context(_listing(sources, frames, follow, rows.done if rows else None))
         meter = Meter(live, lines=output is not None and not quiet)
         page = ScoreReport(model_name(model, engine.model_id))
-        run = ScoreRun(meter, as_json, page, file, rows)
+        run = ScoreRun(meter, as_json, page, file, rows, strict)
         try:
             results = engine.results(listed, rows.done.last_frame if rows is not None else None)
             # Closed before anything else: its threads must not outlive the network, or Python.
@@ -162,6 +165,10 @@ def score(
     if report is not None:
         typer.echo(f"report: {report}", err=True)
     total = run.scored + run.failed
+    if run.damaged and not quiet:
+        typer.echo(
+            f"{run.damaged} of {total} are damaged, and scored; with --strict they are errors", err=True
+        )
     if run.failed:
         if total > 1:
             typer.echo(f"error: {run.failed} of {total} could not be scored", err=True)

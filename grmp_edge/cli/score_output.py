@@ -31,11 +31,13 @@ class ScoreRun:
         page: ScoreReport,
         file: CsvFile | None = None,
         output: ScoreFile | None = None,
+        strict: bool = False,
     ) -> None:
-        """With an ``output``, rows are shown only with ``as_json``."""
+        """With an ``output``, rows are shown only with ``as_json``; ``strict``: no damaged picture counts."""
         from grmp_edge.runtime.report import PlainTable, RichTable
 
-        self.scored = self.failed = 0
+        self.scored = self.failed = self.damaged = 0
+        self._strict = strict
         self._meter, self._file, self._output, self._as_json = meter, file, output, as_json
         self._page = page
         self._table: PlainTable | RichTable | None = None
@@ -48,10 +50,12 @@ class ScoreRun:
 
     def take(self, results: Iterable[Score | Failure]) -> None:
         """Save and show each result, in that order."""
-        from grmp_edge.runtime import Failure
+        from grmp_edge.runtime import Failure, Score
         from grmp_edge.runtime.report import printable
 
         for result in results:
+            if isinstance(result, Score):
+                result = self._judged(result)
             if self._output is not None:
                 self._output.write(result)
             if isinstance(result, Failure):
@@ -62,6 +66,23 @@ class ScoreRun:
                 self._save(result)
             self._page.add(result)
             self._meter.step(self.scored, self.failed, printable(result.source))
+
+    def _judged(self, score: Score) -> Score | Failure:
+        """Say what makes a score doubtful; with ``strict``, a damaged picture is a failure."""
+        from grmp_edge.errors import DamagedError
+        from grmp_edge.runtime import Failure
+        from grmp_edge.runtime.report import printable
+
+        if score.damage and self._strict:
+            reason = DamagedError(f"{score.source}: damaged ({score.damage})", "copy it again")
+            return Failure(score.source, reason)
+        name = printable(score.source)
+        if score.damage:
+            self.damaged += 1
+            self._meter.say(f"warning: {name}: damaged ({score.damage}); what is left is scored")
+        if score.note:
+            self._meter.say(f"warning: {name}: {score.note}")
+        return score
 
     def _save(self, score: Score) -> None:
         from grmp_edge.runtime.report import VideoSummary

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from grmp_edge.errors import GrmpError
 from grmp_edge.image_files import IMAGE_SUFFIXES
-from grmp_edge.preprocess import read_image, swap_red_blue
+from grmp_edge.preprocess import read_picture, swap_red_blue
 from grmp_edge.runtime.report import printable
 from grmp_edge.runtime.reports.page import data_uri, write_report
 from grmp_edge.runtime.sources.sources import Failure
@@ -190,6 +190,6 @@ def _pictures(scores: list[Score]) -> Iterator[tuple[tuple[str, int | None], str
                     if frame.index is not None and frame.index >= max(indices):
                         break
             elif path.suffix.lower() in IMAGE_SUFFIXES:
-                yield (source, None), data_uri(swap_red_blue(read_image(path)))
+                yield (source, None), data_uri(swap_red_blue(read_picture(path).pixels))
         except (GrmpError, OSError):
             continue  # it was scored; only its picture is missing

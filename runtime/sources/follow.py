@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 import time
 from array import array
@@ -14,7 +15,7 @@ from grmp_edge.errors import SourceError
 from grmp_edge.image_files import is_jpeg, is_png, jpeg_is_complete, png_is_complete
 from grmp_edge.runtime.sources.listing import natural_key, scan
 from grmp_edge.runtime.sources.name_set import Keys, name_key
-from grmp_edge.runtime.sources.sources import Failure, is_known
+from grmp_edge.runtime.sources.sources import Failure, is_known, regular
 
 __all__ = ["FollowConfig", "follow"]
 
@@ -78,7 +79,8 @@ def follow(
             file = pending.get(path)
             if file is None or file.key != key:
                 file = _Pending(key, status.st_mtime, time.monotonic(), first)
-            if _settled(path, time.monotonic() - file.since, status.st_size, config):
+            special = not stat.S_ISREG(status.st_mode)
+            if special or _settled(path, time.monotonic() - file.since, status.st_size, config):
                 here.append(key)
                 if not (file.old and skip(path)):
                     ready.append((file.modified, path))
@@ -88,7 +90,8 @@ def follow(
         yield from (Failure(path, _gone(path)) for path in sorted(missing - lost))
         lost = missing
         yield from (
-            Path(path) for _, path in sorted(ready, key=lambda entry: (entry[0], natural_key(entry[1])))
+            regular(Path(path))
+            for _, path in sorted(ready, key=lambda entry: (entry[0], natural_key(entry[1])))
         )
         yield None
         # Scanning a million files takes seconds: at most half of the time is spent on it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import GrmpError, SourceError
-from grmp_edge.image_files import IMAGE_SUFFIXES
-from grmp_edge.preprocess import decode_image, read_image
+from grmp_edge.image_files import IMAGE_SUFFIXES, special_kind
+from grmp_edge.preprocess import Decoded, decode_picture, read_picture
 from grmp_edge.redact import safe_name
 from grmp_edge.runtime.sources.http import fetch_picture
 from grmp_edge.runtime.sources.listing import natural_key, sort_names, walk
@@ -33,6 +34,7 @@ __all__ = [
     "list_sources",
     "natural_key",
     "read_sources",
+    "regular",
 ]
 
 
@@ -44,11 +46,13 @@ class Picture:
     source: str  # its path, or a name
     frame: int | None = None  # index in a video, from 0
     time_s: float | None = None  # position in a video in seconds
+    damage: str = ""  # what the decoder says is wrong with it
+    note: str = ""  # what else makes a score of it doubtful
 
     @property
     def origin(self) -> Origin:
         """Where it came from."""
-        return Origin(self.source, self.frame, self.time_s)
+        return Origin(self.source, self.frame, self.time_s, self.damage, self.note)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ def read_sources(
             continue
         try:
             for frame in decode_listed(item, sampling or Sampling()):
-                yield Picture(frame.rgb(), str(item), frame.index, frame.time_s)
+                image = frame.rgb()
+                yield Picture(image, str(item), frame.index, frame.time_s, frame.damage, frame.note)
         except GrmpError as error:
             yield Failure(str(item), error)
 
@@ -124,13 +129,17 @@ def decode_listed(item: Listed, sampling: Sampling, after: int = -1) -> Iterator
         for index, image in read_raw_frames(item.raw, sampling.every):
             yield Frame(image, item.raw.bgr, index)
     elif isinstance(item, Stdin):
-        yield Frame(decode_image(read_stdin(), STDIN), bgr=False)
+        yield _frame(decode_picture(read_stdin(), STDIN))
     elif isinstance(item, Remote):
-        yield Frame(decode_image(fetch_picture(item.url), str(item)), bgr=False)
+        yield _frame(decode_picture(fetch_picture(item.url), str(item)))
     elif item.suffix.lower() in VIDEO_SUFFIXES:
         yield from read_video(item, sampling, after)
     else:
-        yield Frame(read_image(item), bgr=False)
+        yield _frame(read_picture(item))
+
+
+def _frame(picture: Decoded) -> Frame:
+    return Frame(picture.pixels, bgr=False, damage=picture.damage, note=picture.note)
 
 
 def list_sources(sources: Iterable[str | Path], raw: RawFormat | None = None) -> Iterator[Listed | Failure]:
@@ -165,7 +174,7 @@ def _expand(source: str) -> Iterator[Listed | Failure]:
         # Not Path.glob: the pattern may be absolute, and must not match names that begin with a dot.
         matches = sort_names(glob.iglob(source, recursive=True))  # noqa: PTH207
         files = (Path(match) for match in matches if is_known(match) and not Path(match).is_dir())
-        yield from _some(files, f"{source}: matches no picture or video")
+        yield from _some(map(regular, files), f"{source}: matches no picture or video")
 
 
 def _some(files: Iterable[Path | Failure], if_none: str) -> Iterator[Path | Failure]:
@@ -179,10 +188,18 @@ def _some(files: Iterable[Path | Failure], if_none: str) -> Iterator[Path | Fail
 
 def _walk(folder: Path) -> Iterator[Path | Failure]:
     unreadable: list[OSError] = []
-    yield from map(Path, walk(folder, is_known, unreadable.append))
+    yield from map(regular, map(Path, walk(folder, is_known, unreadable.append)))
     for error in unreadable:
         reason = f"{error.filename}: cannot be listed ({error.strerror})"
         yield Failure(str(error.filename), SourceError(reason, "check its permissions"))
+
+
+def regular(path: Path) -> Path | Failure:
+    """A file that was found, not named: reading a pipe, device or socket among others would never end."""
+    with contextlib.suppress(OSError):  # reported on reading
+        if kind := special_kind(path):
+            return Failure(str(path), SourceError(f"{path}: a {kind}, skipped", "remove it"))
+    return path
 
 
 def is_known(name: str) -> bool:

@@ -45,6 +45,8 @@ class Frame:
     bgr: bool  # the channel order, which is cheaper to reverse once the picture is small
     index: int | None = None  # in its video, from 0
     time_s: float | None = None  # position in its video in seconds
+    damage: str = ""  # of a picture: what the decoder says is wrong
+    note: str = ""  # what else makes a score of it doubtful
 
     def rgb(self) -> npt.NDArray[np.uint8]:
         """uint8 (H, W, 3) RGB; a new array if the order had to be reversed."""
