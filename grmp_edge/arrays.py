@@ -81,7 +81,7 @@ def _scaled(array: npt.NDArray[Any], data_range: float) -> UInt8Array:
             "clip them, or correct data_range",
         )
     kind = np.float64 if array.dtype.itemsize > 4 else np.float32
-    return np.rint(array.astype(kind) * kind(255 / data_range)).astype(np.uint8)
+    return np.asarray(np.rint(array.astype(kind) * kind(255 / data_range)), dtype=np.uint8)
 
 
 def is_pil(image: object) -> bool:
@@ -94,7 +94,8 @@ def from_pil(image: Any) -> npt.NDArray[np.generic]:
     """One of Pillow's images of any mode, upright, for :func:`to_rgb8`: as its file would be read.
 
     Raises:
-        ImageError: its values have no agreed range (modes ``F``, and ``I`` beyond sixteen bits).
+        ImageError: a mode that Pillow cannot convert, or values of no agreed range (mode ``F``, and ``I``
+            beyond sixteen bits).
     """
     from PIL import ImageOps
 
@@ -112,5 +113,8 @@ def from_pil(image: Any) -> npt.NDArray[np.generic]:
             "an image of floating point has no agreed range", "give np.asarray(image) and data_range"
         )
     if mode in ("RGBA", "LA", "La", "PA", "RGBa") or (mode in ("P", "RGB") and "transparency" in image.info):
-        return np.asarray(image.convert("RGBA"))
-    return np.asarray(image.convert("L" if mode in ("1", "L") else "RGB"))
+        return np.asarray((image.convert("LA") if mode == "La" else image).convert("RGBA"))
+    try:
+        return np.asarray(image.convert("L" if mode in ("1", "L") else "RGB"))
+    except ValueError:
+        raise ImageError(f"an image of mode {mode} is not supported", "convert it to RGB") from None

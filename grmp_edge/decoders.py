@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
+import os
 import re
 import struct
 
@@ -14,11 +16,25 @@ from grmp_edge.errors import ImageError, MissingDependencyError
 from grmp_edge.image_files import other_kind
 from grmp_edge.orientation import orientation_of, upright
 
-__all__ = ["decode_jpeg", "decode_other", "tiff_damage"]
+__all__ = ["check_pixels", "decode_jpeg", "decode_other", "tiff_damage"]
 
 _KNOWN_TAGS = frozenset({256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317})
 _UNSUPPORTED = re.compile("(?i)support|subsampling|colorspace|precision")
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+
+
+def check_pixels(width: int, height: int, name: str) -> None:
+    """Refuse a picture with more pixels than OpenCV may decode.
+
+    Raises:
+        ImageError: it has more.
+    """
+    most = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # grmp_edge sets it
+    if width * height > most:
+        raise ImageError(
+            f"{name}: {width} x {height} pixels are more than {most / 1e6:g} million",
+            "make it smaller, or score it with --max-megapixels",
+        )
 
 
 def decode_jpeg(data: bytes, name: str) -> tuple[npt.NDArray[np.uint8], str] | None:
@@ -39,7 +55,12 @@ def decode_jpeg(data: bytes, name: str) -> tuple[npt.NDArray[np.uint8], str] | N
         return None
     damage = ""
     try:
+        with contextlib.suppress(ValueError):  # told below
+            height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
+            check_pixels(width, height, name)
         pixels = simplejpeg.decode_jpeg(data)
+    except KeyError:  # an unusual subsampling, for which it has no name
+        return None
     except ValueError as error:
         damage = str(error).removeprefix("Corrupt JPEG data: ")
         try:
@@ -152,11 +173,14 @@ def decode_other(data: bytes, name: str) -> npt.NDArray[np.uint8] | None:
 
     try:
         if kind == "HEIC":
-            return to_rgb8(from_pil(plugin.open_heif(io.BytesIO(data)).to_pillow()))
+            heif = plugin.open_heif(io.BytesIO(data))
+            check_pixels(*heif.size, "")
+            return to_rgb8(from_pil(heif.to_pillow()))
         with Image.open(io.BytesIO(data)) as picture:
+            check_pixels(*picture.size, "")
             return to_rgb8(from_pil(picture))
     except ImageError as error:
-        raise ImageError(f"{name}: {error.message}", error.remedy) from None
+        raise ImageError(f"{name}: {error.message.removeprefix(': ')}", error.remedy) from None
     except Exception as error:  # the plugins raise many kinds for a damaged file
         reason = str(error).strip() or type(error).__name__
         raise ImageError(f"{name}: a {kind} that cannot be decoded ({reason})", "copy it again") from None

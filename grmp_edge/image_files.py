@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import stat
-import struct
 import zlib
 from collections.abc import Collection
 from pathlib import Path

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.arrays import to_rgb8
-from grmp_edge.decoders import decode_jpeg, decode_other, tiff_damage
+from grmp_edge.decoders import check_pixels, decode_jpeg, decode_other, tiff_damage
 from grmp_edge.errors import DamagedError, ImageError
 from grmp_edge.image_files import (
     is_avif,
@@ -32,6 +32,7 @@ from grmp_edge.image_files import (
     read_file,
 )
 from grmp_edge.orientation import orientation_of, upright
+from grmp_edge.picture_header import read_header
 from grmp_edge.views import Box, Views, crop, spread
 
 __all__ = [
@@ -241,6 +242,8 @@ def decode_picture(data: bytes, name: str = "image") -> Decoded:
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
     pixels = _imdecode(buffer, flags)
     if pixels is None:
+        if header := read_header(data):
+            check_pixels(header.width, header.height, name)
         raise ImageError(f"{name}: not a picture, or a damaged one", "check the file with an image viewer")
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ImageError(

@@ -19,6 +19,7 @@ from grmp_edge.bundle import Bundle
 from grmp_edge.errors import ImageError, UsageError
 from grmp_edge.runtime import Failure, Score
 from grmp_edge.runtime.score_file import ScoreFile
+from grmp_edge.runtime.sources.listing import natural_key
 from grmp_edge.runtime.sources.name_set import Keys, name_key
 
 COMMAND = [sys.executable, "-m", "grmp_edge", "score"]
@@ -81,6 +82,37 @@ def test_every_end_can_be_gone_on_from(path: Path, end: int) -> None:
             if item.source not in done and (frame is None or frame > done.last_frame(item.source)):
                 file.write(item)
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("source", "value", "mos", "frame", "time_s", "latency_ms", "model", "error"),
+        ("source", "value", "mos", "frame", "time_s", "latency_ms", "model", "cause", "error"),
+    ],
+)
+def test_a_csv_of_an_earlier_version_is_resumed_with_its_own_columns(
+    tmp_path: Path, columns: tuple[str, ...]
+) -> None:
+    """One from before models named causes, and one from before pictures were marked as damaged."""
+    path = tmp_path / "scores.csv"
+    values = {"source": "a.png", "value": "0.25", "model": "id", "cause": "blur"}
+    header, row = ",".join(columns), ",".join(values.get(name, "") for name in columns)
+    path.write_text(f"{header}\n{row}\n{row[:9]}")
+    after: list[Score | Failure] = [
+        Score(0.5, "b.png", "id", causes={"noise": 0.9}, damage="half of it"),
+        Failure("c.png", ImageError("c.png: no such file")),
+    ]
+    file = write(path, after, resume=True)
+    assert "a.png" in file.done and file.done.rows == 1
+    with path.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        found = list(reader)
+    assert tuple(reader.fieldnames or ()) == columns
+    assert [row["source"] for row in found] == ["a.png", "b.png", "c.png"]
+    assert all(None not in row and None not in row.values() for row in found)
+    assert found[1]["value"] == "0.5" and found[1].get("cause", "noise") == "noise"
+    assert found[2]["error"] == "c.png: no such file"
 
 
 def test_what_is_done(path: Path) -> None:
@@ -169,7 +201,8 @@ def test_resuming_a_killed_run_gives_the_same_file(tiny_bundle: Bundle, tmp_path
     (folder / "7.png").write_bytes(b"")
     write_clip(folder / "clip.mp4", frames=13)
     once, twice = tmp_path / "once.jsonl", tmp_path / "twice.jsonl"
-    arguments = ["--batch", "2", "--quiet", tiny_bundle.path, folder]
+    named = sorted(folder.iterdir(), key=lambda path: natural_key(path.name))  # a pipe in a folder is skipped
+    arguments = ["--batch", "2", "--quiet", tiny_bundle.path, *named]
     assert run(*arguments, "--output", once).returncode == 1  # one could not be scored
     assert len(rows(once)) == 60 + 13
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -98,6 +99,9 @@ def score(
     ] = False,
     every: Annotated[int, option("--every", "Of a video, every N-th frame.", min=1)] = 1,
     fps: Annotated[float | None, option("--fps", "Of a video, this many frames per second at most.")] = None,
+    max_megapixels: Annotated[
+        int, option("--max-megapixels", "Largest picture, in millions of pixels.", min=1)
+    ] = 200,
     strict: Annotated[
         bool, option("--strict", "A picture that is known to be damaged is an error instead of a warning.")
     ] = False,
@@ -105,6 +109,7 @@ def score(
     quiet: Annotated[bool, option("--quiet -q", "No progress and no hint on stderr.")] = False,
 ) -> None:
     """Score pictures and videos: 0 is bad, 1 is good."""
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = f"{max_megapixels}000000"  # before OpenCV is loaded, too
     from grmp_edge.bundle import Bundle
     from grmp_edge.runtime import Sampling
     from grmp_edge.runtime.report import open_csv
@@ -166,9 +171,7 @@ def score(
         typer.echo(f"report: {report}", err=True)
     total = run.scored + run.failed
     if run.damaged and not quiet:
-        typer.echo(
-            f"{run.damaged} of {total} are damaged, and scored; with --strict they are errors", err=True
-        )
+        typer.echo(f"{run.damaged} of {total} are damaged; with --strict they are errors", err=True)
     if run.failed:
         if total > 1:
             typer.echo(f"error: {run.failed} of {total} could not be scored", err=True)

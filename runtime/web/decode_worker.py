@@ -19,7 +19,7 @@ from pathlib import Path
 
 import cv2
 
-from grmp_edge.errors import ImageError
+from grmp_edge.errors import DamagedError, ImageError
 from grmp_edge.preprocess import Preprocess, decode_image
 
 __all__ = ["FAILED", "REPLY", "REQUEST", "VIEWS", "received"]
@@ -57,7 +57,10 @@ def _work(door: socket.socket, preprocess: Preprocess) -> None:
             door.sendall(REPLY.pack(VIEWS, height, width))
             door.sendall(views.data)
         except (ImageError, MemoryError, cv2.error) as error:
-            reason = [error.message.removeprefix(": "), error.remedy] if isinstance(error, ImageError) else []
+            reason = []
+            if isinstance(error, ImageError):
+                damaged = "damaged" if isinstance(error, DamagedError) else ""
+                reason = [error.message.removeprefix(": "), error.remedy, damaged]
             text = json.dumps(reason).encode("ascii")
             door.sendall(REPLY.pack(FAILED, 0, len(text)) + text)
         if memory > _TRIM_FROM:

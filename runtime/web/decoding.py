@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import grmp_edge
-from grmp_edge.errors import BackendError, ImageError
+from grmp_edge.errors import BackendError, DamagedError, ImageError
 from grmp_edge.files import Closing
 from grmp_edge.picture_header import PictureLimits
 from grmp_edge.preprocess import Preprocess
@@ -72,8 +72,12 @@ class Decoders(Closing):
             if isinstance(answer, Views):
                 return answer
             reason = answer
-        message, remedy = reason or (f"cannot be decoded within {whole >> 20} MB", "send a simpler picture")
-        raise ImageError(f"{name}: {message}", remedy)
+        message, remedy, damaged = reason or (
+            f"cannot be decoded within {whole >> 20} MB",
+            "send a simpler picture",
+            "",
+        )
+        raise (DamagedError if damaged else ImageError)(f"{name}: {message}", remedy)
 
     @contextlib.contextmanager
     def _worker(self) -> Iterator[_Worker]:
@@ -144,7 +148,7 @@ class _Worker(Closing):
             raise BackendError(f"no process to decode pictures can be started ({error.strerror})") from None
 
     def ask(self, data: bytes, memory: int) -> Views | list[str]:
-        """The views of an encoded picture; or why there are none, and the remedy; or []: out of memory."""
+        """The views of an encoded picture; or why not, the remedy, and "damaged"; or []: out of memory."""
         try:
             self._door.sendall(REQUEST.pack(memory, len(data)))
             self._door.sendall(data)

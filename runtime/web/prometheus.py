@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from grmp_edge import __version__
-from grmp_edge.errors import GrmpError
+from grmp_edge.errors import DamagedError, GrmpError
 from grmp_edge.runtime.live.alert import AlertKind
 from grmp_edge.runtime.live.events import CameraState
 from grmp_edge.runtime.live.live import CameraStatus
@@ -76,6 +76,9 @@ class RequestMetrics(_Metrics):
         self._unreadable = self._counter(
             "unreadable", "Pictures that could not be decoded or were too large.", "camera"
         )
+        self._damaged = self._counter(
+            "damaged", "Pictures refused as known to be damaged; counted as unreadable, too.", "camera"
+        )
         self._last = self._gauge("last_score", "The last score, 0 to 1.", "camera")
         self._requests = self._counter("requests", "HTTP requests answered.", "path", "status")
         self._answer = self._seconds("request", "Time to answer a request.", "path")
@@ -99,6 +102,8 @@ class RequestMetrics(_Metrics):
             self._last.labels(camera).set(result.value)
         else:
             self._unreadable.labels(camera).inc()
+            if isinstance(result, DamagedError):
+                self._damaged.labels(camera).inc()
 
     def answered(self, path: str, status: int, seconds: float | None) -> None:
         """Count an answer; ``seconds`` is None for a stream, whose time depends on its reader."""
