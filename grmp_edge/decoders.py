@@ -174,10 +174,10 @@ def decode_other(data: bytes, name: str) -> npt.NDArray[np.uint8] | None:
     try:
         if kind == "HEIC":
             heif = plugin.open_heif(io.BytesIO(data))
-            check_pixels(*heif.size, "")
+            check_pixels(heif.size[0], heif.size[1], "")
             return to_rgb8(from_pil(heif.to_pillow()))
         with Image.open(io.BytesIO(data)) as picture:
-            check_pixels(*picture.size, "")
+            check_pixels(picture.width, picture.height, "")
             return to_rgb8(from_pil(picture))
     except ImageError as error:
         raise ImageError(f"{name}: {error.message.removeprefix(': ')}", error.remedy) from None
