@@ -13,7 +13,7 @@ import numpy as np
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.preprocess import Preprocess
-from grmp_edge.runtime.backends import BackendOptions, open_backend
+from grmp_edge.runtime.backends import BackendOptions, OnnxRuntimeBackend
 from grmp_edge.runtime.gate import check_scores, check_set
 
 _PICTURES = 4  # of the 16: a picture takes seconds in an emulator
@@ -31,7 +31,8 @@ def main() -> None:
     for precision, graph in bundle.graphs.items():
         recorded = check_set(bundle, precision)  # raises where the computed pictures are not the same bytes
         assert recorded is not None
-        backend = open_backend(bundle.graph(precision), graph, bundle.input_size, BackendOptions("cpu", 1))
+        options = BackendOptions("cpu", 1)
+        backend = OnnxRuntimeBackend(bundle.graph(precision), graph, bundle.input_size, options)
         scores = backend.raw(recorded[0][:_PICTURES])
         worst = np.abs(scores - recorded[1][:_PICTURES]).max()
         check_scores(bundle, precision, lambda images: scores, "graph", seconds=0.0)  # noqa: B023
