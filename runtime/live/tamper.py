@@ -236,7 +236,7 @@ def _median(frames: Sequence[UInt8Array]) -> UInt8Array:
     return median
 
 
-def _means(picture: npt.NDArray[np.floating[Any]]) -> FloatArray:
+def _means(picture: npt.NDArray[Any]) -> FloatArray:
     """The mean of each of the 60 tiles."""
     means = cv2.resize(picture, (_COLUMNS, _ROWS), interpolation=cv2.INTER_AREA)
     return means.astype(np.float32, copy=False).ravel()
@@ -271,7 +271,8 @@ def _tiles_alike(one: FloatArray, other: FloatArray) -> FloatArray:
 
 def _coarsely_alike(picture: FloatArray, reference: FloatArray) -> float:
     """The correlation of two pictures without their detail."""
-    return _correlation(cv2.blur(picture, (9, 9)), cv2.blur(reference, (9, 9)))
+    blurred = (cv2.blur(one, (9, 9)).astype(np.float32, copy=False) for one in (picture, reference))
+    return _correlation(*blurred)
 
 
 def _gradient(picture: FloatArray) -> FloatArray:
@@ -280,7 +281,7 @@ def _gradient(picture: FloatArray) -> FloatArray:
     return cv2.magnitude(across, down).astype(np.float32)
 
 
-def _correlation(one: npt.NDArray[np.floating[Any]], other: npt.NDArray[np.floating[Any]]) -> float:
+def _correlation(one: FloatArray, other: FloatArray) -> float:
     """The correlation of two whole pictures."""
     one, other = one - one.mean(), other - other.mean()
     norm = float(np.sqrt(np.vdot(one, one) * np.vdot(other, other)))
