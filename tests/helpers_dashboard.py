@@ -41,12 +41,14 @@ def write_video(
 
 
 @contextlib.contextmanager
-def running(command: str, bundle: Bundle, *options: str | Path, token: str = "") -> Iterator[Running]:
-    """``serve`` or ``watch`` with these options; it has told its address."""
-    arguments = [sys.executable, "-m", "grmp_edge", command, str(bundle.path), *map(str, options)]
+def running(command: str, bundle: Bundle | Path, *options: str | Path, token: str = "") -> Iterator[Running]:
+    """``serve``, ``watch`` or (of a folder) ``label`` with these options; it has told its address."""
+    first = bundle.path if isinstance(bundle, Bundle) else bundle
+    threads = ("--threads", "1") if isinstance(bundle, Bundle) else ()
+    arguments = [sys.executable, "-m", "grmp_edge", command, str(first), *map(str, options)]
     environment = {**os.environ, "GRMP_EDGE_TOKEN": token}
     process = subprocess.Popen(
-        [*arguments, "--threads", "1"],
+        [*arguments, *threads],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
     assert process.stderr is not None

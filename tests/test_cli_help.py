@@ -62,6 +62,7 @@ def test_commands_are_listed_in_the_order_of_use() -> None:
         [
             "data",
             "collect",
+            "label",
             "train",
             "evaluate",
             "export",

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,12 +25,16 @@ from grmp_edge.cli import app
 from grmp_edge.errors import UsageError
 from grmp_edge.preprocess import decode_image
 from grmp_edge.runtime import Scorer
-from grmp_edge.runtime.labelling.answers import Answer, Answers, labelled_images
+from grmp_edge.runtime.labelling.answers import Answer, Answers, wanted_images
 from grmp_edge.runtime.labelling.collect import Collected, collect_cameras
 from grmp_edge.runtime.labelling.frames import FRAMES, CollectConfig, Frame, FrameStore, read_frames
+from grmp_edge.runtime.labelling.keep import KeepWriter
 from grmp_edge.runtime.labelling.looks import SAME, look
+from grmp_edge.runtime.live.alert import Alert
 from grmp_edge.runtime.live.config import CameraConfig
-from grmp_edge.runtime.live.live import Live
+from grmp_edge.runtime.live.live import AlertEvent, Live, LiveEvent, LiveScore
+from grmp_edge.runtime.sinks.queue import Message, QueuedSink, to_record
+from grmp_edge.score import Score
 
 
 def scene(seed: int) -> UInt8Array:
@@ -59,7 +64,7 @@ def test_looks_tell_scenes_and_faults_and_not_compression() -> None:
         assert apart(other) > SAME
     # The order of channels, and the size, are not part of the looks.
     assert np.allclose(look(base), look(np.ascontiguousarray(base[:, :, ::-1]), bgr=False), atol=1e-5)
-    assert apart(cv2.resize(base, (640, 360), interpolation=cv2.INTER_CUBIC)) < 2 * SAME
+    assert apart(np.asarray(cv2.resize(base, (640, 360), interpolation=cv2.INTER_CUBIC), np.uint8)) < 2 * SAME
 
 
 def test_what_is_like_a_frame_there_is_dropped_unless_its_score_differs(tmp_path: Path) -> None:
@@ -85,7 +90,7 @@ def test_when_full_the_most_redundant_leaves_but_no_labelled_or_own_picture(tmp_
     folder.mkdir()
     (folder / "mine.png").write_bytes(encode(scene(50), "PNG"))
     config = CollectConfig(limit=6)
-    with FrameStore(folder, config, lambda: labelled_images(folder)) as store:
+    with FrameStore(folder, config, lambda: wanted_images(folder)) as store:
         near = scene(1)
         near[60:, 140:180] = 40
         for number, image in enumerate((scene(1), near, scene(2), scene(3), scene(4))):
@@ -186,6 +191,38 @@ def test_ended_at_any_moment_it_keeps_all(tmp_path: Path, number: signal.Signals
     with FrameStore(folder) as store:  # and goes on
         assert store.add(replace(frame(), camera="new"), scene(77)) == "kept"
     assert names(folder) >= listed
+
+
+def test_a_watch_keeps_frames_and_says_when_labelling_pays(tmp_path: Path) -> None:
+    told: list[str] = []
+    folder = tmp_path / "f"
+
+    def event(camera: str, value: float, image: UInt8Array, alert: Alert | None = None) -> LiveEvent:
+        score = Score(value, camera, "m", frame=1, captured_s=time.monotonic())
+        return LiveScore(camera, score, image) if alert is None else AlertEvent(camera, alert, score, image)
+
+    sink = QueuedSink("collect", KeepWriter(folder, told.append), room=1000)
+    low = Alert("low", True, 0.3, 0.35)
+    for number in range(30):
+        camera = f"c{number}"
+        for repeat in range(3):  # of each camera's scores the first, until a minute has passed
+            given = event(camera, 0.9, scene(number + 100 * repeat))
+            sink.put(given, to_record(given))
+        given = event(camera, 0.3, scene(number + 500), low)
+        sink.put(given, to_record(given))
+        until(lambda: sink.stats().written == 2 * number + 2)  # noqa: B023
+    assert sink.close().failed == 0
+    assert len(read_frames(folder)) == 60 and len(told) == 1
+    assert told[0].startswith("20 frames in") and told[0].endswith(f"next: grmp-edge label {folder}")
+    for each in read_frames(folder):
+        Answers(folder).add(Answer("scale", "me", (each.image,), 3.0))
+    writer = KeepWriter(folder, told.append)
+    near = event("c1", 0.33, scene(900), low)
+    assert writer.wants(to_record(near))
+    for number in range(25):  # scenes that no label has
+        writer.write(Message(to_record(near), np.full((90, 160, 3), 10 * number, np.uint8)))
+    writer.close()
+    assert len(told) == 2 and "unlike all that is labelled" in told[1]
 
 
 def test_bad_settings_and_lines(tmp_path: Path, tiny_bundle: Bundle, photos: Path) -> None:

@@ -23,6 +23,7 @@ from grmp_edge.cli import data as cli_data
 from grmp_edge.cli import doctor as cli_doctor
 from grmp_edge.cli import evaluate as cli_evaluate
 from grmp_edge.cli import export as cli_export
+from grmp_edge.cli import label as cli_label
 from grmp_edge.cli import memory as cli_memory
 from grmp_edge.cli import reference as cli_reference
 from grmp_edge.cli import score as cli_score
@@ -39,6 +40,7 @@ __all__ = ["app", "main"]
 _COMMANDS = {
     "data": cli_data,
     "collect": cli_collect,
+    "label": cli_label,
     "train": cli_train,
     "evaluate": cli_evaluate,
     "export": cli_export,

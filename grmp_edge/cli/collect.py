@@ -68,7 +68,7 @@ def collect(
 
     Ends when the time is over, when all files are read, or on Ctrl-C; what is there by then is kept.
     """
-    from grmp_edge.runtime.labelling.answers import labelled_images
+    from grmp_edge.runtime.labelling.answers import wanted_images
     from grmp_edge.runtime.labelling.collect import collect_cameras, collect_files
     from grmp_edge.runtime.labelling.frames import CollectConfig, FrameStore
     from grmp_edge.runtime.live.live import Live
@@ -113,7 +113,7 @@ def collect(
 
     with (
         backend.open(model, precision) as scorer,
-        FrameStore(output, config, lambda: labelled_images(output)) as store,
+        FrameStore(output, config, lambda: wanted_images(output)) as store,
         on_end_signals(stop),
     ):
         typer.echo(f"collecting into {output} with {model_name(model, scorer.bundle.id)}", err=True)

@@ -11,6 +11,7 @@ import typer
 from grmp_edge.cli.groups import PERFORMANCE, option
 
 if TYPE_CHECKING:
+    from grmp_edge.bundle import Bundle
     from grmp_edge.runtime import Scorer
 
 PAPER = "Settings of the method"  # a section of --help
@@ -62,7 +63,7 @@ class BackendOptions:
         ),
     ] = None
 
-    def open(self, bundle: Path, precision: str, tiles: bool = False) -> "Scorer":
+    def open(self, bundle: "Path | Bundle", precision: str, tiles: bool = False) -> "Scorer":
         """Open a bundle; warns on stderr if the CPU is used instead of the provider asked for."""
         from grmp_edge.runtime import Scorer
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from grmp_edge.runtime.sinks.queue import QueuedSink
     from grmp_edge.runtime.web.score_app import ServeConfig
 
-__all__ = ["register", "serve_beside"]
+__all__ = ["needs_serve", "register", "serve_beside", "server_token"]
 
 
 def register(app: typer.Typer) -> None:
@@ -68,7 +68,7 @@ def serve(
 
     POST a picture to /score. With cameras, also serves a live page of them. Runs until Ctrl-C.
     """
-    with _needs_serve():
+    with needs_serve():
         from grmp_edge.picture_header import PictureLimits
         from grmp_edge.runtime.service import limit_arenas, supervised
         from grmp_edge.runtime.web.score_app import ServeConfig, listen, make_app
@@ -79,7 +79,7 @@ def serve(
     config = ServeConfig(
         host=host,
         port=port,
-        token=_token(),
+        token=server_token(),
         max_body=max_mb << 20,
         pictures=PictureLimits(max_megapixels * 1_000_000, max_decoded_mb << 20),
         concurrency=concurrency,
@@ -93,7 +93,7 @@ def serve(
         if plan is None:
             typer.echo(f"serving {served} at {at}; next: curl --data-binary @photo.jpg {at}/score", err=True)
             with supervised(time.monotonic):
-                Server(*make_app(scorer, config), tell=_tell).run(sockets=[door])
+                Server(*make_app(scorer, config)).run(sockets=[door])
             return
         count = f"{len(plan.cameras)} camera" + "s" * (len(plan.cameras) != 1)
         typer.echo(f"serving {served} and {count} at {at}; next: open {at}/ in a browser", err=True)
@@ -127,7 +127,7 @@ def _serve_cameras(
     describe_memory(live)
     dashboard = Dashboard(live, sinks)
     sinks.append(dashboard.sink)
-    server = Server(*make_app(scorer, config, dashboard), tell=_tell)
+    server = Server(*make_app(scorer, config, dashboard))
     errors: list[BaseException] = []
     ended = threading.Event()
 
@@ -154,27 +154,24 @@ def serve_beside(live: Live, sinks: Sequence[QueuedSink], where: str) -> Iterato
         UsageError: ``where`` is no address, or is in use, or other machines can reach it and no token is set.
         MissingDependencyError: the extra ``serve`` is not installed.
     """
-    with _needs_serve():
+    with needs_serve():
         from grmp_edge.runtime.web.dashboard import Dashboard
         from grmp_edge.runtime.web.dashboard_app import make_watch_app
         from grmp_edge.runtime.web.score_app import ServeConfig, listen
         from grmp_edge.runtime.web.server import Server, address, in_background
 
     host, port = _where(where)
-    config = ServeConfig(host=host, port=port, token=_token())
+    config = ServeConfig(host=host, port=port, token=server_token())
     with listen(config) as door:
         dashboard = Dashboard(live, sinks)
-        server = Server(*make_watch_app(dashboard, config), tell=_tell)
+        server = Server(*make_watch_app(dashboard, config))
         typer.echo(f"live page at {address(host, door)}/", err=True)
         with in_background(server, door):
             yield dashboard.sink
 
 
-def _tell(text: str) -> None:
-    typer.echo(f"warning: {text}", err=True)
-
-
-def _token() -> str:
+def server_token() -> str:
+    """The token that the environment sets; empty: none."""
     # Not an option: the process list would show it to other users.
     return os.environ.get("GRMP_EDGE_TOKEN", "")
 
@@ -189,7 +186,8 @@ def _where(text: str) -> tuple[str, int]:
 
 
 @contextlib.contextmanager
-def _needs_serve() -> Iterator[Any]:
+def needs_serve() -> Iterator[Any]:
+    """Name the extra to install if a part of the server is missing."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,19 +51,19 @@ class SinkOptions:
     frames: Annotated[
         Path | None, option("--save-frames", "Save the frame of each alert in this folder.", _SINKS)
     ] = None
+    collect: Annotated[
+        Path | None,
+        option("--collect", "Keep a few frames for labelling in this folder: near limits, and new.", _SINKS),
+    ] = None
     mqtt: Annotated[
         str | None, option("--mqtt", "Publish to this broker: mqtt://user:password@host.", _SINKS)
     ] = None
     webhook: Annotated[str | None, option("--webhook", "POST alerts to this address.", _SINKS)] = None
-    notify: Annotated[
-        str | None,
-        option("--notify", "Send alerts to this address of apprise: mailto://, tgram://, slack://.", _SINKS),
-    ] = None
 
     def settings(self) -> list[dict[str, object]]:
         """One table of settings per sink, as in streams.toml."""
         paths = {"jsonl": self.jsonl, "csv": self.csv, "sqlite": self.sqlite, "frames": self.frames}
-        urls = {"mqtt": self.mqtt, "webhook": self.webhook, "apprise": self.notify}
+        urls = {"mqtt": self.mqtt, "webhook": self.webhook}
         settings: list[dict[str, object]] = [
             {"kind": kind, "path": path} for kind, path in paths.items() if path
         ]
@@ -95,9 +96,13 @@ def watch(
 
     Runs until Ctrl-C.
     """
+    from grmp_edge.default_bundle import DEFAULT_BUNDLE
+    from grmp_edge.runtime.labelling.keep import KeepWriter
     from grmp_edge.runtime.live.live import Live
+    from grmp_edge.runtime.live.takeover import following
     from grmp_edge.runtime.service import limit_arenas, supervised
     from grmp_edge.runtime.sinks.make import make_sink
+    from grmp_edge.runtime.sinks.queue import QueuedSink
 
     limit_arenas()
     model, sources = named_bundle(arguments, bundle)
@@ -110,10 +115,17 @@ def watch(
         stack.callback(close_sinks, sinks)
         for sink in (*plan.sinks, *sink_options.settings()):
             sinks.append(make_sink(sink))
+        if sink_options.collect is not None:
+            keeper = KeepWriter(sink_options.collect, partial(typer.echo, err=True))
+            sinks.append(QueuedSink("collect", keeper))
         live = Live(scorer, plan.cameras, plan.live)
         if http is not None:
             sinks.append(stack.enter_context(serve_beside(live, sinks, http)))
         describe_memory(live)
+        stack.callback(lambda: live.scorer.close())  # it may be another by then
+        if model != DEFAULT_BUNDLE:
+            load = partial(backend.open, precision=precision)
+            stack.enter_context(following(live, model, load, partial(typer.echo, err=True)))
         with _until_signal(live), supervised(lambda: live.beat_s):
             broken = _show(live, sinks, as_json)
         dead = [status for status in live.status() if status.stats.state.value == "error"]

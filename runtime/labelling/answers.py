@@ -24,19 +24,23 @@ from grmp_edge.runtime.labelling.pairs import fit_pairs
 
 __all__ = [
     "ANSWERS",
+    "CHOSEN",
     "LABELS",
     "SCALE",
     "Answer",
     "Answers",
     "Label",
     "agreement",
-    "labelled_images",
+    "chosen_images",
     "labels_of",
     "read_answers",
+    "standing",
+    "wanted_images",
     "write_labels",
 ]
 
 ANSWERS, LABELS = "answers.jsonl", "labels.csv"
+CHOSEN = "chosen.jsonl"  # a name a line
 # The five points of ITU-R BT.500 and P.910, worst first: label 1 to 5.
 SCALE = ("Bad", "Poor", "Fair", "Good", "Excellent")
 
@@ -52,7 +56,7 @@ class Answer:
     kind: Literal["scale", "pair", "skip", "undo"]
     rater: str
     images: tuple[str, ...]  # one, or the two of a pair; none for an undo
-    # Of "scale": 1..5. Of "pair": which is better, 0 or 1, and .5 for a tie. None: cannot tell.
+    # Of "scale": 1..5. Of "pair": 1: the first is better, 0: the second, .5: neither. None: cannot tell.
     value: float | None = None
     at: float = 0.0  # seconds since 1970
     id: str = ""  # the client's own, so that one sent twice counts once
@@ -119,9 +123,15 @@ def standing(answers: Sequence[Answer]) -> list[Answer]:
     return left
 
 
-def labelled_images(folder: Path) -> frozenset[str]:
-    """The pictures that any answer names."""
-    return frozenset(image for answer in standing(list(read_answers(folder))) for image in answer.images)
+def wanted_images(folder: Path) -> frozenset[str]:
+    """The pictures that an answer names, or that are chosen for labelling."""
+    answered = (image for answer in standing(list(read_answers(folder))) for image in answer.images)
+    return frozenset([*answered, *chosen_images(folder)])
+
+
+def chosen_images(folder: Path) -> list[str]:
+    """The pictures that are chosen for labelling, in the order of choice."""
+    return [data for _, data in json_lines(folder / CHOSEN) if isinstance(data, str)]
 
 
 class Answers:
@@ -130,8 +140,16 @@ class Answers:
     def __init__(self, folder: Path) -> None:
         """Read what is there; the file is made with the first answer."""
         self._path = folder / ANSWERS
-        self.all = list(read_answers(folder))
-        self.standing = standing(self.all)
+        self._size = -1
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the file again if another process has added to it."""
+        size = self._path.stat().st_size if self._path.exists() else 0
+        if size != self._size:
+            self.all = list(read_answers(self._path.parent))
+            self.standing = standing(self.all)
+            self._size = size
 
     def add(self, answer: Answer) -> bool:
         """Put an answer on the disk; False: it was there already (its id).
@@ -139,6 +157,7 @@ class Answers:
         Raises:
             OSError: it cannot be written; nothing has changed.
         """
+        self.refresh()
         if answer.id and any(answer.id == earlier.id for earlier in self.all):
             return False
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
@@ -154,8 +173,7 @@ class Answers:
             os.fsync(handle)
         finally:
             os.close(handle)
-        self.all.append(answer)
-        self.standing = standing(self.all)
+        self.refresh()
         return True
 
 
@@ -198,7 +216,7 @@ def labels_of(answers: Sequence[Answer]) -> list[Label]:
     if pairs:
         names = sorted({image for one in pairs for image in one.images})
         place = {name: index for index, name in enumerate(names)}
-        won = [(place[one.images[0]], place[one.images[1]], 1.0 - float(one.value or 0)) for one in pairs]
+        won = [(place[one.images[0]], place[one.images[1]], float(one.value or 0)) for one in pairs]
         strength, covariance = fit_pairs(len(names), won)
         shared = [name for name in names if name in labels]
         slope, offset = 1.0, 3.0

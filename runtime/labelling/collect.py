@@ -65,7 +65,7 @@ def _finish(scorer: Scorer, store: FrameStore, pictures: list[Picture]) -> Itera
         data = path.read_bytes() if not clip and path.suffix.lower() in SHOWN_BY_BROWSERS else None
         at = path.stat().st_mtime if path.is_file() else time.time()
         camera = path.stem if clip else path.absolute().parent.name
-        frame = _frame(score, camera, at, path.suffix.lower() if data else ".png")
+        frame = _frame(score, camera, at, path.suffix.lower() if data else ".png", safe_name(picture.source))
         try:
             yield Collected(camera, store.add(frame, swap_red_blue(picture.image), data))
         except GrmpError as error:
@@ -88,8 +88,8 @@ def collect_cameras(store: FrameStore, live: Live, until_s: float) -> Iterator[C
         yield Collected(event.camera, store.add(frame, event.image))
 
 
-def _frame(score: Score, camera: str, at: float, suffix: str) -> Frame:
+def _frame(score: Score, camera: str, at: float, suffix: str, source: str | None = None) -> Frame:
     return Frame(
-        suffix, safe_name(camera), at, score.value, score.cause, score.causes, score.model, score.frame,
-        score.time_s,
+        suffix, safe_name(camera), at, score.value, score.cause, score.causes, score.model, source,
+        score.frame, score.time_s,
     )  # fmt: skip

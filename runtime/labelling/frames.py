@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -78,6 +78,7 @@ class Frame:
     cause: str | None = None
     causes: Mapping[str, float] | None = None
     model: str | None = None  # id of the bundle that scored it
+    source: str | None = None  # file that it came from
     frame: int | None = None  # index in the stream or video
     time_s: float | None = None  # position in a video
     size: tuple[int, int] | None = None  # (width, height)
@@ -234,6 +235,15 @@ class FrameStore(Closing):
             leaving.append(victim)
         self._write(frame, data, leaving)
         return "kept"
+
+    def unlike(self, names: Collection[str], least: float) -> int:
+        """How many frames are at least ``least`` away, in looks and score, from all those that are named."""
+        among = np.array([frame.image in names for frame in self.frames], bool)
+        places = self._places[: len(self.frames)]
+        if not among.any():
+            return len(self.frames)
+        apart = np.linalg.norm(places[~among][:, None] - places[among][None], axis=2)
+        return int((apart.min(axis=1) >= least).sum()) if apart.size else 0
 
     def close(self) -> None:
         """Let another process collect here."""

@@ -60,7 +60,7 @@ def _detail(image: UInt8Array, to_grey: int) -> Float32Array:
     levels = []
     for _ in range(_SCALES):
         levels.append(math.log2(1.0 + float(np.abs(cv2.Laplacian(plane, cv2.CV_32F)).mean())))
-        plane = cv2.pyrDown(plane)
+        plane = np.asarray(cv2.pyrDown(plane), np.float32)
     return np.asarray(levels, np.float32) * (_DETAIL / math.sqrt(_SCALES))
 
 

@@ -40,7 +40,7 @@ def fit_pairs(
     def hessian(at: Float64Array) -> Float64Array:
         chance = 1 / (1 + np.exp(-(at[first] - at[second])))
         weight = chance * (1 - chance)
-        matrix = precision.copy()
+        matrix: Float64Array = precision.copy()
         np.add.at(matrix, (first, first), weight)
         np.add.at(matrix, (second, second), weight)
         np.add.at(matrix, (first, second), -weight)
@@ -59,7 +59,7 @@ def fit_pairs(
         strength = strength - size * step
         if np.abs(step).max() < _TOLERANCE:
             break
-    return strength, np.linalg.inv(hessian(strength))
+    return strength, np.asarray(np.linalg.inv(hessian(strength)), np.float64)
 
 
 def next_pair(

@@ -182,6 +182,15 @@ class CameraAlarms:
         self.save(now)
         return alerts
 
+    def new_model(self, now: float, model: str) -> list[Alert]:
+        """Forget what scores are usual: another bundle's follow. Returns the alarms that this clears."""
+        kinds = [*self.tracker.raised, *(["trend"] if self._trend is not None else [])]
+        alerts = [Alert(cast("AlertKind", kind), False, detail="another model scores now") for kind in kinds]
+        self.tracker, self.memory, self._trend = AlertTracker(self.rule), Memory(model), None
+        self._judged, self.doubts, self.fresh = False, (), "its memory is of another model"
+        self.save(now)
+        return alerts
+
     def requested(self) -> bool:
         """Whether somebody has asked, by a file, that the present be made the normal; answers once."""
         path = None if self._path is None else self._path.with_suffix(ACCEPT)

@@ -98,6 +98,7 @@ class Live:
         self._keeper = Keeper()
         self._alarms = {camera.label: self._alarms_of(camera.config) for camera in self._cameras}
         self._accepted: deque[str] = deque()
+        self._next: deque[Scorer] = deque()
         self._asked = False  # to send states and alerts again
         self._looked = self._beat = self._repeated = time.monotonic()
         self._scored = dict.fromkeys(self._alarms, 0)
@@ -133,6 +134,19 @@ class Live:
         if camera not in self._alarms:
             raise KeyError(camera)
         self._accepted.append(camera)
+
+    def take_over(self, scorer: Scorer) -> None:
+        """Score with another bundle from the next batch on; the old scorer is closed. Safe on any thread.
+
+        Its preprocessing must be that of the old one: frames that wait are prepared already. What is usual
+        for the cameras is learned anew, since its scores mean something else.
+
+        Raises:
+            ValueError: it prepares pictures in another way.
+        """
+        if scorer.bundle.preprocess != self.scorer.bundle.preprocess:
+            raise ValueError("the bundle prepares pictures in another way")
+        self._next.append(scorer)
 
     def again(self) -> None:
         """Send every camera's state and raised alerts again, marked as repeated. Safe on any thread."""
@@ -179,6 +193,7 @@ class Live:
                 camera = self._accepted.popleft()
                 yield from self._alerts(camera, self._alarms[camera].accept(time.monotonic()))
             yield from self._again()
+            yield from self._change_model()
             if frames:
                 yield from self._score(frames)
             elif over and not changes:
@@ -235,6 +250,15 @@ class Live:
             self._repeated = now
             for label, alarms in self._alarms.items():
                 yield from self._alerts(label, alarms.again())
+
+    def _change_model(self) -> Iterator[LiveEvent]:
+        while self._next:
+            old, self.scorer = self.scorer, self._next.popleft()
+            for camera in self.cameras:
+                self._rotations[camera.label] = Rotation(self.scorer.bundle.preprocess, camera.crops)
+            old.close()
+            for label, alarms in self._alarms.items():
+                yield from self._alerts(label, alarms.new_model(time.monotonic(), self.scorer.bundle.id))
 
     def _alarms_of(self, config: CameraConfig) -> CameraAlarms:
         folder = None if self.config.memory is None else Path(self.config.memory)

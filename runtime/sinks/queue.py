@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypedDict, cast
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -33,12 +32,10 @@ __all__ = [
     "Throttle",
     "Writer",
     "close_all",
-    "jpeg",
     "to_record",
 ]
 
 _ROOM = 1000  # messages in a queue: a minute of one camera at 15 frames a second
-_MESSAGE_WIDTH = 640
 _IMAGE_ROOM = 16  # with a frame, at most: 4K frames must not fill the machine's memory
 
 
@@ -125,8 +122,8 @@ class EarlierLostError(GrmpError):
 class Writer(ABC):
     """Delivers a sink's messages, on the sink's own thread."""
 
-    needs_image = False  # whether alerts must carry their frame
-    takes_image = False  # or may
+    needs_image = False  # whether what it wants must carry its frame
+    takes_image = False  # or alerts may
     repeats = False  # whether it takes what is repeated: a file that has it needs it only once
 
     def wants(self, record: Record) -> bool:
@@ -225,15 +222,6 @@ def _of(alert: Alert) -> dict[str, object]:
     return record | {key: value for key, value in optional.items() if value}
 
 
-def jpeg(image: npt.NDArray[np.uint8]) -> bytes:
-    """A frame, uint8 (H, W, 3) BGR, as a JPEG for a message: at most 640 pixels wide, about 50 KB."""
-    height, width = image.shape[:2]
-    scale = min(1.0, _MESSAGE_WIDTH / width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
-
-
 class QueuedSink:
     """A writer on its own thread. :meth:`put` returns at once, whatever the writer does."""
 
@@ -260,8 +248,13 @@ class QueuedSink:
         ):
             return
         image = None
-        if isinstance(event, AlertEvent) and (
-            self._writer.needs_image or (self._writer.takes_image and self._queue.qsize() < _IMAGE_ROOM)
+        if not isinstance(event, CameraEvent) and (
+            self._writer.needs_image
+            or (
+                isinstance(event, AlertEvent)
+                and self._writer.takes_image
+                and self._queue.qsize() < _IMAGE_ROOM
+            )
         ):
             image = event.image
         try:

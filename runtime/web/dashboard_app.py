@@ -20,7 +20,17 @@ from grmp_edge.runtime.web.event_stream import Followers
 from grmp_edge.runtime.web.guard import LOGIN, LOGOUT, Guard, ServeConfig, clear_cookie, session_cookie
 from grmp_edge.runtime.web.prometheus import CameraMetrics, RequestMetrics
 
-__all__ = ["EVENTS", "add_dashboard", "add_health", "add_metrics", "make_watch_app"]
+__all__ = [
+    "EVENTS",
+    "FRESH",
+    "add_dashboard",
+    "add_files",
+    "add_health",
+    "add_login",
+    "add_metrics",
+    "is_json",
+    "make_watch_app",
+]
 
 EVENTS = "/v1/events"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -35,7 +45,7 @@ _POLICY = (
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-_SAFE = {
+SAFE = {
     "Content-Security-Policy": _POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -43,7 +53,7 @@ _SAFE = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-_FRESH = {"Cache-Control": "no-store", **_SAFE}
+FRESH = {"Cache-Control": "no-store", **SAFE}
 
 
 def make_watch_app(dashboard: Dashboard, config: ServeConfig) -> tuple[Guard, Followers]:
@@ -93,8 +103,8 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
     """
     followers = Followers()
     dashboard.count_clients = lambda: followers.count
-    _add_files(app)
-    _add_login(app, config.token)
+    add_files(app)
+    add_login(app, config.token)
 
     def update(cursor: Cursor) -> Mapping[str, object]:
         dashboard.thumbnails.watch()
@@ -104,13 +114,13 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
     async def events() -> Response:
         cursor = dashboard.cursor()
         answer = followers.follow(lambda: update(cursor))
-        answer.headers.update(_SAFE)
+        answer.headers.update(SAFE)
         return answer
 
     @app.get("/v1/cameras")
     async def cameras() -> Response:
         states = await anyio.to_thread.run_sync(dashboard.cameras)
-        return JSONResponse({"cameras": states}, headers=_FRESH)
+        return JSONResponse({"cameras": states}, headers=FRESH)
 
     @app.get("/v1/cameras/{name:path}/history")
     async def history(name: str, since: float = 0.0, step: int = 1) -> Response:
@@ -119,26 +129,26 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
             return _unknown()
         if step not in STEPS or not 0 <= since < 1e12:
             words = " or ".join(map(str, STEPS))
-            return JSONResponse({"detail": f"step is {words}, since seconds since 1970"}, 422, _FRESH)
+            return JSONResponse({"detail": f"step is {words}, since seconds since 1970"}, 422, FRESH)
         scores = await anyio.to_thread.run_sync(dashboard.history, camera, since, step)
-        return JSONResponse(scores, headers=_FRESH)
+        return JSONResponse(scores, headers=FRESH)
 
     @app.post("/v1/cameras/{name:path}/accept")
     async def accept(name: str, request: Request) -> Response:
         camera = dashboard.find(name)
         if camera is None:
             return _unknown()
-        if not _is_json(request):
-            return JSONResponse({"detail": "send JSON: {}"}, 422, _FRESH)
+        if not is_json(request):
+            return JSONResponse({"detail": "send JSON: {}"}, 422, FRESH)
         dashboard.accept(camera)
-        return Response(status_code=204, headers=_FRESH)
+        return Response(status_code=204, headers=FRESH)
 
     @app.post("/v1/alerts/again")
     async def again(request: Request) -> Response:
-        if not _is_json(request):
-            return JSONResponse({"detail": "send JSON: {}"}, 422, _FRESH)
+        if not is_json(request):
+            return JSONResponse({"detail": "send JSON: {}"}, 422, FRESH)
         dashboard.again()
-        return Response(status_code=204, headers=_FRESH)
+        return Response(status_code=204, headers=FRESH)
 
     @app.get("/v1/cameras/{name:path}/thumbnail.jpg")
     async def thumbnail(name: str, request: Request) -> Response:
@@ -153,45 +163,45 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
             picture = await anyio.to_thread.run_sync(dashboard.thumbnails.get, camera)
         if picture is None:
             detail = "no picture of this camera yet"
-            return JSONResponse({"detail": detail}, 404, {"Retry-After": "5", **_FRESH})
+            return JSONResponse({"detail": detail}, 404, {"Retry-After": "5", **FRESH})
         tag = f'"{dashboard.clock.read()[0]}-{picture.number}"'
         if request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers={"ETag": tag, **_FRESH})
-        return Response(picture.jpeg, media_type="image/jpeg", headers={"ETag": tag, **_FRESH})
+            return Response(status_code=304, headers={"ETag": tag, **FRESH})
+        return Response(picture.jpeg, media_type="image/jpeg", headers={"ETag": tag, **FRESH})
 
     return followers
 
 
-def _is_json(request: Request) -> bool:
-    """What no form of another site can send."""
+def is_json(request: Request) -> bool:
+    """Whether a request carries JSON: what no form of another site can send."""
     return request.headers.get("content-type", "").partition(";")[0].strip() == "application/json"
 
 
 def _unknown() -> Response:
-    return JSONResponse({"detail": "no such camera"}, 404, _FRESH)
+    return JSONResponse({"detail": "no such camera"}, 404, FRESH)
 
 
-def _add_files(app: FastAPI) -> None:
-    """Serve the page's files, which are read once."""
+def add_files(app: FastAPI, page: str = "index.html") -> None:
+    """Serve ``page`` at / and all files of the pages, which are read once."""
     files = {path.name: path.read_bytes() for path in _STATIC.iterdir() if path.suffix in _KINDS}
 
     def answer(name: str, request: Request) -> Response:
         tag = f'"{hashlib.sha256(files[name]).hexdigest()[:16]}"'
-        headers = {"Cache-Control": "no-cache", "ETag": tag, **_SAFE}
+        headers = {"Cache-Control": "no-cache", "ETag": tag, **SAFE}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         return Response(files[name], media_type=_KINDS[Path(name).suffix], headers=headers)
 
     @app.get("/")
-    async def page(request: Request) -> Response:
-        return answer("index.html", request)
+    async def root(request: Request) -> Response:
+        return answer(page, request)
 
     @app.get("/static/{name}")
     async def file(name: str, request: Request) -> Response:
         return answer(name, request) if name in files else JSONResponse({"detail": "not found"}, 404)
 
 
-def _add_login(app: FastAPI, token: str) -> None:
+def add_login(app: FastAPI, token: str) -> None:
     """Exchange the token for a cookie. Accepts JSON only, which no form of another site can send."""
 
     def secure(request: Request) -> bool:
@@ -204,20 +214,20 @@ def _add_login(app: FastAPI, token: str) -> None:
             given = json.loads(body)["token"]
         except (ValueError, TypeError, KeyError, RecursionError):
             given = None
-        if not _is_json(request):
+        if not is_json(request):
             given = None
         if not isinstance(given, str):
-            return JSONResponse({"detail": 'send JSON: {"token": "..."}'}, 422, _FRESH)
+            return JSONResponse({"detail": 'send JSON: {"token": "..."}'}, 422, FRESH)
         if not token:
-            return Response(status_code=204, headers=_FRESH)
+            return Response(status_code=204, headers=FRESH)
         if not hmac.compare_digest(given.encode("utf-8", "replace"), token.encode()):
-            return JSONResponse({"detail": "wrong token"}, 401, _FRESH)
+            return JSONResponse({"detail": "wrong token"}, 401, FRESH)
         return Response(
-            status_code=204, headers={"Set-Cookie": session_cookie(token, secure(request)), **_FRESH}
+            status_code=204, headers={"Set-Cookie": session_cookie(token, secure(request)), **FRESH}
         )
 
     @app.post(LOGOUT)
     async def logout(request: Request) -> Response:
         return Response(
-            status_code=204, headers={"Set-Cookie": clear_cookie(token, secure(request)), **_FRESH}
+            status_code=204, headers={"Set-Cookie": clear_cookie(token, secure(request)), **FRESH}
         )
