@@ -13,6 +13,12 @@ from conftest import Float32Array, UInt8Array
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 
+from grmp_edge.bundle import PRECISIONS, Bundle, write_bundle
+from grmp_edge.export.fold import FoldedModel
+from grmp_edge.export.graph.emit import build_onnx
+from grmp_edge.export.graph.save import data_file, save_graph
+from grmp_edge.export.precision.quantize import Method, build_int8, layers
+from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
 from grmp_edge.train.network.backbone import Backbone, state_digest
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.network.settings import PromptConfig
@@ -130,3 +136,24 @@ def write_labelled(folder: Path, count: int = 12, size: int = 48, seed: int = 0)
 
 def parameters_of(model: torch.nn.Module) -> Tensors:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def bundle_of(folded: FoldedModel, folder: Path, method: Method = "static") -> Bundle:
+    """A bundle of a network's three graphs, not judged."""
+    files = {precision: folder / f"{precision}.onnx" for precision in PRECISIONS}
+    scales = dict.fromkeys(layers(folded), 0.1) if method == "static" else {}
+    save_graph(lambda weights: build_onnx(folded, weights=weights), files["fp32"])
+    save_graph(lambda weights: build_onnx(folded, "fp16", weights=weights), files["fp16"])
+    save_graph(lambda weights: build_int8(folded, method, scales, weights=weights), files["int8"])
+    data = [data_file(file) for file in files.values() if data_file(file).exists()]
+    return write_bundle(
+        folder / "b",
+        {precision: (file, 17) for precision, file in files.items()},
+        files=data,
+        backbone={},
+        preprocess=Preprocess.for_size(folded.size),
+        normalization=NORMALIZATIONS["clip"],
+        mos=None,
+        parity={},
+        provenance={},
+    )

@@ -14,7 +14,7 @@ FIELD = Path(__file__).parent / "field"
 sys.path.insert(0, str(FIELD))
 
 from parts import FPS, Seen, draw_stamp, slope, stamp  # noqa: E402
-from soak import problems  # noqa: E402
+from soak import problems, undecided  # noqa: E402
 
 
 def test_a_slope_and_how_sure_it_is() -> None:
@@ -65,16 +65,19 @@ def test_what_is_drawn_is_read() -> None:
 
 def test_a_soak_is_judged() -> None:
     good = {
-        "rss_mb_per_hour": 1.5, "standard_error": 1.0, "threads": [25, 25], "descriptors": [40, 41],
+        "rss_mb_per_hour": 1.9, "standard_error": 1.0, "hours": 0.7, "levels_mb": [90.0, 91.3],
+        "threads": [25, 25], "descriptors": [40, 41],
         "false": 0, "running_at_the_end": 8, "cameras": 8,
     }  # fmt: skip
     assert problems(good) == []
     assert problems({**good, "rss_mb_per_hour": -30.0}) == []
     for wrong in (
-        {"rss_mb_per_hour": 2.5}, {"threads": [25, 26]}, {"descriptors": [40, 44]}, {"false": 1},
+        {"rss_mb_per_hour": 2.1}, {"threads": [25, 26]}, {"descriptors": [40, 44]}, {"false": 1},
         {"running_at_the_end": 7},
     ):  # fmt: skip
         assert len(problems({**good, **wrong})) == 1
+    assert problems({**good, "rss_mb_per_hour": 2.1, "hours": 0.1}) == []  # a fifth of a megabyte
+    assert not undecided(good) and undecided({**good, "standard_error": 1.4})
 
 
 @pytest.mark.system

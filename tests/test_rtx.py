@@ -12,17 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_tiny_bundle
-from helpers_train import tiny_model
+from helpers_train import bundle_of, tiny_model
 from typer.testing import CliRunner
 
-from grmp_edge.bundle import Bundle, write_bundle
+from grmp_edge.bundle import Bundle
 from grmp_edge.cli import app
 from grmp_edge.errors import BackendError, UsageError
-from grmp_edge.export.fold import FoldedModel, fold
-from grmp_edge.export.graph.emit import build_onnx
-from grmp_edge.export.graph.save import data_file, save_graph
-from grmp_edge.export.precision.quantize import Method, build_int8, layers
-from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
+from grmp_edge.export.fold import fold
 from grmp_edge.runtime import Scorer
 from grmp_edge.runtime.tensorrt.bindings import TensorRT, is_rtx, load_rtx, version
 from grmp_edge.runtime.tensorrt.build import BuildConfig, Rehearsal, build, engine_key, rehearse
@@ -50,27 +46,6 @@ def no_gpu() -> Iterator[None]:
         yield
     else:
         pytest.skip("not run: this machine has a GPU, and the test is of machines without")
-
-
-def bundle_of(folded: FoldedModel, folder: Path, method: Method = "static") -> Bundle:
-    """A bundle of a network's three graphs, not judged."""
-    files = {precision: folder / f"{precision}.onnx" for precision in PRECISIONS}
-    scales = dict.fromkeys(layers(folded), 0.1) if method == "static" else {}
-    save_graph(lambda weights: build_onnx(folded, weights=weights), files["fp32"])
-    save_graph(lambda weights: build_onnx(folded, "fp16", weights=weights), files["fp16"])
-    save_graph(lambda weights: build_int8(folded, method, scales, weights=weights), files["int8"])
-    data = [data_file(file) for file in files.values() if data_file(file).exists()]
-    return write_bundle(
-        folder / "b",
-        {precision: (file, 17) for precision, file in files.items()},
-        files=data,
-        backbone={},
-        preprocess=Preprocess.for_size(folded.size),
-        normalization=NORMALIZATIONS["clip"],
-        mos=None,
-        parity={},
-        provenance={},
-    )
 
 
 def check_layers(precision: str, trial: Rehearsal, folded_bytes: int) -> None:

@@ -242,11 +242,19 @@ def test_a_page_that_pretends_to_be_localhost(tiny_bundle: Bundle) -> None:
             assert client.get("/metrics", headers={"Host": host}).status_code == 421
         for host in ("localhost", "127.0.0.1:80", "[::1]:80", "LOCALHOST:8080"):
             assert client.get("/metrics", headers={"Host": host}).status_code == 200
-        # What a browser says of an <img> or fetch() on another site; a link to here is fine.
-        other = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
-        assert client.get("/metrics", headers=other).status_code == 403
-        assert client.post("/score", content=b"x", headers=other).status_code == 403
-        assert client.get("/metrics", headers={**other, "Sec-Fetch-Mode": "navigate"}).status_code == 200
+        # What a browser says of what a page of another site asks for; a link to here is fine.
+        link = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+        for site in ("cross-site", "same-site", "anything"):
+            other = {"Sec-Fetch-Site": site}
+            assert client.get("/metrics", headers={**other, "Sec-Fetch-Mode": "no-cors"}).status_code == 403
+            assert client.get("/metrics", headers={**other, **link}).status_code == 200
+            frame = {**other, **link, "Sec-Fetch-Dest": "iframe"}
+            assert client.get("/metrics", headers=frame).status_code == 403
+            assert client.post("/score", content=b"x", headers={**other, **link}).status_code == 403
+        for origin in ("http://evil.example", "null", "http://127.0.0.1:1", at + "0", "http://" + "x" * 999):
+            assert client.post("/score", content=b"x", headers={"Origin": origin}).status_code == 403
+        for own in ({"Origin": at.upper()}, {"Sec-Fetch-Site": "same-origin"}):
+            assert client.post("/score", content=b"x", headers=own).status_code == 415
         assert client.get("/").headers["location"] == "docs"  # no cameras, no page of them
         assert client.get("/readyz").json() == {"ready": True}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import csv
 import dataclasses
@@ -434,3 +435,41 @@ def test_wrong_settings(tmp_path: Path) -> None:
     (tmp_path / "no.db").write_text("no database " * 100)
     with pytest.raises(GrmpError, match=r"no\.db: not usable as a database"):
         make_sink({"kind": "sqlite", "path": tmp_path / "no.db"})
+
+
+@pytest.mark.filterwarnings("ignore:'(imghdr|cgi|telnetlib)' is deprecated:DeprecationWarning")
+def test_alerts_go_to_people_through_apprise() -> None:
+    pytest.importorskip("apprise")
+    Hook.answers, Hook.got = [200] * 9, []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"json://me:SECRET@127.0.0.1:{server.server_port}/"
+        sink = make_sink({"kind": "apprise", "url": url, "least": "warning"})
+        trend = Alert("trend", True, detail="at this rate unusable on 12 March 2027")
+        put(sink, score_event(1), LOST, alert_event(1), AlertEvent("gate", trend, None, None))
+        put(sink, alert_event(2, raised=False))
+        stats = sink.close()
+        assert (stats.written, stats.failed) == (2, 0)
+        raised, cleared = (body for _, body in Hook.got)
+        assert (raised["title"], raised["type"]) == ("gate: low", "warning")
+        assert "score 0.50, limit 0.60" in raised["message"]
+        picture = base64.b64decode(raised["attachments"][0]["base64"])
+        found = cv2.imdecode(np.frombuffer(picture, np.uint8), 1)
+        assert found is not None and np.abs(found.astype(int) - make_image(seed=1)).mean() < 8
+        assert (cleared["title"], cleared["type"], cleared["attachments"]) == (
+            "gate: low is over",
+            "success",
+            [],
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    gone = make_sink({"kind": "apprise", "url": url})
+    put(gone, alert_event(1))
+    stats = gone.close()
+    assert stats.failed == 1 and "SECRET" not in stats.error
+    with pytest.raises(UsageError, match="nonsense: not an address"):
+        make_sink({"kind": "apprise", "url": "nonsense://me:SECRET@x"})
+    with pytest.raises(UsageError, match="least"):
+        make_sink({"kind": "apprise", "url": url, "least": "loud"})

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -80,6 +80,13 @@ def export(
         str | None,
         option("--weights", "The backbone's weights, if they were moved since training.", metavar="FILE"),
     ] = None,
+    layout: Annotated[
+        Literal["nhwc-uint8", "nchw-float"],
+        option(
+            "--layout",
+            "nchw-float: also write graphs that read float32 planes, for DeepStream, beside the bundle.",
+        ),
+    ] = "nhwc-uint8",
     as_json: Annotated[bool, option("--json", "The result as one JSON object on stdout.")] = False,
 ) -> None:
     """Fold a checkpoint into a bundle of ONNX graphs.
@@ -104,6 +111,12 @@ def export(
     with stages() as stage:
         bundle = export_bundle(checkpoint, target, config, stage)
         rows = _rows(bundle, stage)
+        planar: list[Path] = []
+        if layout == "nchw-float":
+            from grmp_edge.export.planar import planar_folder, write_planar
+
+            stage("writing graphs that read planes")
+            planar = write_planar(bundle, planar_folder(target))
         if triton is not None and engine is None:
             stage(f"writing a Triton model into {triton}")
             model = write_triton(bundle, triton, config=TritonConfig(profile.largest) if batch else None)
@@ -119,6 +132,8 @@ def export(
             failed = error
     if as_json:
         result = {"bundle": str(target), "id": bundle.id, "graphs": rows, "parity": dict(bundle.parity)}
+        if planar:
+            result["planar"] = [str(file) for file in planar]
         print(json.dumps(result))
     else:
         reference = bundle.parity["reference"]
@@ -146,6 +161,8 @@ def export(
         links = bundle.parity["links"]
         if any(link["srcc_needed"] is None and name != "fp32" for name, link in links.items()):
             print(f"the scores spread too little (std {reference['std']:.1e}) to ask for a rank correlation")
+        for file in planar:
+            print(f"planar: {file}")
     if failed is not None:
         raise failed
     if triton is not None:

@@ -93,7 +93,7 @@ def serve(
         if plan is None:
             typer.echo(f"serving {served} at {at}; next: curl --data-binary @photo.jpg {at}/score", err=True)
             with supervised(time.monotonic):
-                Server(*make_app(scorer, config)).run(sockets=[door])
+                Server(*make_app(scorer, config), tell=_tell).run(sockets=[door])
             return
         count = f"{len(plan.cameras)} camera" + "s" * (len(plan.cameras) != 1)
         typer.echo(f"serving {served} and {count} at {at}; next: open {at}/ in a browser", err=True)
@@ -127,7 +127,7 @@ def _serve_cameras(
     describe_memory(live)
     dashboard = Dashboard(live, sinks)
     sinks.append(dashboard.sink)
-    server = Server(*make_app(scorer, config, dashboard))
+    server = Server(*make_app(scorer, config, dashboard), tell=_tell)
     errors: list[BaseException] = []
     ended = threading.Event()
 
@@ -164,10 +164,14 @@ def serve_beside(live: Live, sinks: Sequence[QueuedSink], where: str) -> Iterato
     config = ServeConfig(host=host, port=port, token=server_token())
     with listen(config) as door:
         dashboard = Dashboard(live, sinks)
-        server = Server(*make_watch_app(dashboard, config))
+        server = Server(*make_watch_app(dashboard, config), tell=_tell)
         typer.echo(f"live page at {address(host, door)}/", err=True)
         with in_background(server, door):
             yield dashboard.sink
+
+
+def _tell(text: str) -> None:
+    typer.echo(f"warning: {text}", err=True)
 
 
 def server_token() -> str:

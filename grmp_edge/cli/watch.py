@@ -59,11 +59,15 @@ class SinkOptions:
         str | None, option("--mqtt", "Publish to this broker: mqtt://user:password@host.", _SINKS)
     ] = None
     webhook: Annotated[str | None, option("--webhook", "POST alerts to this address.", _SINKS)] = None
+    notify: Annotated[
+        str | None,
+        option("--notify", "Send alerts to this address of apprise: mailto://, tgram://, slack://.", _SINKS),
+    ] = None
 
     def settings(self) -> list[dict[str, object]]:
         """One table of settings per sink, as in streams.toml."""
         paths = {"jsonl": self.jsonl, "csv": self.csv, "sqlite": self.sqlite, "frames": self.frames}
-        urls = {"mqtt": self.mqtt, "webhook": self.webhook}
+        urls = {"mqtt": self.mqtt, "webhook": self.webhook, "apprise": self.notify}
         settings: list[dict[str, object]] = [
             {"kind": kind, "path": path} for kind, path in paths.items() if path
         ]

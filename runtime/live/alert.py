@@ -151,6 +151,7 @@ class Alert:
 
 
 _FEWEST = 7  # means behind a median, where a camera sends one a minute
+_STEADIER = 2 / 3  # of the spread of minutes is that of half hours, weather included
 _SLOTS = 12  # means behind the median of a drop: more would say the same
 
 
@@ -228,8 +229,12 @@ class AlertTracker:
         first = fall if self.rule.drop is not None else self.rule.settings.first or fall
         return None if baseline is None else baseline - min(first, baseline / 2)
 
-    def _allowed(self, fall: float, usual: Usual) -> float:
-        return min(max(fall, self.rule.settings.spreads * usual.spread), usual.floor / 2)
+    def _allowed(self, fall: float, usual: Usual, share: float = 1.0) -> float:
+        return min(max(fall, share * self.rule.settings.spreads * usual.spread), usual.floor / 2)
+
+    def _slow(self, usual: Usual) -> float:
+        """The least fall of a half hour; its median spreads less than the minutes do."""
+        return self._allowed(self.rule.slow or 0.0, usual, _STEADIER)
 
     def interrupted(self) -> None:
         """Restart the durations: the camera is lost or frozen, and gives no scores for a while."""
@@ -296,8 +301,8 @@ class AlertTracker:
         limit = usual.floor + self.recent.level - self._allowed(self.rule.fall, usual)
         if self._drop.raised:
             # Cleared near what is usual, not at the lowest that dusk explains: dawn must not clear it.
-            slow = usual.floor - self._allowed(self.rule.slow, usual)
-            above = min(self.rule.hysteresis, self._allowed(self.rule.slow, usual) / 2)
+            slow = usual.floor - self._slow(usual)
+            above = min(self.rule.hysteresis, self._slow(usual) / 2)
             limit = max(limit, slow) + above + usual.centre - usual.floor
             if middle < limit:
                 return []
@@ -307,9 +312,9 @@ class AlertTracker:
             self._drop.raised = True
             return [Alert("drop", True, middle, limit, span)]
         slow_fall = self.recent.slow if ended else None
-        if slow_fall is not None and slow_fall < self.recent.good - self._allowed(self.rule.slow, usual):
+        if slow_fall is not None and slow_fall < self.recent.good - self._slow(usual):
             self._drop.raised = True
-            limit = usual.floor + self.recent.good - self._allowed(self.rule.slow, usual)
+            limit = usual.floor + self.recent.good - self._slow(usual)
             return [Alert("drop", True, middle, limit, Recent.SLOW_S)]
         return []
 

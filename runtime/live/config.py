@@ -15,7 +15,7 @@ alert = { drop = 0.15 }    # added to the defaults
 
 [live]                     # batch, max_wait_s
 [[sink]]
-kind = "jsonl"             # jsonl, csv, sqlite, mqtt, webhook, frames
+kind = "jsonl"             # jsonl, csv, sqlite, mqtt, webhook, apprise, frames
 path = "scores.jsonl"
 """
 

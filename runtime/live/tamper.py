@@ -1,17 +1,17 @@
 """A camera that is covered, turned away, out of focus or blinded: its picture beside its usual one.
 
 A frame is reduced to 160 x 96 grey pixels, and the median of some seconds of them is compared with a
-reference in 60 tiles, of which only those count that have texture and are usually still. The comparison is a
-correlation, of grey values or of gradients, so that neither light nor its colour matters: dusk and infrared
-keep the edges.
+reference in 60 tiles of 16 x 16, of which only those count that have texture and are usually still. The
+comparison is a correlation, of grey values or of gradients, so that neither light nor its colour matters:
+dusk and infrared keep the edges.
 """
 
 from __future__ import annotations
 
 import base64
 from collections import deque
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -25,8 +25,8 @@ TamperKind = Literal["covered", "moved", "blurred", "dark", "bright"]
 
 _WIDTH, _HEIGHT = 160, 96
 _ROWS, _COLUMNS = 6, 10
-_TILE = 16  # pixels
-_EVERY_S = 0.5  # between frames looked at
+_EVERY_S = 0.5  # between frames looked at while something differs
+_CALM_S = 1.0  # and while nothing does
 _FRAMES = 5  # behind a median: who walks through the picture within two seconds vanishes
 _TEXTURE = 3.0  # grey levels of standard deviation: a tile with less shows nothing to recognise
 _STILL = 0.6  # usual correlation of a tile that counts: a conveyor belt does not
@@ -34,13 +34,16 @@ _FEWEST = 5  # tiles that count; with fewer, the scene is too plain to say cover
 _SAME = 0.5  # correlation of a tile that still shows what it did
 _CHANGED = 0.6  # share of changed tiles: a lorry at the kerb covers less
 _CALM = 0.25  # share of changed tiles up to which the reference follows
-_FOLLOW = 0.02  # a frame: the reference is some 25 seconds old
+_FOLLOW = 0.04  # a second: the reference is some 25 seconds old
+_FADE = 0.01  # a minute, of a reference on disk: most of it is of today after two hours
 _SLOTS = 12  # references kept on disk, two hours apart
 _SOFT = 0.45  # of its fine detail: a picture that lost more is out of focus
 _WHITE = 245  # grey level
 _GLARE = 0.25  # more of the picture than usual is white
+_EMPTY = 0.4  # of the tiles with texture: a plain thing before the lens leaves fewer
 _ALIGNED = 0.4  # correlation of the gradients, once the shift is undone
 _GLOOM = 0.35  # of the usual light
+_STIRRED = 6.0  # mean difference of two frames, in grey levels: more than people and noise make
 
 
 class Tamper:
@@ -55,11 +58,12 @@ class Tamper:
         self._fine: FloatArray | None = None  # usual fine detail of each tile
         self._still = np.ones(_ROWS * _COLUMNS, np.float32)  # usual correlation of each tile
         self._white = 0.0  # usual share of white pixels
-        self._slots: dict[int, UInt8Array] = {}
-        self._last = float("-inf")
+        self._slots: dict[int, FloatArray] = {}
+        self._last = self._faded = float("-inf")
         self._kind: TamperKind | None = None
         self._next: TamperKind | None = None
         self._since = 0.0
+        self._calm = False  # the last two frames are alike
 
     def step(self, now: float, at: float, image: UInt8Array, learn: bool = True) -> TamperKind | None:
         """Look at a frame.
@@ -73,20 +77,27 @@ class Tamper:
         Returns:
             What is wrong with its picture now; None: nothing, or not known yet.
         """
-        if now - self._last < _EVERY_S:
+        since = now - self._last
+        if since < (_CALM_S if self._calm else _EVERY_S):
             return self._kind
         self._last = now
-        large = cv2.resize(image, (2 * _WIDTH, 2 * _HEIGHT), interpolation=cv2.INTER_AREA)
-        grey = cv2.cvtColor(large, cv2.COLOR_BGR2GRAY)
-        small = cv2.resize(grey, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_AREA)
-        self._frames.append(small.astype(np.uint8))
+        grey = _reduced(image)
+        small = cv2.resize(grey, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_AREA).astype(np.uint8)
+        # What differs is looked at more closely.
+        self._calm = (
+            self._kind is None
+            and self._next is None
+            and bool(self._frames)
+            and (float(cv2.norm(small, self._frames[-1], cv2.NORM_L1)) < _STIRRED * small.size)
+        )
+        self._frames.append(small)
         if len(self._frames) < _FRAMES:
             return self._kind
-        picture = np.median(np.stack(self._frames), axis=0).astype(np.float32)
-        fine = _fine(grey.astype(np.uint8))
+        picture = _median(self._frames).astype(np.float32)
+        fine = _fine(grey)
         if self._reference is None:
             slot = self._slots.get(_slot(at))
-            self._reference = picture if slot is None else slot.astype(np.float32)
+            self._reference = picture if slot is None else slot
             self._fine = fine if slot is None else self._fine
         if self._fine is None:
             self._fine = fine
@@ -99,7 +110,7 @@ class Tamper:
         if kind != self._kind and now - self._since >= (self.CLEAR_S if kind is None else self.HOLD_S):
             self._kind = kind
         if kind is None and self._kind is None and learn:
-            self._learn(picture, fine, alike, at)
+            self._learn(picture, fine, alike, now, at, min(since, 1.0) * _FOLLOW)
         return self._kind
 
     def accept(self) -> None:
@@ -118,23 +129,28 @@ class Tamper:
         texture = _spread(reference)
         counted = (texture >= _TEXTURE) & (self._still >= _STILL)
         light, usual = float(picture.mean()), float(reference.mean())
-        coarse = _correlation(_blurred(picture), _blurred(reference))
         if float((picture > _WHITE).mean()) > self._white + _GLARE:
             return "bright", alike
-        if light < _GLOOM * usual and coarse < 0.6:
+        if light < _GLOOM * usual and _coarsely_alike(picture, reference) < 0.6:
             return "dark", alike
         if counted.sum() < _FEWEST:
             return None, alike
         changed = float((alike[counted] < _SAME).mean())
         contrast = float(picture.std()) / max(1.0, float(reference.std()))
         detail = np.median(fine[counted] / np.maximum(self._fine[counted], 0.1)) / max(0.05, contrast)
-        if coarse > 0.85 and detail < _SOFT:
+        # A lorry that passes is not in the reference either, but leaves most tiles as they were.
+        if detail < _SOFT and (changed < _CALM or _coarsely_alike(picture, reference) > 0.85):
             return "blurred", alike
+        now = _spread(picture)
+        if 0.5 <= changed < _CHANGED:  # plain tiles decide: what covers them may have texture
+            plain = texture < _TEXTURE
+            other = int((alike[counted] < _SAME).sum()) + int((plain & (now >= 2 * _TEXTURE)).sum())
+            changed = other / int(counted.sum() + plain.sum())
         if changed < _CHANGED:
             return None, alike
         slot = self._slots.get(_slot(at))
         if slot is not None:
-            then = _alike(picture, slot.astype(np.float32))[counted]
+            then = _alike(picture, slot)[counted]
             if float((then < _SAME).mean()) < _CALM:  # the lights are off, as always at this hour
                 return None, alike
         if _shifted(picture, reference):
@@ -142,30 +158,34 @@ class Tamper:
         # What is close to the lens is out of focus or plain, and may leave a part of the scene as it was.
         # A camera that was turned shows another scene, as sharp as the first.
         sharp = float(fine.mean() / max(0.1, self._fine.mean()))
-        plain = float(np.median(_spread(picture)[counted])) < _TEXTURE
+        empty = float((now >= _TEXTURE).sum()) < _EMPTY * float((texture >= _TEXTURE).sum())
         intact = float((alike[counted] > 0.8).mean())
-        return ("covered" if plain or sharp < 0.5 or intact > 0.15 else "moved"), alike
+        return ("covered" if empty or sharp < 0.5 or intact > 0.15 else "moved"), alike
 
-    def _learn(self, picture: FloatArray, fine: FloatArray, alike: FloatArray, at: float) -> None:
+    def _learn(
+        self, picture: FloatArray, fine: FloatArray, alike: FloatArray, now: float, at: float, rate: float
+    ) -> None:
         assert self._reference is not None and self._fine is not None
-        self._still += _FOLLOW * (alike - self._still)
+        self._still += rate * (alike - self._still)
         counted = (_spread(self._reference) >= _TEXTURE) & (self._still >= _STILL)
         if counted.any() and float((alike[counted] < _SAME).mean()) > _CALM:
             return
-        self._reference = self._reference + _FOLLOW * (picture - self._reference)
+        self._reference = self._reference + rate * (picture - self._reference)
         # Slower: a lens that fogs up within minutes is out of focus, too.
-        self._fine = self._fine + 0.1 * _FOLLOW * (fine - self._fine)
-        self._white += _FOLLOW * (float((picture > _WHITE).mean()) - self._white)
+        self._fine = self._fine + 0.1 * rate * (fine - self._fine)
+        self._white += rate * (float((picture > _WHITE).mean()) - self._white)
         slot = _slot(at)
         before = self._slots.get(slot)
-        new = self._reference if before is None else 0.999 * before + 0.001 * self._reference
-        self._slots[slot] = np.rint(new).astype(np.uint8)
+        if before is None:
+            self._slots[slot] = self._reference
+        elif now - self._faded >= 60.0:
+            self._slots[slot], self._faded = before + _FADE * (self._reference - before), now
 
     def to_json(self) -> dict[str, object]:
         """What must survive a restart: about 30 KB."""
         slots = {}
         for slot, picture in self._slots.items():
-            _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])
+            _, data = cv2.imencode(".jpg", np.rint(picture), [cv2.IMWRITE_JPEG_QUALITY, 80])
             slots[str(slot)] = base64.b64encode(data.tobytes()).decode("ascii")
         return {
             "slots": slots,
@@ -181,7 +201,7 @@ class Tamper:
             for slot, text in data["slots"].items():  # type: ignore[attr-defined]
                 picture = cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), cv2.IMREAD_GRAYSCALE)
                 if picture is not None and picture.shape == (_HEIGHT, _WIDTH):
-                    self._slots[int(slot)] = picture.astype(np.uint8)
+                    self._slots[int(slot)] = picture.astype(np.float32)
             still, fine = np.array(data["still"], np.float32), data["fine"]
             if still.shape == self._still.shape:
                 self._still = still
@@ -197,35 +217,62 @@ def _slot(at: float) -> int:
     return int(at // (86400 // _SLOTS)) % _SLOTS
 
 
-def _tiles(picture: FloatArray, side: int = _TILE) -> FloatArray:
-    """(60, pixels of a tile)."""
-    split = picture.reshape(_ROWS, side, _COLUMNS, side).transpose(0, 2, 1, 3)
-    tiles: FloatArray = split.reshape(_ROWS * _COLUMNS, side * side)
-    return tiles
+def _reduced(image: UInt8Array) -> UInt8Array:
+    """A frame in grey, 320 x 192. Of a large one, samples are averaged: all pixels would cost 20 times."""
+    size = (4 * _WIDTH, 4 * _HEIGHT)
+    if image.shape[1] >= 2 * size[0] and image.shape[0] >= 1.8 * size[1]:
+        image = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST).astype(np.uint8, copy=False)
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    small = cv2.resize(grey, (2 * _WIDTH, 2 * _HEIGHT), interpolation=cv2.INTER_AREA)
+    return small.astype(np.uint8, copy=False)
+
+
+def _median(frames: Sequence[UInt8Array]) -> UInt8Array:
+    """The median of five pictures, pixel by pixel."""
+    one, two, three, four, five = frames
+    low = np.maximum(np.minimum(one, two), np.minimum(three, four))
+    high = np.minimum(np.maximum(one, two), np.maximum(three, four))
+    median: UInt8Array = np.maximum(np.minimum(low, high), np.minimum(np.maximum(low, high), five))
+    return median
+
+
+def _means(picture: npt.NDArray[Any]) -> FloatArray:
+    """The mean of each of the 60 tiles."""
+    means = cv2.resize(picture, (_COLUMNS, _ROWS), interpolation=cv2.INTER_AREA)
+    return means.astype(np.float32, copy=False).ravel()
 
 
 def _spread(picture: FloatArray) -> FloatArray:
-    spread: FloatArray = _tiles(picture).std(axis=1)
+    """The standard deviation of each tile."""
+    mean = _means(picture)
+    spread: FloatArray = np.sqrt(np.maximum(_means(picture * picture) - mean * mean, 0))
     return spread
 
 
 def _fine(grey: UInt8Array) -> FloatArray:
     """Fine detail of each tile: mean second difference at 320 x 192."""
-    detail = np.abs(cv2.Laplacian(grey, cv2.CV_32F)).astype(np.float32)
-    mean: FloatArray = _tiles(detail, 2 * _TILE).mean(axis=1)
-    return mean
+    return _means(np.abs(cv2.Laplacian(grey, cv2.CV_32F)))
 
 
 def _alike(picture: FloatArray, reference: FloatArray) -> FloatArray:
     """Correlation of each tile, of grey values or of gradients, whichever is higher."""
     return np.maximum(
-        _rows_alike(_tiles(picture), _tiles(reference)),
-        _rows_alike(_tiles(_gradient(picture)), _tiles(_gradient(reference))),
+        _tiles_alike(picture, reference), _tiles_alike(_gradient(picture), _gradient(reference))
     )
 
 
-def _blurred(picture: FloatArray) -> FloatArray:
-    return cv2.blur(picture, (9, 9)).astype(np.float32)
+def _tiles_alike(one: FloatArray, other: FloatArray) -> FloatArray:
+    """The correlation within each tile."""
+    mean, beside = _means(one), _means(other)
+    norm = (_means(one * one) - mean * mean) * (_means(other * other) - beside * beside)
+    alike: FloatArray = (_means(one * other) - mean * beside) / np.sqrt(np.maximum(norm, 1e-3))
+    return alike
+
+
+def _coarsely_alike(picture: FloatArray, reference: FloatArray) -> float:
+    """The correlation of two pictures without their detail."""
+    blurred = (cv2.blur(one, (9, 9)).astype(np.float32, copy=False) for one in (picture, reference))
+    return _correlation(*blurred)
 
 
 def _gradient(picture: FloatArray) -> FloatArray:
@@ -234,16 +281,11 @@ def _gradient(picture: FloatArray) -> FloatArray:
     return cv2.magnitude(across, down).astype(np.float32)
 
 
-def _rows_alike(one: FloatArray, other: FloatArray) -> FloatArray:
-    one = one - one.mean(axis=1, keepdims=True)
-    other = other - other.mean(axis=1, keepdims=True)
-    norm = np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
-    alike: FloatArray = (one * other).sum(axis=1) / np.maximum(norm, 1e-3)
-    return alike
-
-
 def _correlation(one: FloatArray, other: FloatArray) -> float:
-    return float(_rows_alike(one.reshape(1, -1), other.reshape(1, -1))[0])
+    """The correlation of two whole pictures."""
+    one, other = one - one.mean(), other - other.mean()
+    norm = float(np.sqrt(np.vdot(one, one) * np.vdot(other, other)))
+    return float(np.vdot(one, other)) / max(norm, 1e-3)
 
 
 def _shifted(picture: FloatArray, reference: FloatArray) -> bool:

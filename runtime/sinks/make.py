@@ -8,7 +8,7 @@ from pathlib import Path
 from grmp_edge.errors import UsageError
 from grmp_edge.runtime.sinks.files import CsvWriter, FrameWriter, JsonlWriter, SqliteWriter
 from grmp_edge.runtime.sinks.mqtt import MqttWriter
-from grmp_edge.runtime.sinks.network import WebhookWriter
+from grmp_edge.runtime.sinks.network import AppriseWriter, WebhookWriter
 from grmp_edge.runtime.sinks.queue import QueuedSink, Writer
 
 __all__ = ["make_sink"]
@@ -20,6 +20,7 @@ _WRITERS: dict[str, Callable[..., Writer]] = {
     "frames": FrameWriter,
     "mqtt": MqttWriter,
     "webhook": WebhookWriter,
+    "apprise": AppriseWriter,
 }
 
 

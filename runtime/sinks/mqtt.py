@@ -9,8 +9,6 @@ import threading
 from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
-import cv2
-
 from grmp_edge.errors import GrmpError, MissingDependencyError, UsageError
 from grmp_edge.redact import safe_name, slug, split_credentials
 from grmp_edge.runtime.live.alert import SEVERITY, AlertKind
@@ -23,11 +21,10 @@ from grmp_edge.runtime.sinks.queue import (
     Record,
     Throttle,
     Writer,
+    jpeg,
 )
 
 __all__ = ["MqttWriter"]
-
-_PICTURE_WIDTH = 640  # of an alert's picture: about 50 KB
 
 
 class _State(TypedDict):
@@ -150,7 +147,7 @@ class MqttWriter(Writer):
             self._note_alert(record)
             self._publish_state(camera)
             if record["raised"] and message.image is not None and connected:
-                self._client.publish(f"{topic}/image", _jpeg(message.image), retain=True)
+                self._client.publish(f"{topic}/image", jpeg(message.image), retain=True)
 
     def _note(self, record: CameraRecord) -> None:
         state = self._state(record["camera"])
@@ -240,12 +237,3 @@ class MqttWriter(Writer):
         self._client.loop_stop()
         if left:
             raise EarlierLostError(f"{self._name}: closed before the broker took all alerts", left)
-
-
-def _jpeg(image: Any) -> bytes:
-    """A picture, uint8 (H, W, 3) BGR, small enough for a broker."""
-    height, width = image.shape[:2]
-    if width > _PICTURE_WIDTH:
-        size = (_PICTURE_WIDTH, max(1, round(height * _PICTURE_WIDTH / width)))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import http.client
+import importlib
 import json
+import logging
 import threading
+import time
 import urllib.error
 import urllib.request
 import uuid
@@ -14,11 +17,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from grmp_edge import __version__
-from grmp_edge.errors import GrmpError, UsageError
+from grmp_edge.errors import GrmpError, MissingDependencyError, UsageError
 from grmp_edge.redact import safe_name, split_credentials
-from grmp_edge.runtime.sinks.queue import Message, Record, Writer
+from grmp_edge.runtime.live.alert import Severity
+from grmp_edge.runtime.sinks.queue import AlertRecord, Message, Record, Writer, jpeg
 
-__all__ = ["WebhookWriter"]
+__all__ = ["AppriseWriter", "WebhookWriter"]
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -106,3 +110,78 @@ class WebhookWriter(Writer):
     def hurry(self) -> None:
         """Do not wait for further attempts."""
         self._hurry.set()
+
+
+class AppriseWriter(Writer):
+    """Sends alerts to people through apprise: mail, Telegram, Slack, PagerDuty, ntfy and a hundred others."""
+
+    takes_image = True
+    repeats = True
+
+    def __init__(self, url: str | Sequence[str], least: Severity = "notice") -> None:
+        """Check the addresses; nothing is sent yet.
+
+        Args:
+            url: one or several, as apprise writes them: ``mailto://user:password@example.com``, ``tgram://...``.
+            least: ``critical``, ``warning`` or ``notice``; milder alerts are not sent.
+        """
+        try:
+            apprise = importlib.import_module("apprise")
+            self._memory = importlib.import_module("apprise.attachment.memory").AttachMemory
+        except ImportError:
+            raise MissingDependencyError("apprise", "apprise", "sending notifications") from None
+        logging.getLogger("apprise").addHandler(logging.NullHandler())  # its lines would show addresses
+        if least not in _SEVERITIES:
+            raise UsageError(f"apprise least {least!r}", f"use {', '.join(_SEVERITIES)}")
+        self._least = _SEVERITIES.index(least)
+        self._types = apprise.NotifyType
+        self._apprise = apprise.Apprise()
+        for one in [url] if isinstance(url, str) else url:
+            if not self._apprise.add(one):
+                kind = one.partition("://")[0] if "://" in one else "it"  # the rest holds passwords
+                raise UsageError(f"{kind}: not an address of apprise", "see apprise's list of services")
+
+    def wants(self, record: Record) -> bool:
+        """Alerts that are severe enough."""
+        return record["event"] == "alert" and _SEVERITIES.index(record["severity"]) <= self._least
+
+    def write(self, message: Message) -> None:
+        """Send one alert; apprise itself tries again what may pass."""
+        record = message.record
+        if record["event"] != "alert":
+            return
+        kind = record["kind"].replace("_", " ")
+        title = f"{record['camera']}: {kind}{'' if record['raised'] else ' is over'}"
+        severity = {
+            "critical": self._types.FAILURE,
+            "warning": self._types.WARNING,
+            "notice": self._types.INFO,
+        }
+        picture = None
+        if record["raised"] and message.image is not None:
+            picture = self._memory(jpeg(message.image), name="picture.jpg", mimetype="image/jpeg")
+        sent = self._apprise.notify(
+            body=_body(record),
+            title=title,
+            notify_type=severity[record["severity"]] if record["raised"] else self._types.SUCCESS,
+            attach=picture,
+        )
+        if not sent:
+            raise GrmpError("apprise: not every service took an alert", "check their addresses and passwords")
+
+
+_SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "notice")
+
+
+def _body(record: AlertRecord) -> str:
+    """An alert in a few lines."""
+    lines = [f"{record['severity']}, {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(record['at']))}"]
+    if "value" in record:
+        limit = f", limit {record['limit']:.2f}" if "limit" in record else ""
+        lines.append(f"score {record['value']:.2f}{limit}")
+    for key in ("cause", "detail"):
+        if record.get(key):
+            lines.append(str(record.get(key)))
+    if record.get("repeated"):
+        lines.append("sent again")
+    return "\n".join(lines)

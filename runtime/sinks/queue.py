@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypedDict, cast
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -32,10 +33,12 @@ __all__ = [
     "Throttle",
     "Writer",
     "close_all",
+    "jpeg",
     "to_record",
 ]
 
 _ROOM = 1000  # messages in a queue: a minute of one camera at 15 frames a second
+_MESSAGE_WIDTH = 640
 _IMAGE_ROOM = 16  # with a frame, at most: 4K frames must not fill the machine's memory
 
 
@@ -220,6 +223,15 @@ def _of(alert: Alert) -> dict[str, object]:
         record["limit"] = round(alert.limit, 6)
     optional = {"topic": alert.topic, "detail": alert.detail, "repeated": alert.repeated}
     return record | {key: value for key, value in optional.items() if value}
+
+
+def jpeg(image: npt.NDArray[np.uint8]) -> bytes:
+    """A frame, uint8 (H, W, 3) BGR, as a JPEG for a message: at most 640 pixels wide, about 50 KB."""
+    height, width = image.shape[:2]
+    scale = min(1.0, _MESSAGE_WIDTH / width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
 
 
 class QueuedSink:

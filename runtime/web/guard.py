@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from grmp_edge.errors import UsageError
 from grmp_edge.picture_header import PictureLimits
+from grmp_edge.runtime.web.connections import ConnectionLimits
 
 __all__ = [
     "LOGIN",
@@ -54,6 +55,7 @@ class ServeConfig:
     # Requests in progress, with their bodies in memory; more get 429 at once instead of queueing.
     concurrency: int = 8
     workers: int = 2  # pictures decoded and scored in parallel: the network uses the other cores itself
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     body_timeout_s: float = 30.0  # for a whole body; a slow sender must not block a place
 
     def __post_init__(self) -> None:
@@ -84,10 +86,10 @@ class Guard:
     """ASGI middleware that rejects requests before anything is read or decoded."""
 
     def __init__(
-        self, app: ASGIApp, config: ServeConfig, answered: Callable[[str, int, float], None]
+        self, app: ASGIApp, config: ServeConfig, answered: Callable[[str, int, float], object]
     ) -> None:
         """``answered(path, status, seconds)`` is called after each request."""
-        self._app, self._config, self._answered = app, config, answered
+        self._app, self.config, self._answered = app, config, answered
         self._busy = {"work": 0, "login": 0}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,9 +105,9 @@ class Guard:
             await send(message)
 
         login = scope["path"] in (LOGIN, LOGOUT)
-        kind, places = ("login", _LOGINS) if login else ("work", self._config.concurrency)
-        max_body = _LOGIN_BODY if login else self._config.max_body
-        timeout_s = _LOGIN_TIMEOUT_S if login else self._config.body_timeout_s
+        kind, places = ("login", _LOGINS) if login else ("work", self.config.concurrency)
+        max_body = _LOGIN_BODY if login else self.config.max_body
+        timeout_s = _LOGIN_TIMEOUT_S if login else self.config.body_timeout_s
         taken = False
         try:
             headers = {key.lower(): value for key, value in scope["headers"]}
@@ -119,19 +121,16 @@ class Guard:
         except _Refused as refused:
             if not status:
                 if refused.status_code != 408:
-                    await _drain(receive, self._config.max_body)
+                    await _drain(receive, self.config.max_body)
                 await _answer(watched, refused.status_code, refused.detail)
         finally:
             self._busy[kind] -= taken
             self._answered(scope["path"], status or 500, time.perf_counter() - start)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes], max_body: int) -> None:
-        # Browsers mark requests from pages of other sites. Such a page could not read the answer, but would
-        # cost decoding and places here. Only navigating here by a link is fine.
-        foreign = headers.get(b"sec-fetch-site") == b"cross-site"
-        if foreign and headers.get(b"sec-fetch-mode") != b"navigate":
+        if _foreign(scope["method"], headers):
             raise _Refused(403, "not for pages of other sites")
-        if self._config.token:
+        if self.config.token:
             if not self._allowed(scope, headers):
                 raise _Refused(401, "a token is needed: Authorization: Bearer TOKEN")
         else:
@@ -147,7 +146,7 @@ class Guard:
             raise _Refused(413, f"the body is longer than {max_body} bytes")
 
     def _allowed(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
-        token, path = self._config.token, scope["path"]
+        token, path = self.config.token, scope["path"]
         given = headers.get(b"authorization", b"")
         if hmac.compare_digest(given, b"Bearer " + token.encode()):
             return True
@@ -180,6 +179,22 @@ class Guard:
             return message
 
         return limited
+
+
+def _foreign(method: str, headers: dict[bytes, bytes]) -> bool:
+    """Whether a page of another origin makes its reader's browser ask this.
+
+    It could not read the answer, but would cost decoding and places here, or change something. Only following
+    a link to here is fine. Browsers say so in Sec-Fetch-Site, to localhost and over TLS; elsewhere in Origin,
+    with all that can change something. Other programs send neither.
+    """
+    site = headers.get(b"sec-fetch-site")
+    if site is not None:
+        link = method == "GET" and headers.get(b"sec-fetch-mode") == b"navigate"
+        inside = headers.get(b"sec-fetch-dest", b"document") != b"document"  # a frame of that page
+        return site not in (b"same-origin", b"none") and (inside or not link)
+    origin = headers.get(b"origin")
+    return origin is not None and origin.lower().partition(b"://")[2] != headers.get(b"host", b"").lower()
 
 
 async def _drain(receive: Receive, limit: int) -> None:

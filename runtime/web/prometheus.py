@@ -193,6 +193,12 @@ _PER_CAMERA: tuple[tuple[str, str, str, Callable[[CameraStatus], Mapping[str, fl
         lambda of: (of.last and of.last.causes) or {},
     ),
     (
+        "usual_score", "", "Its usual score at this hour, once it is known.",
+        lambda of: {} if of.baseline is None else {"": round(of.baseline, 4)},
+    ),
+    ("limit", "kind", "The score below which an alert of this kind is raised, once it is known.",
+     lambda of: of.limits),
+    (
         "alert", "kind", "1 while an alert of this kind is raised.",
         lambda of: {kind: kind in of.alerts for kind in _ALERTS},
     ),

@@ -25,7 +25,8 @@ _STEP_S = 0.5
 
 
 def _cloth(shape: tuple[int, ...]) -> UInt8Array:
-    small = _RNG.normal(90, 25, (shape[0] // 24, shape[1] // 24, 1)).clip(0, 255).astype(np.uint8)
+    cell = max(1, shape[1] // 32)  # near the lens, and so out of focus
+    small = _RNG.normal(90, 25, (shape[0] // cell, 32, 1)).clip(0, 255).astype(np.uint8)
     return np.repeat(cv2.resize(small, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)[..., None], 3, 2)
 
 
@@ -105,14 +106,18 @@ FAULTS: dict[str, tuple[Callable[[UInt8Array, float], UInt8Array], tuple[str, ..
 }
 
 
-def frames_of(clip: Path) -> list[UInt8Array]:
-    """Two frames a second of a clip."""
+def frames_of(clip: Path, width: int = 0) -> list[UInt8Array]:
+    """Two frames a second of a clip, enlarged to a width."""
     capture = cv2.VideoCapture(str(clip))
     every = max(1, round(capture.get(cv2.CAP_PROP_FPS) * _STEP_S))
     frames: list[UInt8Array] = []
     while capture.grab():
         if len(frames) * every <= round(capture.get(cv2.CAP_PROP_POS_FRAMES)) - 1:
-            frames.append(capture.retrieve()[1].astype(np.uint8))
+            frame = capture.retrieve()[1]
+            if width:
+                height = round(frame.shape[0] * width / frame.shape[1])
+                frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC)
+            frames.append(frame.astype(np.uint8))
     return frames
 
 
@@ -145,8 +150,9 @@ def main() -> None:
     parser.add_argument("clips", type=Path, nargs="+")
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--only", default="", help="names of faults, with commas")
+    parser.add_argument("--width", type=int, default=0, help="frames are enlarged to so many pixels")
     options = parser.parse_args()
-    clips = {clip.stem: frames_of(clip) for clip in options.clips}
+    clips = {clip.stem: frames_of(clip, options.width) for clip in options.clips}
     normal = {stem: watched(frames) for stem, frames in clips.items()}
     print(f"| fault | {' | '.join(clips)} |")
     wrong = 0

@@ -6,7 +6,8 @@ In order, with DATA (pristine/, video/, livec/labels.csv) and a folder WORK for 
     faults WORK             weights A before their straight row
     appeal WORK             weights A: faults, and the scenes' appeal
     scores WORK             weights B before their straight row, from the stage `faults`
-    blend WORK              weights B
+    blend WORK              weights B with their straight row
+    settle WORK             weights B: plain scenes join, and healthy changes weigh more
     measure WORK WEIGHTS    their figures, as JSON
 
 What ships is made of them by ``convert`` (A) and ``python -m grmp_edge.export.default_model`` (B).
@@ -19,7 +20,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from grmp_edge.train.network.embedded import EMBEDDED_PATH, load_embedded
 from grmp_edge.train.recipe.convert import ConvertConfig, convert, convert_package
 from grmp_edge.train.recipe.faults import Picture
 from grmp_edge.train.recipe.learn import (
+    SETTLE,
     AppealConfig,
     BlendConfig,
     FaultsConfig,
@@ -59,7 +61,7 @@ from grmp_edge.train.recipe.upper import Upper
 
 __all__ = ["main", "stores"]
 
-_FAULTS, _A, _SCORES, _B = (f"{name}.safetensors" for name in ("faults", "a", "scores", "b"))
+_FAULTS, _A, _SCORES, _BLEND, _B = (f"{name}.safetensors" for name in ("faults", "a", "scores", "blend", "b"))
 
 
 class Lines:
@@ -129,11 +131,12 @@ def _parser() -> argparse.ArgumentParser:
         ("faults", "weights A before their straight row"),
         ("appeal", "weights A"),
         ("scores", "weights B before their straight row"),
-        ("blend", "weights B"),
+        ("blend", "weights B with their straight row"),
+        ("settle", "weights B"),
     ):
         own = stages.add_parser(stage, help=words)
         own.add_argument("work", type=Path)
-        if stage in ("scores", "blend"):
+        if stage in ("scores", "blend", "settle"):
             own.add_argument("--fold", type=int, help="one of five, left out to measure")
     own = stages.add_parser("measure", help="figures on pictures held out, as JSON")
     own.add_argument("work", type=Path)
@@ -170,9 +173,12 @@ def _learn(stage: str, work: Path, fold: int | None, lines: Lines) -> str:
     if stage == "scores":
         config = ScoresConfig(fold=fold)
         return learn_scores(Upper.load(work / _FAULTS), work, config, work / _SCORES, lines)
-    own: Any = load_embedded(work / _SCORES)
-    upper = Upper.load(work / _SCORES)
-    return blend_scores(upper, own.aggregate, work, BlendConfig(fold=fold), work / _B, lines)
+    begin = work / (_SCORES if stage == "blend" else _BLEND)
+    own: Any = load_embedded(begin)
+    upper = Upper.load(begin)
+    if stage == "blend":
+        return blend_scores(upper, own.aggregate, work, BlendConfig(fold=fold), work / _BLEND, lines)
+    return learn_scores(upper, work, replace(SETTLE, fold=fold), work / _B, lines, own.aggregate)
 
 
 def _figures(work: Path, weights: Path) -> dict[str, Any]:

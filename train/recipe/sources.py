@@ -24,6 +24,7 @@ from grmp_edge.views import Box
 
 __all__ = [
     "SETS",
+    "SURFACE",
     "Record",
     "Source",
     "fault_views",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 SETS = ("clic2025", "kodak", "cid22")  # folders of clean photographs below DATA/pristine
+SURFACE = "surface/"  # what the names of plain scenes begin with
 HELD_OUT = 7  # every 7th of each sorted set is never trained on
 _PREPROCESS = Preprocess.for_size(SIZE, NATIVE)
 # Also shown at a mild severity: what a camera's own resolution hides best.
@@ -123,7 +125,7 @@ def surface_views(root: Path, turn: int) -> Iterator[tuple[Record, Picture]]:
     """As :func:`fault_views`, of what fixed cameras see: plain surfaces with something on them."""
     for index in range(_SURFACE_COUNT):
         make = partial(_surface, root, index)
-        yield from _states_of(Source(f"surface/{index}", make, "photo"), turn)
+        yield from _states_of(Source(f"{SURFACE}{index}", make, "photo"), turn)
 
 
 def scene_views(root: Path, turns: int = 5) -> Iterator[tuple[Record, Picture]]:
