@@ -29,8 +29,9 @@ def main(folder: Path) -> None:
 _BUILD = """
 import sys
 from setuptools import build_meta
-sdist = build_meta.build_sdist(sys.argv[1])
-wheel = build_meta.build_wheel(sys.argv[1])
+folder = sys.argv[1]  # setuptools changes it
+sdist = build_meta.build_sdist(folder)
+wheel = build_meta.build_wheel(folder)
 print(sdist, wheel, sep="\\n")
 """
 
