@@ -45,13 +45,16 @@ def _repack(sdist: Path, seconds: int) -> None:
     with tarfile.open(sdist) as archive:
         files = [(member, archive.extractfile(member)) for member in archive.getmembers()]
         packed = sdist.with_suffix(".new")
-        with packed.open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=seconds) as zipped:
-            with tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as plain:
-                for member, content in sorted(files, key=lambda pair: pair[0].name):
-                    member.mtime, member.uid, member.gid, member.uname, member.gname = seconds, 0, 0, "", ""
-                    member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
-                    member.pax_headers = {}
-                    plain.addfile(member, content)
+        with (
+            packed.open("wb") as raw,
+            gzip.GzipFile("", "wb", 9, raw, mtime=seconds) as zipped,
+            tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as plain,
+        ):
+            for member, content in sorted(files, key=lambda pair: pair[0].name):
+                member.mtime, member.uid, member.gid, member.uname, member.gname = seconds, 0, 0, "", ""
+                member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+                member.pax_headers = {}
+                plain.addfile(member, content)
     packed.replace(sdist)
 
 
