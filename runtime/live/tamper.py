@@ -40,6 +40,7 @@ _SLOTS = 12  # references kept on disk, two hours apart
 _SOFT = 0.45  # of its fine detail: a picture that lost more is out of focus
 _WHITE = 245  # grey level
 _GLARE = 0.25  # more of the picture than usual is white
+_INTACT = 0.5  # share of the tiles that must still show what they did, for a picture to be out of focus
 _EMPTY = 0.4  # of the tiles with texture: a plain thing before the lens leaves fewer
 _ALIGNED = 0.4  # correlation of the gradients, once the shift is undone
 _GLOOM = 0.35  # of the usual light
@@ -101,7 +102,7 @@ class Tamper:
             self._fine = fine if slot is None else self._fine
         if self._fine is None:
             self._fine = fine
-        kind, alike = self._judge(picture, fine, at)
+        kind, alike = self._judge(picture, fine, _spread(small.astype(np.float32)), at)
         # One alarm for one fault: the first name stays, whatever the picture turns into meanwhile.
         if self._kind is not None and kind is not None:
             kind = self._kind
@@ -120,9 +121,12 @@ class Tamper:
         self._slots.clear()
 
     def _judge(
-        self, picture: FloatArray, fine: FloatArray, at: float
+        self, picture: FloatArray, fine: FloatArray, contrast: FloatArray, at: float
     ) -> tuple[TamperKind | None, FloatArray]:
-        """What is wrong, and how much each tile is like its reference."""
+        """What is wrong, and how much each tile is like its reference.
+
+        ``fine`` and ``contrast`` are each tile's detail and standard deviation in the last frame alone.
+        """
         reference = self._reference
         assert reference is not None and self._fine is not None
         alike = _alike(picture, reference)
@@ -136,10 +140,10 @@ class Tamper:
         if counted.sum() < _FEWEST:
             return None, alike
         changed = float((alike[counted] < _SAME).mean())
-        contrast = float(picture.std()) / max(1.0, float(reference.std()))
-        detail = np.median(fine[counted] / np.maximum(self._fine[counted], 0.1)) / max(0.05, contrast)
-        # A lorry that passes is not in the reference either, but leaves most tiles as they were.
-        if detail < _SOFT and (changed < _CALM or _coarsely_alike(picture, reference) > 0.85):
+        # Where the scene is still to be seen: a lorry that passes is no blur, and less light is less contrast.
+        same = counted & (alike >= _SAME)
+        detail = fine / np.maximum(self._fine, 0.1) / np.maximum(contrast / np.maximum(texture, 0.1), 0.05)
+        if same.sum() >= max(_FEWEST, _INTACT * counted.sum()) and np.median(detail[same]) < _SOFT:
             return "blurred", alike
         now = _spread(picture)
         if 0.5 <= changed < _CHANGED:  # plain tiles decide: what covers them may have texture
