@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from helpers_live import free_port
 from PIL import Image
 
 from grmp_edge.bundle import Bundle
+from grmp_edge.runtime.live.memory import Memory, memory_file, write_json
 
 pytestmark = pytest.mark.system
 
@@ -79,6 +81,41 @@ def test_the_cameras_at_any_width(tiny_bundle: Bundle, tmp_path: Path) -> None:
 
 def texts(selector: str) -> str:
     return f"JSON.stringify([...document.querySelectorAll('{selector}')].map(node => node.textContent))"
+
+
+def test_what_is_usual_and_accepted_as_normal(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    _, high = write_video(tmp_path / "v.avi")
+    memory = Memory(tiny_bundle.id)
+    memory.seed([(None, min(0.98, high + 0.3))] * 9)
+    file = memory_file(tmp_path / "memory", "gate")
+    write_json(file, {"camera": "gate", "memory": memory.to_json(), "at": time.time()})
+    (tmp_path / "streams.toml").write_text(
+        f'[live]\nmemory = "{tmp_path / "memory"}"\n'
+        f'[[camera]]\nname = "gate"\nsource = "file:{tmp_path / "v.avi"}"\n'
+        "alert = { below = 0.001, for_s = 0.5 }\n"
+    )
+    options = ("--port", "0", "--streams", tmp_path / "streams.toml")
+    with running("serve", tiny_bundle, *options) as served, browser() as page:
+        page.size(1280, 900)
+        page.go(served.at + "/")
+        page.until("document.querySelector('.chart path.usual') !== null")
+        page.until("document.querySelector('.badge')?.textContent === '▲ score dropped'")
+        page.until("document.querySelector('#events a:not([hidden]) img')?.naturalWidth === 320")
+        usual = served.client.get("/v1/cameras/gate/usual").json()
+        assert (usual["days"], usual["bin_s"], len(usual["bins"])) == (2, 1800, 48)
+        assert usual["bins"][0][0] == pytest.approx(min(0.98, high + 0.3), abs=1e-3)
+        assert "hardly ever" in page.value("document.querySelector('.doubt').textContent")
+        assert "known for 2 days" in page.value("document.querySelector('.limits').title")
+        assert page.value("document.querySelectorAll('.help dt').length") == 5
+        click = "document.querySelector('.accept:not([hidden]) button').click()"
+        page.value(click)
+        assert "Click again" in page.value("document.querySelector('.accept button').textContent")
+        page.value(click)
+        page.until("document.querySelector('.badge').textContent === '● running'")
+        page.until("document.querySelector('.accept').hidden")
+        assert served.client.get("/v1/alerts/999.jpg").status_code == 404
+        assert page.complaints == []
+    assert json.loads(file.read_text())["raised"] == []
 
 
 def test_the_login(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ class Tamper:
         if counted.sum() < _FEWEST:
             return None, alike
         changed = float((alike[counted] < _SAME).mean())
-        # Where the scene is still to be seen: a lorry that passes is no blur, and less light is less contrast.
+        # Where the scene is still to be seen: a lorry is no blur, and less light is less contrast.
         same = counted & (alike >= _SAME)
         detail = fine / np.maximum(self._fine, 0.1) / np.maximum(contrast / np.maximum(texture, 0.1), 0.05)
         if same.sum() >= max(_FEWEST, _INTACT * counted.sum()) and np.median(detail[same]) < _SOFT:

@@ -36,6 +36,30 @@ function thinned(points, from, perBin) {
   return thin;
 }
 
+// The known stretches of what is usual between two times: arrays of [time, centre, spread].
+function usualParts(usual, from, now) {
+  if (!usual) return [];
+  const { bins, bin_s: size } = usual;
+  const at = (time) => { // between the middles of two bins, as the alarms see it
+    const position = time / size - 0.5;
+    const low = Math.floor(position);
+    const here = bins[Math.floor(time / size) % bins.length];
+    const [one, two] = [low, low + 1].map((index) => bins[((index % bins.length) + bins.length) % bins.length] ?? here);
+    if (!here) return null;
+    const part = position - low;
+    return [time, (1 - part) * one[0] + part * two[0], Math.max(one[1], two[1])];
+  };
+  const times = [from];
+  for (let time = (Math.floor((2 * from) / size) + 1) * (size / 2); time < now; time += size / 2) times.push(time);
+  times.push(now);
+  const parts = [[]];
+  for (const point of times.map(at)) {
+    if (point) parts[parts.length - 1].push(point);
+    else if (parts[parts.length - 1].length) parts.push([]);
+  }
+  return parts.filter((part) => part.length > 1);
+}
+
 export class Chart {
   constructor(svg, readout) {
     this.svg = svg;
@@ -57,9 +81,10 @@ export class Chart {
     if (this.given) this.draw(...this.given);
   }
 
-  // points: sorted [time, mean, minimum]; step: seconds between them; limits: scores that raise an alert.
-  draw(points, step, now, span, limits) {
-    this.given = [points, step, now, span, limits];
+  // points: sorted [time, mean, minimum]; step: seconds between them; limits: scores that raise an alert;
+  // usual: what is usual for each part of the day, or null.
+  draw(points, step, now, span, limits, usual) {
+    this.given = [points, step, now, span, limits, usual];
     const width = this.svg.clientWidth;
     if (!width) return;
     const from = now - span;
@@ -77,6 +102,12 @@ export class Chart {
       const at = from + share * span;
       const words = share === 1 ? "now" : clock(at, false);
       parts.push(make("text", { x: x(at), y: HEIGHT - 3, "text-anchor": anchor }, words));
+    }
+
+    for (const part of usualParts(usual, from, now)) {
+      const above = part.map(([at, centre, spread]) => `${x(at).toFixed(1)} ${y(Math.min(1, centre + 2 * spread)).toFixed(1)}`);
+      const below = part.map(([at, centre, spread]) => `${x(at).toFixed(1)} ${y(Math.max(0, centre - 2 * spread)).toFixed(1)}`);
+      parts.push(make("path", { class: "usual", d: `M${above.join("L")}L${below.reverse().join("L")}Z` }));
     }
 
     // A gap: no score for longer than is usual for this camera.

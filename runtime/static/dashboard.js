@@ -1,10 +1,13 @@
 // The live page. Whatever comes from a camera (its name, its errors) is set as text, never as markup.
 
 import { Chart, clock } from "./chart.js";
-import { badge, causeWords, count, duration, eventWords, without } from "./words.js";
+import { badge, causeWords, count, duration, eventWords, levelWords, without } from "./words.js";
 
 const SILENT_MS = 10000; // a message arrives each second; after this long without one the connection is dead
 const RETRY_MS = 5000;
+const SURE_MS = 5000; // for the second click
+const USUAL_MS = 300000; // what is usual changes by half hours
+const ACCEPTED = new Set(["drop", "trend", "covered", "moved", "blurred", "dark", "bright"]);
 const CAPACITY = { 1: 3600, 60: 1440 }; // points for each step length, as many as the server stores
 const EVENTS = 100;
 
@@ -42,6 +45,9 @@ class Card {
       this.at(".blank").hidden = true;
     });
     this.picture.addEventListener("error", () => { this.loading = false; });
+    this.usual = null; // what is usual, by time of day
+    this.button = this.at(".accept button");
+    this.button.addEventListener("click", () => this.accept());
   }
 
   show(camera) {
@@ -61,14 +67,51 @@ class Card {
     at(".cause").textContent = causeWords(camera.cause);
     at(".cause").title = Object.entries(camera.causes).map(([name, value]) => `${causeWords(name)} ${value.toFixed(2)}`).join("\n");
     at(".limits").textContent = camera.baseline === null ? "" : `usually ${camera.baseline.toFixed(2)}`;
+    at(".limits").title = camera.days ? `known for ${camera.days} day${camera.days === 1 ? "" : "s"}` : "of the last minutes; not known by the hour yet";
+    at(".slow").textContent = [camera.trend, levelWords(this.usual?.levels)].filter(Boolean).join("; ");
+    at(".slow").hidden = !at(".slow").textContent;
+    at(".slow").dataset.raised = Boolean(camera.trend);
+    at(".doubt").textContent = camera.doubts.join("; ");
+    at(".doubt").hidden = !camera.doubts.length;
+    at(".accept").hidden = !camera.alerts.some((kind) => ACCEPTED.has(kind));
     const dropped = camera.dropped.replaced + camera.dropped.stale + camera.dropped.expired;
     const values = {
       fps: camera.fps.toFixed(1), age: duration(camera.age_s), scored: count(camera.scored),
-      dropped: count(dropped), reconnects: count(camera.reconnects),
+      dropped: count(dropped), thinned: count(camera.dropped.thinned), reconnects: count(camera.reconnects),
     };
     for (const field of node.querySelectorAll("dd")) field.textContent = values[field.dataset.key];
     this.showPicture(camera);
     this.showTiles(camera);
+  }
+
+  // Asked twice, without a dialog: the second click within some seconds counts.
+  async accept() {
+    if (!this.sure) {
+      this.sure = setTimeout(() => this.calm(), SURE_MS);
+      this.button.textContent = "Click again: what it shows now is its normal";
+      return;
+    }
+    this.calm();
+    this.button.disabled = true;
+    const answer = await fetch(`v1/cameras/${encodeURIComponent(this.id)}/accept`, {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: "{}",
+    }).catch(() => null);
+    this.button.disabled = false;
+    if (!answer?.ok) this.button.textContent = `Not accepted${answer ? ` (${answer.status})` : ""}; try again`;
+    this.loadUsual().catch(() => {});
+  }
+
+  calm() {
+    clearTimeout(this.sure);
+    this.sure = 0;
+    this.button.textContent = "This is normal";
+  }
+
+  async loadUsual() {
+    const answer = await fetch(`v1/cameras/${encodeURIComponent(this.id)}/usual`);
+    if (!answer.ok) return;
+    this.usual = await answer.json();
+    this.draw();
   }
 
   showTiles({ tiles, size }) {
@@ -101,7 +144,7 @@ class Card {
 
   draw() {
     const step = span > CAPACITY[1] ? 60 : 1;
-    this.chart.draw(this.points[step], step, serverNow, span, this.camera.limits);
+    this.chart.draw(this.points[step], step, serverNow, span, this.camera.limits, this.usual);
   }
 
   add(step, fresh) {
@@ -143,6 +186,13 @@ function showEvents(events) {
     node.querySelector("time").dateTime = new Date(event.at * 1000).toISOString();
     node.querySelector("strong").textContent = event.camera;
     node.querySelector("p").textContent = words;
+    if (event.has_picture) {
+      const link = node.querySelector("a");
+      link.href = link.firstElementChild.src = `v1/alerts/${event.number}.jpg`;
+      link.firstElementChild.alt = `${event.camera} when the alert was raised`;
+      link.firstElementChild.addEventListener("error", () => { link.hidden = true; });
+      link.hidden = false;
+    }
     list.prepend(node);
   }
   while (list.children.length > EVENTS) list.lastElementChild.remove();
@@ -205,6 +255,7 @@ function apply(update) {
   showSummary(update.cameras);
   find("tiles").hidden = !update.cameras.some((camera) => camera.tiles.length);
   find("logout").hidden = !update.login;
+  find("help").hidden = false;
   find("foot").textContent = `grmp-edge ${update.version} · model ${update.model}`;
 }
 
@@ -215,6 +266,7 @@ function catchUp() {
   catchingUp = false;
   for (const card of cards.values()) {
     card.load(1).catch(() => {});
+    card.loadUsual().catch(() => {});
     if (span > CAPACITY[1]) card.load(60).catch(() => {});
   }
 }
@@ -223,6 +275,11 @@ setInterval(() => {
   if (!source || span <= CAPACITY[1]) return;
   for (const card of cards.values()) card.load(60).catch(() => {});
 }, 60000);
+
+setInterval(() => {
+  if (!source) return;
+  for (const card of cards.values()) card.loadUsual().catch(() => {});
+}, USUAL_MS);
 
 // The connection
 

@@ -32,6 +32,14 @@ const ALERTS = {
   dark: "too dark", bright: "too bright",
 };
 
+// Of daily levels, [time, difference from normal]: the last days as words, if they differ from normal.
+export function levelWords(levels) {
+  if (!levels || levels.length < 3) return "";
+  const last = levels.slice(-3).map(([, level]) => level).sort((a, b) => a - b)[1];
+  if (Math.abs(last) < 0.02) return "";
+  return `${Math.abs(last).toFixed(2)} ${last < 0 ? "below" : "above"} normal in the last days`;
+}
+
 export function badge(camera) {
   if (camera.state !== "running") {
     const level = { error: "bad", restarting: "warn" }[camera.state] ?? "dim";

@@ -11,13 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
+
 from grmp_edge import __version__
 from grmp_edge.runtime.live.events import CameraState
 from grmp_edge.runtime.live.live import CameraStatus, Live, LiveEvent, LiveScore
-from grmp_edge.runtime.sinks.queue import Message, QueuedSink, Record, SinkStats, Writer
+from grmp_edge.runtime.live.memory import BINS
+from grmp_edge.runtime.sinks.queue import Message, QueuedSink, Record, SinkStats, Writer, jpeg
 from grmp_edge.runtime.web import prometheus
 from grmp_edge.runtime.web.history import COARSE_S, FINE_S, History, Point, WallClock
-from grmp_edge.runtime.web.messages import CameraJson, EventJson, HistoryJson, UpdateJson
+from grmp_edge.runtime.web.messages import CameraJson, EventJson, HistoryJson, UpdateJson, UsualJson
 from grmp_edge.runtime.web.thumbnails import Thumbnails
 from grmp_edge.score import Tile
 
@@ -26,6 +30,7 @@ __all__ = ["STEPS", "Cursor", "Dashboard"]
 STEPS = (FINE_S, COARSE_S)  # seconds per step of the history
 
 _EVENTS = 100  # alerts to remember, and as many changes of state
+_PICTURES = 40  # of the last alerts: 2 MB
 _SHOWN = frozenset({*EventJson.__required_keys__, *EventJson.__optional_keys__})  # fields of a record
 _MAX_AGE_S = 0.4  # a status is read at most this often, however many clients ask
 _ROOM = 1000  # events on their way from the scoring thread: some seconds of many cameras
@@ -42,12 +47,14 @@ class Cursor:
 class _Writer(Writer):
     """Takes events on the sink's thread, so that scoring never waits for the dashboard."""
 
+    takes_image = True
+
     def __init__(self, dashboard: Dashboard) -> None:
         self._dashboard = dashboard
 
     def write(self, message: Message) -> None:
         """Take an event."""
-        self._dashboard.take(message.record)
+        self._dashboard.take(message.record, message.image)
 
 
 class _Sink(QueuedSink):
@@ -91,14 +98,15 @@ class Dashboard:
         self._alerts: deque[EventJson] = deque(maxlen=_EVENTS)
         self._changes: deque[EventJson] = deque(maxlen=_EVENTS)
         self._last_event = 0  # its number
+        self._pictures: dict[int, bytes] = {}  # JPEGs of alerts, by number
         self._statuses: list[CameraStatus] = []
         self._statuses_s = -math.inf
         self.sink: QueuedSink = _Sink(self)
 
     # Called on the sink's thread.
 
-    def take(self, record: Record) -> None:
-        """Take an event."""
+    def take(self, record: Record, image: npt.NDArray[np.uint8] | None = None) -> None:
+        """Take an event; ``image``: an alert's frame, uint8 (H, W, 3) BGR."""
         name = record["camera"]
         if self.metrics is not None:
             self.metrics.take(record)
@@ -106,9 +114,17 @@ class Dashboard:
             self.histories[name].add(record["value"])
             self.thumbnails.shrink(name)
             return
+        shows = record["event"] == "alert" and record["raised"] and image is not None
+        picture = jpeg(image) if shows and image is not None else b""
         with self._lock:
             self._last_event += 1
+            if picture:
+                self._pictures[self._last_event] = picture
+                while len(self._pictures) > _PICTURES:
+                    del self._pictures[next(iter(self._pictures))]
             shown = {key: value for key, value in record.items() if key in _SHOWN}
+            if picture:
+                shown["has_picture"] = True
             event = cast(EventJson, {"number": self._last_event, "id": self.ids[name], **shown})
             (self._alerts if record["event"] == "alert" else self._changes).append(event)
 
@@ -121,6 +137,22 @@ class Dashboard:
     def accept(self, name: str) -> None:
         """Make a camera's present scores and picture its normal."""
         self._live.accept(name)
+
+    def picture(self, number: int) -> bytes | None:
+        """The JPEG of an alert by the number of its event; None: it had none, or is too long ago."""
+        with self._lock:
+            return self._pictures.get(number)
+
+    def usual(self, name: str) -> UsualJson:
+        """What is usual for a camera."""
+        memory = self._live.memory(name)
+        return {
+            "camera": name,
+            "days": memory.days,
+            "bin_s": 86400 // BINS,
+            "bins": [None if one is None else (round(one[0], 4), round(one[1], 4)) for one in memory.band()],
+            "levels": [((day + 0.5) * 86400.0, round(level, 4)) for day, level in memory.levels],
+        }
 
     def again(self) -> None:
         """Send all states and raised alerts to the sinks once more."""
@@ -176,6 +208,9 @@ class Dashboard:
             "alerts": status.alerts,
             "limits": limits,
             "baseline": _number(status.baseline, 4),
+            "doubts": status.doubts,
+            "days": status.days,
+            "trend": status.trend,
             "thumbnail": None
             if picture is None
             else {"number": picture[0], "at": round(picture[1] + offset, 3)},

@@ -97,6 +97,7 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
 
     Routes: ``GET /``, ``/static/...``, ``/v1/events`` (server-sent), ``/v1/cameras``,
     ``/v1/cameras/{name}/history?since=&step=``, ``/v1/cameras/{name}/thumbnail.jpg``,
+    ``/v1/cameras/{name}/usual``, ``/v1/alerts/{number}.jpg``,
     ``POST /v1/cameras/{name}/accept`` (what it shows now is its normal),
     ``POST /v1/alerts/again`` (all states and alerts to the sinks, once more),
     ``POST /v1/login``, ``/v1/logout``. A camera is addressed by its name or its id.
@@ -132,6 +133,18 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
             return JSONResponse({"detail": f"step is {words}, since seconds since 1970"}, 422, FRESH)
         scores = await anyio.to_thread.run_sync(dashboard.history, camera, since, step)
         return JSONResponse(scores, headers=FRESH)
+
+    @app.get("/v1/cameras/{name:path}/usual")
+    async def usual(name: str) -> Response:
+        camera = dashboard.find(name)
+        return _unknown() if camera is None else JSONResponse(dashboard.usual(camera), headers=_FRESH)
+
+    @app.get("/v1/alerts/{number}.jpg")
+    async def alert_picture(number: int) -> Response:
+        picture = dashboard.picture(number)
+        if picture is None:
+            return JSONResponse({"detail": "no picture of this alert"}, 404, _FRESH)
+        return Response(picture, media_type="image/jpeg", headers=_FRESH)
 
     @app.post("/v1/cameras/{name:path}/accept")
     async def accept(name: str, request: Request) -> Response:

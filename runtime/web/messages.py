@@ -7,7 +7,7 @@ from typing import Literal, TypedDict
 from grmp_edge.runtime.live.alert import AlertKind, Severity
 from grmp_edge.runtime.live.no_picture import Verdict
 
-__all__ = ["CameraJson", "EventJson", "HistoryJson", "ThumbnailJson", "UpdateJson"]
+__all__ = ["CameraJson", "EventJson", "HistoryJson", "ThumbnailJson", "UpdateJson", "UsualJson"]
 
 
 class ThumbnailJson(TypedDict):
@@ -42,6 +42,9 @@ class CameraJson(TypedDict):
     alerts: tuple[str, ...]  # kinds raised now
     limits: dict[str, float]  # by kind of alert
     baseline: float | None
+    doubts: tuple[str, ...]  # what is wrong with its limits, as lines to read
+    days: int  # for which its usual scores are known
+    trend: str  # what a slow fall leads to, while it is raised
     thumbnail: ThumbnailJson | None
 
 
@@ -58,6 +61,7 @@ class _EventDetails(TypedDict, total=False):
     picture: Verdict
     detail: str
     retry_s: float
+    has_picture: bool  # True: GET /v1/alerts/NUMBER.jpg
 
 
 class EventJson(_EventDetails):
@@ -83,6 +87,16 @@ class UpdateJson(_NewEvents):
     at: float
     cameras: list[CameraJson]
     points: dict[str, list[list[float]]]  # by camera id: [time, mean, minimum] for each second
+
+
+class UsualJson(TypedDict):
+    """What is usual for a camera. What is not known yet is None."""
+
+    camera: str
+    days: int  # for which it is known
+    bin_s: int  # seconds of a bin
+    bins: list[tuple[float, float] | None]  # centre and spread of each bin of the day in UTC, from midnight
+    levels: list[tuple[float, float]]  # [day's noon, median difference from normal], at most 120 days
 
 
 class HistoryJson(TypedDict):
