@@ -137,14 +137,14 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
     @app.get("/v1/cameras/{name:path}/usual")
     async def usual(name: str) -> Response:
         camera = dashboard.find(name)
-        return _unknown() if camera is None else JSONResponse(dashboard.usual(camera), headers=_FRESH)
+        return _unknown() if camera is None else JSONResponse(dashboard.usual(camera), headers=FRESH)
 
     @app.get("/v1/alerts/{number}.jpg")
     async def alert_picture(number: int) -> Response:
         picture = dashboard.picture(number)
         if picture is None:
-            return JSONResponse({"detail": "no picture of this alert"}, 404, _FRESH)
-        return Response(picture, media_type="image/jpeg", headers=_FRESH)
+            return JSONResponse({"detail": "no picture of this alert"}, 404, FRESH)
+        return Response(picture, media_type="image/jpeg", headers=FRESH)
 
     @app.post("/v1/cameras/{name:path}/accept")
     async def accept(name: str, request: Request) -> Response:
