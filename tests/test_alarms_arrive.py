@@ -79,7 +79,7 @@ def test_a_killed_camera_and_its_return(tiny_bundle: Bundle, tmp_path: Path) -> 
                 assert [(hit["kind"], hit["raised"], hit["topic"]) for hit in Hook.got] == [
                     ("offline", True, "SignalLoss"), ("offline", False, "SignalLoss"),
                 ]  # fmt: skip
-                # When the watch itself is killed, the broker says that nothing is watched; the next watch says
+                # When the watch itself is killed, the broker says that nobody watches; the next watch says
                 # what is true then.
                 served.process.kill()
                 until(lambda: ears.of("grmp-edge/edge1/status")[-1] == b"offline")
