@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from grmp_edge.errors import SourceError
@@ -33,11 +34,54 @@ def open_url(url: str, timeout_s: float) -> Any:
     if user:
         passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
         passwords.add_password(None, address, user, password)
-        handlers = [
-            urllib.request.HTTPDigestAuthHandler(passwords),
-            urllib.request.HTTPBasicAuthHandler(passwords),
-        ]
+        handlers = [_Digest(passwords), _Basic(passwords)]
     return urllib.request.build_opener(*handlers).open(address, timeout=timeout_s)
+
+
+def _again(retry: Callable[..., Any], request: urllib.request.Request, refused: Any, *more: Any) -> Any:
+    """Ask again with credentials; urllib leaves the connection of the first answer open."""
+    answer = None
+    try:
+        answer = retry(request, refused, *more)
+    except BaseException:
+        refused.close()
+        raise
+    if answer is not None:
+        refused.close()
+    return answer
+
+
+class _Basic(urllib.request.HTTPBasicAuthHandler):
+    def http_error_401(self, req: urllib.request.Request, fp: Any, *more: Any) -> Any:
+        return _again(super().http_error_401, req, fp, *more)
+
+
+class _Digest(urllib.request.HTTPDigestAuthHandler):
+    """Digest authentication with SHA-256 (RFC 7616) as well, and names and passwords of any characters."""
+
+    passwd: Any  # urllib's own, which its types leave out
+
+    def http_error_401(self, req: urllib.request.Request, fp: Any, *more: Any) -> Any:
+        return _again(super().http_error_401, req, fp, *more)
+
+    def get_algorithm_impls(self, algorithm: str) -> tuple[Callable[[str], str], Callable[[str, str], str]]:
+        name = {"MD5": "md5", "SHA": "sha1", "SHA-256": "sha256"}.get(algorithm.upper())
+        if name is None:
+            raise ValueError(f"digest authentication by {algorithm} is not supported")
+
+        def digest(text: str) -> str:
+            return hashlib.new(name, text.encode(), usedforsecurity=False).hexdigest()
+
+        return digest, lambda secret, data: digest(f"{secret}:{data}")
+
+    def get_authorization(self, req: urllib.request.Request, chal: Mapping[str, str]) -> str | None:
+        header: str | None = super().get_authorization(req, chal)
+        user = self.passwd.find_user_password(chal.get("realm"), req.full_url)[0]
+        if header is None or user is None:
+            return header
+        # As a quoted string of the header, and not as urllib writes it; bytes of UTF-8 as http.client sends.
+        quoted = user.replace("\\", "\\\\").replace('"', '\\"').encode().decode("latin-1")
+        return header.replace(f'username="{user}"', f'username="{quoted}"', 1)
 
 
 @contextlib.contextmanager

@@ -87,8 +87,11 @@ def test_signals_end_it_cleanly(
     process.send_signal(number)
     rest, errors = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert errors.startswith("memory: 0 of 2 cameras known, in ") and errors.count("\n") == 1
-    assert "SECRET" not in seen + rest
+    warned, memory = errors.splitlines()
+    address = dead.replace("me:SECRET@", "")
+    assert warned.startswith(f"warning: {address}: other users of this machine see its password")
+    assert memory.startswith("memory: 0 of 2 cameras known, in ")
+    assert "SECRET" not in seen + rest + errors
     assert seen + rest == (tmp_path / "a.jsonl").read_text()
     assert all(json.loads(line)["event"] for line in (seen + rest).splitlines())
 

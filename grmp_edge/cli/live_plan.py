@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from grmp_edge.cli.groups import PERFORMANCE, option
+from grmp_edge.cli.options import typed_address
 from grmp_edge.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def plan_streams(
                     else "give 0, rtsp://, http://, gst:PIPELINE or file:VIDEO",
                 )
             source = f"file:{source}"
-        cameras.append(CameraConfig(source))
+        cameras.append(CameraConfig(typed_address(source)))
     for camera in cameras:
         file = camera.source.removeprefix("file:")
         if file != camera.source and Path(file).suffix.lower() in IMAGE_SUFFIXES:

@@ -93,6 +93,19 @@ def named_bundle(arguments: list[str] | None, bundle: Path | None) -> tuple[Path
     return named, sources
 
 
+def typed_address(address: str) -> str:
+    """An address of the command line, with each ``${NAME}`` from the environment; warns of a password."""
+    from grmp_edge.redact import from_environment, has_password, safe_name
+
+    if has_password(address):
+        typer.echo(
+            f"warning: {safe_name(address)}: other users of this machine see its password in the list of "
+            "processes (ps); write '${NAME}' in its place and set NAME in the environment, or use --streams",
+            err=True,
+        )
+    return from_environment(address, "the command line")
+
+
 def model_name(bundle: Path, model_id: str) -> str:
     """A bundle as messages name it: its path, or ``default``, and its id, which is in every score."""
     from grmp_edge.default_bundle import DEFAULT_BUNDLE, DEFAULT_NAME

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 
 from grmp_edge.cli.groups import PERFORMANCE, add_command, option
-from grmp_edge.cli.options import BackendOptions, BundleOption, PrecisionOption, model_name, named_bundle
+from grmp_edge.cli.options import (
+    BackendOptions,
+    BundleOption,
+    PrecisionOption,
+    model_name,
+    named_bundle,
+    typed_address,
+)
 from grmp_edge.cli.score_output import Meter, ScoreRun
 from grmp_edge.default_bundle import DEFAULT_BUNDLE
 from grmp_edge.errors import UsageError
@@ -123,6 +130,7 @@ def score(
     if not sources:
         Bundle.load(model, verify=False)  # what is wrong with a checkpoint or a missing bundle comes first
         raise UsageError("nothing to score", "name pictures, videos or folders after the bundle")
+    sources = [typed_address(source) if "://" in source else source for source in sources]
     frames = RawFormat.parse(raw) if raw is not None else None
     _check(sources, output, resume, follow, frames is not None, fps, cluster.address is not None)
     if tiles and not as_json and (output is None or output.suffix.lower() == ".csv"):

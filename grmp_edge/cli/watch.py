@@ -23,7 +23,14 @@ from grmp_edge.cli.live_plan import (
     describe_memory,
     plan_streams,
 )
-from grmp_edge.cli.options import BackendOptions, BundleOption, PrecisionOption, model_name, named_bundle
+from grmp_edge.cli.options import (
+    BackendOptions,
+    BundleOption,
+    PrecisionOption,
+    model_name,
+    named_bundle,
+    typed_address,
+)
 from grmp_edge.cli.serve import serve_beside
 from grmp_edge.cli.watch_view import Trends, plain_line, status_table
 
@@ -71,7 +78,7 @@ class SinkOptions:
         settings: list[dict[str, object]] = [
             {"kind": kind, "path": path} for kind, path in paths.items() if path
         ]
-        return settings + [{"kind": kind, "url": url} for kind, url in urls.items() if url]
+        return settings + [{"kind": kind, "url": typed_address(url)} for kind, url in urls.items() if url]
 
 
 def watch(

@@ -21,8 +21,6 @@ path = "scores.jsonl"
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
@@ -31,7 +29,7 @@ from typing import Any, TypeVar
 
 from grmp_edge.errors import UsageError
 from grmp_edge.files import read_text
-from grmp_edge.redact import scrub
+from grmp_edge.redact import from_environment, scrub
 from grmp_edge.runtime.live.alert import AlertRule
 from grmp_edge.runtime.video.config import CaptureConfig, check_positive
 
@@ -194,13 +192,4 @@ def _expanded(value: Any, path: Path) -> Any:
         return {key: _expanded(item, path) for key, item in value.items()}
     if isinstance(value, list):
         return [_expanded(item, path) for item in value]
-    if not isinstance(value, str):
-        return value
-
-    def look_up(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in os.environ:
-            raise UsageError(f"{path}: ${{{name}}} is not set in the environment", f"export {name}=...")
-        return os.environ[name]
-
-    return re.sub(r"\$\{(\w+)\}", look_up, value)
+    return from_environment(value, str(path)) if isinstance(value, str) else value

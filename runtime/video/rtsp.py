@@ -138,15 +138,12 @@ def _packet(packet: bytes, state: _Connection) -> bytes:
 
 def escaped(source: str) -> str:
     """The address with user and password percent-encoded, as FFmpeg requires."""
-    try:
-        bare, user, password = split_credentials(source)
-        parts = urlsplit(bare)
-    except ValueError:
+    bare, user, password = split_credentials(source)
+    if not user and not password:
         return source
-    if not user:
-        return source
+    scheme, _, rest = bare.partition("://")
     secret = f":{quote(password, safe='')}" if password else ""
-    return urlunsplit(parts._replace(netloc=f"{quote(user, safe='')}{secret}@{parts.netloc}"))
+    return f"{scheme}://{quote(user, safe='')}{secret}@{rest}"
 
 
 class RtspRelay:
