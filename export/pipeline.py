@@ -23,14 +23,21 @@ from grmp_edge.export.graph.save import data_file, save_graph
 from grmp_edge.export.mapped import Spool
 from grmp_edge.export.parity import Gate, ParityConfig
 from grmp_edge.export.precision.half import HalfConfig, float32_blocks
-from grmp_edge.export.precision.int8 import Int8Config, choose_int8
-from grmp_edge.parity import Int8Report, ParityReport
+from grmp_edge.export.precision.int8 import Int8Config, choose_gpu, choose_int8
+from grmp_edge.export.precision.quantize import GPU_OPSETS, GpuMethod
+from grmp_edge.parity import Int8GraphReport, Int8Report, ParityReport
 from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
 from grmp_edge.train.session.checkpoint import Checkpoint, load_checkpoint
 
 __all__ = ["GRAPH_FILES", "ExportConfig", "export_bundle", "export_model"]
 
-GRAPH_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+GRAPH_FILES = {
+    "fp32": "model.onnx",
+    "fp16": "model.fp16.onnx",
+    "int8": "model.int8.onnx",
+    "int8-fp16": "model.int8-fp16.onnx",
+    "fp8": "model.fp8.onnx",
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class ExportConfig:
 
     fp16: bool = False  # float32 runs everywhere; half pays on GPUs only
     int8: bool = False  # pays on CPUs with integer dot products; costs accuracy that the gate measures
+    gpu: tuple[GpuMethod, ...] = ()  # eight bits with half, for GPUs: "int8-fp16", "fp8"
     # Folder or csv of pictures from which int8 takes its ranges; None: those of the gate.
     calibration: Path | None = None
     # Folder or csv of pictures for the gate; None: those of training, or procedural ones.
@@ -111,18 +119,23 @@ def export_model(
         stages.fp32(gate)
         if config.fp16:
             report["fp32_blocks"] = stages.fp16(gate, config.half)
-        if config.int8:
+        if config.int8 or config.gpu:
             ranges, words = images, source
             if config.calibration is not None:
                 ranges, words = gate_images(
                     config.calibration, (), preprocess, config.quantize.images, fill=False
                 )
+        if config.int8:
             report["int8"] = {"calibration": words, **stages.int8(gate, ranges, config.quantize)}
+        if config.gpu:
+            report["gpu"] = {
+                method: stages.gpu(gate, ranges, config.quantize, method) for method in config.gpu
+            }
         report = {**gate.report(), **report}
         progress(f"writing {output}")
         return write_bundle(
             output,
-            {precision: (file, OPSET) for precision, file in stages.files.items()},
+            {precision: (file, GPU_OPSETS.get(precision, OPSET)) for precision, file in stages.files.items()},
             files=[data_file(file) for file in stages.files.values() if data_file(file).exists()],
             backbone=backbone,
             preprocess=preprocess,
@@ -192,6 +205,16 @@ class _Stages:
         gate.accept("int8", chosen.verdict, "nothing was written; export without --int8")
         gate.record("int8", file)
         return tried
+
+    def gpu(
+        self, gate: Gate, ranges: npt.NDArray[np.uint8], config: Int8Config, method: GpuMethod
+    ) -> Int8GraphReport:
+        """Returns what :func:`choose_gpu` found for a method."""
+        file, metadata = self._file(method), self._described(method)
+        chosen = choose_gpu(self.folded, ranges, gate, file, config, metadata, method, self.progress)
+        gate.accept(method, chosen.verdict, f"nothing was written; export without --{method}")
+        gate.record(method, file)
+        return chosen.to_json()
 
 
 def _metadata(

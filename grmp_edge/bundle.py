@@ -23,6 +23,7 @@ from grmp_edge.views import Aggregate
 
 __all__ = [
     "MANIFEST",
+    "GPU_PRECISIONS",
     "PRECISIONS",
     "SCHEMA_VERSION",
     "BackboneReport",
@@ -37,7 +38,9 @@ __all__ = [
 # them, which a reader of 1 would leave behind in a copy and whose damage it would not notice. 3: logits, and
 # several views of a picture, of which older readers would score the whole alone.
 SCHEMA_VERSION = 3
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-fp16", "fp8")
+# Half and eight bits at once: a CPU can compute them, for the gate, but never fast.
+GPU_PRECISIONS = ("int8-fp16", "fp8")
 _MEANING = (
     "probability that the picture matches 'high quality' rather than 'low quality'; higher is better; "
     "input is uint8 NHWC RGB, batch free, already squashed and cropped; casting, normalising and "
@@ -95,7 +98,7 @@ class Bundle:
     preprocess: Preprocess
     normalization: Normalization
     mos: MosScale | None
-    graphs: Mapping[str, Graph]  # by precision: fp32, fp16, int8
+    graphs: Mapping[str, Graph]  # by precision, of PRECISIONS
     parity: ParityReport = field(default_factory=ParityReport)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = 1

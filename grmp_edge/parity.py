@@ -68,6 +68,8 @@ LIMITS: Mapping[str, Limit] = MappingProxyType(
         "fp16": Limit(worst=5e-3, mean=None, srcc=0.999, spread=0.02, near=5e-3),
         # Eight bits move single scores visibly; what an application notices is their order and their mean.
         "int8": Limit(worst=None, mean=0.01, srcc=0.99, spread=0.01),
+        "int8-fp16": Limit(worst=None, mean=0.01, srcc=0.99, spread=0.01),
+        "fp8": Limit(worst=None, mean=0.01, srcc=0.99, spread=0.01),
     }
 )
 
@@ -144,6 +146,7 @@ class ParityReport(TypedDict, total=False):
     check: CheckReport
     fp32_blocks: list[int]
     int8: Int8Report
+    gpu: dict[str, Int8GraphReport]  # by precision: eight bits with half, for GPUs
     faults: dict[str, float]  # the share of training pictures whose score each plain fault lowers
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from grmp_edge.bundle import Bundle
-from grmp_edge.errors import GrmpError, UsageError
-from grmp_edge.runtime.backends import Backend, BackendOptions, Runner, open_backend
+from grmp_edge.bundle import GPU_PRECISIONS, Bundle
+from grmp_edge.errors import BundleError, GrmpError, UsageError
+from grmp_edge.runtime.backends import Backend, BackendOptions, Runner, open_backend, resolve_provider
 
 __all__ = ["BenchConfig", "BundleBench", "Timing", "bench_bundle", "compare"]
 
@@ -90,7 +90,7 @@ def bench_bundle(
     progress: Callable[[str], None] = lambda _: None,
     provider: str = "cpu",
 ) -> BundleBench:
-    """Time the graphs of a bundle; ratios are to the first one that works.
+    """Time the graphs of a bundle, on a CPU without those for GPUs; ratios are to the first that works.
 
     Raises:
         GrmpError: no graph works here.
@@ -98,7 +98,10 @@ def bench_bundle(
     backends: dict[str, Backend] = {}
     refused: dict[str, GrmpError] = {}
     try:
+        cpu = provider == "cpu" or (provider == "auto" and resolve_provider("auto") == "cpu")
         for precision, graph in bundle.graphs.items():
+            if cpu and precision in GPU_PRECISIONS:
+                continue
             progress(f"loading {precision}")
             options = BackendOptions(provider, config.threads)
             try:
@@ -107,7 +110,8 @@ def bench_bundle(
             except GrmpError as error:
                 refused[precision] = error
         if not backends:
-            raise next(iter(refused.values()))
+            none = BundleError(f"{bundle.path}: has graphs for GPUs alone", "export the checkpoint again")
+            raise next(iter(refused.values()), none)
         runners = {precision: backend.run for precision, backend in backends.items()}
         timings = compare(runners, bundle.input_size, config, progress)
     finally:

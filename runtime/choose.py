@@ -61,7 +61,8 @@ def remember(bundle: Bundle, provider: str, bench: BundleBench) -> Choice:
         ratio = timing.cpu_ratio if provider == "cpu" else timing.ratio
         times.setdefault(timing.name, {})[timing.batch] = ratio
     # From the most exact on: a less exact graph has to earn its place.
-    best, *others = sorted(times, key=PRECISIONS.index)
+    known = [name for name in PRECISIONS if name in times]
+    best, *others = known or list(times)
     for other in others:
         if all(times[other][batch] <= (1 - _GAIN) * ratio for batch, ratio in times[best].items()):
             best = other

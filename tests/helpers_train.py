@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from grmp_edge.bundle import PRECISIONS, Bundle, write_bundle
 from grmp_edge.export.fold import FoldedModel
 from grmp_edge.export.graph.emit import build_onnx
 from grmp_edge.export.graph.save import data_file, save_graph
-from grmp_edge.export.precision.quantize import Method, build_int8, layers
+from grmp_edge.export.precision.quantize import GpuMethod, Method, build_int8, layers
 from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
 from grmp_edge.train.network.backbone import Backbone, state_digest
 from grmp_edge.train.network.model import GrmpIqa
@@ -139,8 +140,12 @@ def parameters_of(model: torch.nn.Module) -> Tensors:
 
 
 def bundle_of(folded: FoldedModel, folder: Path, method: Method = "static") -> Bundle:
-    """A bundle of a network's three graphs, not judged."""
+    """A bundle of a network's graphs, not judged."""
     files = {precision: folder / f"{precision}.onnx" for precision in PRECISIONS}
+    gpu: tuple[GpuMethod, ...] = ("int8-fp16", "fp8")
+    for kind in gpu:
+        steps = dict.fromkeys(layers(folded), 0.1)
+        save_graph(partial(build_int8, folded, kind, steps, frozenset(), None), files[kind])
     scales = dict.fromkeys(layers(folded), 0.1) if method == "static" else {}
     save_graph(lambda weights: build_onnx(folded, weights=weights), files["fp32"])
     save_graph(lambda weights: build_onnx(folded, "fp16", weights=weights), files["fp16"])

@@ -16,6 +16,7 @@ from helpers_train import pictures, tiny_model
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
+from grmp_edge.bundle import GPU_PRECISIONS, Bundle
 from grmp_edge.cli import app
 from grmp_edge.errors import DataError, ParityError
 from grmp_edge.export import pipeline
@@ -27,6 +28,7 @@ from grmp_edge.export.precision.activations import Activations, calibrate
 from grmp_edge.export.precision.int8 import Int8Config, _Search
 from grmp_edge.export.precision.quantize import (
     WEIGHT_LEVELS,
+    GpuMethod,
     Method,
     activation_scale,
     build_int8,
@@ -35,8 +37,9 @@ from grmp_edge.export.precision.quantize import (
     smooth,
 )
 from grmp_edge.parity import LIMITS, Limit, Verdict
+from grmp_edge.runtime import Scorer
 from grmp_edge.runtime.backends import graph_runner, open_session
-from grmp_edge.runtime.bench import BenchConfig
+from grmp_edge.runtime.bench import BenchConfig, bench_bundle
 from grmp_edge.score import MosScale
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.session.checkpoint import Checkpoint
@@ -290,3 +293,50 @@ def test_export_command_with_eight_bits(tmp_path: Path, monkeypatch: pytest.Monk
     assert [row["precision"] for row in rows] == ["fp32", "int8"]
     result = CliRunner().invoke(app, [*arguments, "--calibration", str(tmp_path)])
     assert result.exit_code == 2 and "belongs to --int8" in result.stderr
+
+
+@pytest.mark.parametrize(("method", "opset"), [("int8-fp16", 19), ("fp8", 21)])
+def test_graphs_for_gpus_are_half_round_eight_bits(method: GpuMethod, opset: int, tmp_path: Path) -> None:
+    folded, images = fold(tiny_model(layers=3)), pictures(4)
+    scales = {name: activation_scale(seen) for name, seen in calibrate(folded, images, tmp_path).items()}
+    graph = build_int8(folded, method, scales, wide={"block1.mlp.fc"})
+    onnx.checker.check_model(graph, full_check=True)
+    assert graph.opset_import[0].version == opset
+    inferred = onnx.shape_inference.infer_shapes(graph).graph.value_info
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred}
+    eight = {TensorProto.INT8, TensorProto.FLOAT8E4M3FN}
+    kinds = [node.op_type for node in graph.graph.node]
+    for node in graph.graph.node:
+        if node.op_type == "QuantizeLinear":
+            assert types[node.output[0]] in eight
+        if node.op_type in ("DequantizeLinear", "Softmax", "Erf", "MatMul") and node.name.startswith("block"):
+            assert types[node.output[0]] == TensorProto.FLOAT16, node.name
+        if node.op_type == "LayerNormalization":
+            assert types[node.output[0]] == TensorProto.FLOAT
+    count = len(layers(folded)) - 1
+    assert kinds.count("DequantizeLinear") == 2 * count
+    assert kinds.count("QuantizeLinear") == (count if method == "int8-fp16" else 2 * count)
+    (exact,) = run(build_onnx(folded), images)
+    (scores,) = run(graph, images, optimize=False)
+    assert 1e-5 < np.abs(scores - exact).max() < 0.01
+    # The weights' eight bits are full ones: here nothing saturates in 16.
+    if method == "int8-fp16":
+        assert np.abs(weights_of(graph)["block0.mlp.fc.weight"]).max() == 127
+
+
+def test_graphs_for_gpus_are_exported_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = take(tiny_model(seed=6, layers=3), tmp_path / "c", monkeypatch)
+    arguments = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--int8-fp16", "--fp8"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    bundle = Bundle.load(tmp_path / "b")
+    assert set(bundle.graphs) == {"fp32", *GPU_PRECISIONS}
+    assert [bundle.graphs[name].opset for name in GPU_PRECISIONS] == [19, 21]
+    for name in GPU_PRECISIONS:
+        link = bundle.parity["links"][name]
+        assert link["passed"] and link["mean_tolerance"] == 0.01 and name in bundle.parity["check"]["scores"]
+        assert bundle.parity["gpu"][name]["float32_layers"] is not None
+    # A CPU can run them when asked, and neither times them nor chooses them.
+    with Scorer.open(bundle, "fp8", "cpu") as scorer:
+        assert 0 <= scorer.score(pictures(1, 32)[0]).value <= 1
+    assert {timing.name for timing in bench_bundle(bundle, ONE_RUN).timings} == {"fp32"}

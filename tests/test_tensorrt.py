@@ -172,7 +172,7 @@ def test_build_command_without_tensorrt(tiny_bundle: Bundle, monkeypatch: pytest
     assert result.stdout.startswith("trtexec --onnx=") and "maxShapes=images:2x32x32x3" in result.stdout
     result = invoke(app, ["build", str(tiny_bundle.path), "--print-trtexec", "--json"])
     assert shlex.split(json.loads(result.stdout)["trtexec"])[0] == "trtexec"
-    for wrong in (["--precision", "fp8"], ["--batch", "8"], ["--batch", "8,4,1"], ["--workspace", "0"]):
+    for wrong in (["--precision", "fp4"], ["--batch", "8"], ["--batch", "8,4,1"], ["--workspace", "0"]):
         assert invoke(app, ["build", str(tiny_bundle.path), *wrong]).exit_code == 2, wrong
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorrt" else real(name))
@@ -201,7 +201,7 @@ LAYERS = {"Layers": [
 
 
 def test_the_share_of_half_layers_is_counted() -> None:
-    assert count_types(LAYERS) == {"all": 6, "fp16": 2, "fp32": 1, "int8": 1, "other": 2}
+    assert count_types(LAYERS) == {"all": 6, "fp16": 2, "fp32": 1, "int8": 1, "fp8": 0, "other": 2}
 
 
 class StandIn:

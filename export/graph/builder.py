@@ -18,10 +18,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 __all__ = ["IR_VERSION", "OPSET", "DType", "GraphBuilder", "Output", "Value", "Weight"]
 
-DType = Literal["f32", "f16", "u8", "i8", "i32", "i64"]
+DType = Literal["f32", "f16", "f8", "u8", "i8", "i32", "i64"]  # f8: only between two operators
 
 OPSET = 17  # the first with LayerNormalization as one operator; older runtimes on devices read it
 IR_VERSION = 8  # belongs to opset 17
+_IR_VERSIONS = {OPSET: IR_VERSION, 19: 9, 21: 10}
 
 _PROTO = {
     "f32": TensorProto.FLOAT,
@@ -91,8 +92,10 @@ class Weight:
 class GraphBuilder:
     """Collects nodes and weights, from which :meth:`model` makes an ONNX model."""
 
-    def __init__(self, simulate_half: bool = False) -> None:
+    def __init__(self, simulate_half: bool = False, opset: int = OPSET) -> None:
+        """``opset``: 17; 19, the first with half scales; 21, the first whose FP8 needs no FP8 constants."""
         self.simulate_half = simulate_half
+        self.opset = opset
         self._nodes: list[onnx.NodeProto] = []
         self._weights: dict[str, Weight] = {}
         self._types: dict[str, DType] = {}
@@ -134,6 +137,8 @@ class GraphBuilder:
         self, kind: str, name: str, outputs: Sequence[str], *inputs: Value, **attributes: Any
     ) -> list[Value]:
         """Add a node with several outputs; see :meth:`op`."""
+        if kind.startswith("Reduce") and self.opset >= 18:  # axes became an input
+            inputs = (*inputs, self.ints(*attributes.pop("axes")))
         floats = {value.dtype for value in inputs if value.dtype in ("f32", "f16")}
         if len(floats) > 1:
             raise TypeError(f"{kind} {name!r} mixes {', '.join(f'{v.name}: {v.dtype}' for v in inputs)}")
@@ -206,8 +211,8 @@ class GraphBuilder:
                 weights.append(weight)
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", self.opset)],
+            ir_version=_IR_VERSIONS[self.opset],
             producer_name="grmp-edge",
         )
         helper.set_model_props(model, dict(metadata))

@@ -63,8 +63,8 @@ class JoinedEmitter(Emitter):
         query, key, value = g.ops(
             "Split", f"{name}.attn.split", names, joined, g.ints(heads, heads, heads), axis=1
         )
-        bias = block.q_bias.reshape(1, heads, 1, -1)
-        shifted = g.op("Add", f"{name}.attn.q.sum", query, g.constant(f"{name}.attn.q.bias", bias, "f32"))
+        bias = g.constant(f"{name}.attn.q.bias", block.q_bias.reshape(1, heads, 1, -1), query.dtype)
+        shifted = g.op("Add", f"{name}.attn.q.sum", query, bias)
         return shifted, key, value
 
 

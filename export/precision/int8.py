@@ -14,12 +14,20 @@ from grmp_edge.export.fold import FoldedModel
 from grmp_edge.export.graph.save import data_file, discard, save_graph
 from grmp_edge.export.parity import Gate, graph_readings, link_report
 from grmp_edge.export.precision.activations import calibrate
-from grmp_edge.export.precision.quantize import Method, activation_scale, build_int8, layers, smooth
+from grmp_edge.export.precision.quantize import (
+    GPU_OPSETS,
+    GpuMethod,
+    Method,
+    activation_scale,
+    build_int8,
+    layers,
+    smooth,
+)
 from grmp_edge.parity import Int8GraphReport, Int8Report, Verdict
 from grmp_edge.runtime.backends import graph_runner, open_session
 from grmp_edge.runtime.bench import BenchConfig, compare
 
-__all__ = ["Int8Config", "Int8Graph", "choose_int8"]
+__all__ = ["Int8Config", "Int8Graph", "choose_gpu", "choose_int8"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,27 @@ def choose_int8(
     return replace(chosen, file=file), report
 
 
+def choose_gpu(
+    folded: FoldedModel,
+    calibration: npt.NDArray[np.uint8],
+    gate: Gate,
+    file: Path,
+    config: Int8Config,
+    metadata: Mapping[str, str],
+    method: GpuMethod,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Int8Graph:
+    """Write the best graph of a method for GPUs to ``file``; arguments as of :func:`choose_int8`.
+
+    It is judged in a simulation that rounds and overflows as half-precision hardware does.
+    """
+    search = _Search(folded, calibration, gate, file.parent, config, metadata, progress)
+    graph = search.best(method)
+    search.write(method, graph.smoothing, frozenset(graph.wide), file)
+    discard(graph.file)
+    return replace(graph, file=file)
+
+
 class _Search:
     """Calibrates each smoothing once, and searches the best graph of a method."""
 
@@ -210,14 +239,18 @@ class _Search:
     def _readings(
         self, method: Method, strength: float, wide: frozenset[str], count: int
     ) -> npt.NDArray[np.float64]:
-        file = self.folder / "candidate.onnx"
-        self.write(method, strength, wide, file)
+        file, simulated = self.folder / "candidate.onnx", method in GPU_OPSETS
+        self.write(method, strength, wide, file, simulated)
         try:
-            return graph_readings(file, self.gate.images[:count], self.gate.config.batch)
+            return graph_readings(file, self.gate.images[:count], self.gate.config.batch, not simulated)
         finally:
             discard(file)
 
-    def write(self, method: Method, strength: float, wide: frozenset[str], file: Path) -> None:
-        """Write the graph of a method and smoothing with the layers ``wide`` in float32."""
+    def write(
+        self, method: Method, strength: float, wide: frozenset[str], file: Path, simulated: bool = False
+    ) -> None:
+        """Write the graph of a method and smoothing with the layers ``wide`` not in eight bits."""
         network, scales = self.smoothed[strength], self.scales[strength]
-        save_graph(lambda weights: build_int8(network, method, scales, wide, self.metadata, weights), file)
+        save_graph(
+            lambda weights: build_int8(network, method, scales, wide, self.metadata, weights, simulated), file
+        )

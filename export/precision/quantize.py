@@ -6,6 +6,10 @@ products.
 ``dynamic`` computes the scale of each activation in every run (DynamicQuantizeLinear, MatMulInteger).
 Everything else (softmax, norms, the class token's head) stays float32.
 
+Two more are for GPUs. Around a static graph's eight bits a strongly typed builder keeps float32, which is
+slower than half; so ``int8-fp16`` and ``fp8`` are the half graph with eight-bit products: scales and all that
+lies between the products are half, norms and head float32 as in ``fp16``. ``fp8`` is E4M3, for Ada and newer.
+
 Tried for the static graph on ViT-B/16 and rejected (CPU time, onnxruntime 1.31, AVX-512 VNNI): three products
 for queries, keys and values on one rounded input, which avoids the Split but is not fused (1.5 times the
 time); eight-bit query-key products (no gain); uint8 instead of int8 activations (no gain); omitting two of
@@ -24,10 +28,20 @@ import onnx
 
 from grmp_edge.export.fold import FoldedModel, Norm
 from grmp_edge.export.graph.builder import DType, GraphBuilder, Value, Weight
-from grmp_edge.export.graph.emit import emit_model
+from grmp_edge.export.graph.emit import Emitter, emit_model
 from grmp_edge.export.precision.activations import Activations, JoinedEmitter
 
-__all__ = ["WEIGHT_LEVELS", "Method", "activation_scale", "build_int8", "layers", "quantize_weight", "smooth"]
+__all__ = [
+    "GPU_OPSETS",
+    "WEIGHT_LEVELS",
+    "GpuMethod",
+    "Method",
+    "activation_scale",
+    "build_int8",
+    "layers",
+    "quantize_weight",
+    "smooth",
+]
 
 # Seven bits. x86 without VNNI adds two products of an unsigned activation and a signed weight in 16 bits with
 # saturation: 2 x 255 x 64 fits, 2 x 255 x 127 does not, and a graph made on one CPU would compute something
@@ -35,7 +49,14 @@ __all__ = ["WEIGHT_LEVELS", "Method", "activation_scale", "build_int8", "layers"
 # graphs share, and is a setting that a user of the ONNX file alone does not know.
 WEIGHT_LEVELS = 64
 
-Method = Literal["static", "dynamic"]
+GpuMethod = Literal["int8-fp16", "fp8"]
+Method = Literal["static", "dynamic", "int8-fp16", "fp8"]
+GPU_OPSETS = {
+    "int8-fp16": 19,
+    "fp8": 21,
+}  # the first with half scales; the first whose FP8 needs no FP8 constants
+_FP8_MAX = 448.0  # of E4M3
+_FP8 = 17  # TensorProto.FLOAT8E4M3FN
 Array = npt.NDArray[np.float32]
 
 
@@ -50,10 +71,10 @@ def layers(folded: FoldedModel) -> list[str]:
     return names
 
 
-def quantize_weight(weight: Array) -> tuple[npt.NDArray[np.int8], Array]:
-    """Round (in, out) to -64..64 as int8, symmetric, each output channel with its own scale (out,)."""
-    scale = np.maximum(np.abs(weight).max(axis=0), 1e-12) / WEIGHT_LEVELS
-    rounded = np.clip(np.rint(weight / scale), -WEIGHT_LEVELS, WEIGHT_LEVELS)
+def quantize_weight(weight: Array, levels: int = WEIGHT_LEVELS) -> tuple[npt.NDArray[np.int8], Array]:
+    """Round (in, out) to -levels..levels as int8, symmetric, each output channel with its scale (out,)."""
+    scale = np.maximum(np.abs(weight).max(axis=0), 1e-12) / levels
+    rounded = np.clip(np.rint(weight / scale), -levels, levels)
     return rounded.astype(np.int8), scale.astype(np.float32)
 
 
@@ -139,20 +160,26 @@ def build_int8(
     wide: Set[str] = frozenset(),
     metadata: Mapping[str, str] | None = None,
     weights: list[Weight] | None = None,
+    simulate_half: bool = False,
 ) -> onnx.ModelProto:
     """The graph with eight-bit linear layers; input and output as in :func:`build_onnx`.
 
     Args:
         folded: the network, smoothed or not.
-        method: ``static`` or ``dynamic``.
-        scales: by layer, the step of its input; needed for ``static``.
-        wide: names of layers to leave in float32.
+        method: see the head of this module.
+        scales: by layer, the step of its input in int8; ``dynamic`` needs none.
+        wide: names of layers to leave in float32, for a GPU in half.
         metadata: strings for the model's metadata_props.
         weights: a list that takes the weights instead of the model.
+        simulate_half: for a GPU: as in :func:`build_onnx`.
     """
     chosen = set(layers(folded)) - wide
-    emitter = _Int8(GraphBuilder(), folded, method, scales, chosen)
-    return emit_model(emitter, metadata=metadata, weights=weights)
+    if method not in GPU_OPSETS:
+        emitter: JoinedEmitter = _Int8(GraphBuilder(), folded, method, scales, chosen)
+        return emit_model(emitter, metadata=metadata, weights=weights)
+    builder = GraphBuilder(simulate_half, GPU_OPSETS[method])
+    emitter = _Gpu(builder, folded, method, scales, chosen)
+    return emit_model(emitter, "fp16", metadata=metadata, weights=weights)
 
 
 class _Int8(JoinedEmitter):
@@ -198,3 +225,56 @@ class _Int8(JoinedEmitter):
         near = f"{x.name}.q"
         types: dict[str, DType] = {near: "u8", f"{near}.scale": "f32", f"{near}.zero": "u8"}
         return self.g.convert("DynamicQuantizeLinear", types, x)
+
+
+class _Gpu(JoinedEmitter):
+    """Half everywhere that ``fp16`` is, with eight bits between QuantizeLinear and DequantizeLinear."""
+
+    patch_rows = Emitter.patch_rows  # a convolution, as in fp16
+
+    def __init__(
+        self,
+        builder: GraphBuilder,
+        folded: FoldedModel,
+        method: Method,
+        scales: Mapping[str, float],
+        chosen: Set[str],
+    ) -> None:
+        super().__init__(builder, folded)
+        self.fp8, self.scales, self.chosen = method == "fp8", scales, chosen
+
+    def linear(self, name: str, x: Value, weight: Array, bias: Array | None = None) -> Value:
+        if name not in self.chosen or x.dtype != "f16":
+            return super().linear(name, x, weight, bias)
+        g = self.g
+        # The calibrated step is of int8; the largest value that it stands for is the same.
+        step = self.scales[name] * (127 / _FP8_MAX if self.fp8 else 1.0)
+        values = self._between(x, f"{x.name}.q", step)
+        if self.fp8:
+            # One scale for all of it, as FP8 products want; rounded once, when the engine is built.
+            largest = float(np.maximum(np.abs(weight).max(), 1e-12))
+            wide = self._between(
+                g.constant(f"{name}.weight", weight, "f16"), f"{name}.weight.q", largest / _FP8_MAX
+            )
+        else:
+            rounded, scale = quantize_weight(weight, 127)
+            steps = g.constant(f"{name}.weight.scale", scale, "f16")
+            w = g.constant(f"{name}.weight", rounded, "i8")
+            zeros = g.constant(f"zeros.{len(scale)}.i8", np.zeros(len(scale)), "i8")
+            wide = g.convert("DequantizeLinear", {f"{name}.weight.wide": "f16"}, w, steps, zeros, axis=1)[0]
+        product = g.op("MatMul", name, values, wide)
+        if bias is None:
+            return product
+        return g.op("Add", f"{name}.sum", product, g.constant(f"{name}.bias", bias, "f16"))
+
+    def _between(self, x: Value, name: str, step: float) -> Value:
+        """A tensor rounded to eight bits and back."""
+        g = self.g
+        # A half smaller than this would be 0, and divide by it.
+        scale = g.constant(f"{name}.scale", max(step, 2.0**-20), "f16")
+        if self.fp8:
+            rounded = g.convert("QuantizeLinear", {name: "f8"}, x, scale, output_dtype=_FP8)[0]
+            return g.convert("DequantizeLinear", {f"{name}.wide": "f16"}, rounded, scale)[0]
+        zero = g.constant("zero.i8", 0, "i8")
+        rounded = g.convert("QuantizeLinear", {name: "i8"}, x, scale, zero)[0]
+        return g.convert("DequantizeLinear", {f"{name}.wide": "f16"}, rounded, scale, zero)[0]

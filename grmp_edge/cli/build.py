@@ -34,7 +34,11 @@ def build(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by grmp-edge export.")],
     precision: Annotated[
         str | None,
-        option("--precision", "fp32, fp16 or int8; default: fp16 where it is there.", metavar="NAME"),
+        option(
+            "--precision",
+            "fp32, fp16, int8, int8-fp16 or fp8; default: fp16 where it is there.",
+            metavar="NAME",
+        ),
     ] = None,
     batch: Annotated[
         str, option("--batch", "Batch sizes the engine takes; tuned for OPT.", metavar="MIN,OPT,MAX")
@@ -129,7 +133,9 @@ def build(
 def _shares(layers: Mapping[str, int]) -> str:
     """How many layers compute in which type, as text."""
     total = max(1, layers.get("all", 0))
-    shares = ", ".join(f"{name} {layers.get(name, 0) / total:.0%}" for name in ("fp16", "int8", "fp32"))
+    shares = ", ".join(
+        f"{name} {layers.get(name, 0) / total:.0%}" for name in ("fp16", "int8", "fp8", "fp32")
+    )
     return f"{layers.get('all', 0)} layers: {shares}"
 
 

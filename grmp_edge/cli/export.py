@@ -18,6 +18,7 @@ from grmp_edge.errors import GrmpError, UsageError
 
 if TYPE_CHECKING:
     from grmp_edge.bundle import Bundle
+    from grmp_edge.export.precision.quantize import GpuMethod
     from grmp_edge.runtime.tensorrt.build import Built
     from grmp_edge.runtime.tensorrt.engine_cache import Profile
 
@@ -40,11 +41,17 @@ def export(
         bool,
         option("--int8", "Also write an eight-bit graph, for CPUs with VNNI or dot-product instructions."),
     ] = False,
+    int8_fp16: Annotated[
+        bool, option("--int8-fp16", "Also write a graph of eight bits and half, for GPUs.")
+    ] = False,
+    fp8: Annotated[
+        bool, option("--fp8", "Also write a graph of FP8 and half, for GPUs from Ada and Hopper on.")
+    ] = False,
     calibration: Annotated[
         Path | None,
         option(
             "--calibration",
-            "Pictures for the ranges of --int8: a folder or a csv; default: those of the gate.",
+            "Pictures for the ranges of eight bits: a folder or a csv; default: those of the gate.",
             metavar="SOURCE",
         ),
     ] = None,
@@ -97,8 +104,10 @@ def export(
     need_export()
     from grmp_edge.export.pipeline import ExportConfig, export_bundle
 
-    if calibration is not None and not int8:
-        raise UsageError("--calibration belongs to --int8")
+    methods: dict[GpuMethod, bool] = {"int8-fp16": int8_fp16, "fp8": fp8}
+    gpu = tuple(method for method, asked in methods.items() if asked)
+    if calibration is not None and not int8 and not gpu:
+        raise UsageError("--calibration belongs to --int8, --int8-fp16 and --fp8")
     if batch is not None and not tensorrt and triton is None:
         raise UsageError("--batch belongs to --tensorrt and --triton", "add one of them, or leave it out")
     from grmp_edge.cli.build import parse_profile, say_triton, write_plan
@@ -107,7 +116,7 @@ def export(
     profile = parse_profile(batch or "1,8,8")
     engine = _engine(fp16, profile) if tensorrt else None
     target = output or Path("bundles") / checkpoint.resolve().name
-    config = ExportConfig(fp16=fp16, int8=int8, calibration=calibration, images=images, weights=weights)
+    config = ExportConfig(fp16, int8, gpu, calibration, images, weights)
     with stages() as stage:
         bundle = export_bundle(checkpoint, target, config, stage)
         rows = _rows(bundle, stage)
@@ -222,7 +231,7 @@ def _rows(bundle: Bundle, stage: Callable[[str], None]) -> list[dict[str, Any]]:
                 "bytes": graph.bytes,
                 "precision": "fp16, as on a GPU" if simulated else name,
                 **{key: link[key] for key in ("max_abs", "mean_abs", "srcc", "srcc_needed")},
-                "cpu_ms": None if simulated else milliseconds[name],
+                "cpu_ms": None if simulated else milliseconds.get(name),
             }
         )
     return rows

@@ -29,7 +29,7 @@ Distortions = Annotated[
 
 # The choices stand here once more: the modules that own them load numpy, OpenCV or torch.
 Normalization = Literal["imagenet", "clip"]
-Precision = Literal["auto", "fp32", "fp16", "int8"]
+Precision = Literal["auto", "fp32", "fp16", "int8", "int8-fp16", "fp8"]
 
 PrecisionOption = Annotated[
     Precision,

@@ -352,9 +352,10 @@ def count_types(information: Mapping[str, Any]) -> dict[str, int]:
         information: the engine inspector's JSON, built with detailed verbosity.
 
     Returns:
-        Layers by the type of their first output: ``fp16``, ``fp32``, ``int8`` and ``other``; and ``all``.
+        Layers by the type of their first output ``fp16``, ``fp32``, ``int8``, ``fp8`` or
+        ``other``; and ``all``.
     """
-    counts = {"all": 0, "fp16": 0, "fp32": 0, "int8": 0, "other": 0}
+    counts = {"all": 0, "fp16": 0, "fp32": 0, "int8": 0, "fp8": 0, "other": 0}
     for layer in information.get("Layers", []):
         # With brief verbosity a layer is only its name.
         outputs = layer.get("Outputs", []) if isinstance(layer, dict) else []
@@ -366,7 +367,8 @@ def count_types(information: Mapping[str, Any]) -> dict[str, int]:
 
 def _type_of(text: str) -> str:
     # "Half" in one version, "Row major linear FP16 format" in another.
-    for name, pattern in (("fp16", r"fp16|half"), ("int8", r"\bint8"), ("fp32", r"fp32|float")):
+    patterns = {"fp16": r"fp16|half", "int8": r"\bint8", "fp8": r"fp8|e4m3", "fp32": r"fp32|float"}
+    for name, pattern in patterns.items():
         if re.search(pattern, text, re.IGNORECASE):
             return name
     return "other"
