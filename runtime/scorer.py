@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,23 +16,45 @@ import numpy.typing as npt
 from grmp_edge.arrays import from_pil, is_pil, to_rgb8
 from grmp_edge.bundle import Bundle
 from grmp_edge.default_bundle import DEFAULT_BUNDLE
-from grmp_edge.errors import BackendError, GrmpError
+from grmp_edge.errors import BackendError, GrmpError, ImageError, first_line
 from grmp_edge.files import Closing
 from grmp_edge.preprocess import Decoded, decode_picture, read_picture
+from grmp_edge.redact import safe_name
 from grmp_edge.runtime.backends import Backend, BackendOptions, open_backend
 from grmp_edge.runtime.choose import AUTO, choose
 from grmp_edge.runtime.sources.sources import Failure, Picture, Sampling, read_sources
+from grmp_edge.runtime.video.files import VIDEO_SUFFIXES
 from grmp_edge.score import Origin, Score, Tile
 from grmp_edge.views import EVEN, Box, Views, sigmoid
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-__all__ = ["ImageLike", "Prepared", "Scorer", "in_order"]
+__all__ = ["ImageLike", "Prepared", "Scorer", "in_order", "score"]
 
-# A path, the bytes of a picture file, or decoded pixels: uint8 (H, W, 3) RGB; grey, RGBA, uint16 and
-# Pillow's images are converted by grmp_edge.arrays.
-ImageLike: TypeAlias = "str | Path | bytes | bytearray | memoryview | npt.NDArray[np.generic] | PilImage"
+
+class BinaryFile(Protocol):
+    """What ``open(path, "rb")`` gives."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most ``size`` bytes."""
+
+
+class Tensor(Protocol):
+    """Another library's array, which numpy reads by DLPack."""
+
+    def __dlpack__(self) -> Any:
+        """Its capsule."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Its kind of device and the device's number."""
+
+
+# A path or an http address, the bytes of a picture file or an open one, or decoded pixels: uint8 (H, W, 3) RGB;
+# grey, RGBA, uint16 and Pillow's images are converted by grmp_edge.arrays.
+ImageLike: TypeAlias = (
+    "str | Path | bytes | bytearray | memoryview | BinaryFile | npt.NDArray[np.generic] | Tensor | PilImage"
+)
 
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
 Float64Array: TypeAlias = npt.NDArray[np.float64]
@@ -115,8 +138,9 @@ class Scorer(Closing):
         """Score one picture.
 
         Args:
-            image: a path, the bytes of a file, an array (H, W, 3) in RGB order, or one of Pillow's images.
-            name: the result's ``source``; default: its path.
+            image: a path, an http address, the bytes of a file, a file opened with ``"rb"``, an array or a
+                tensor in the CPU's memory (H, W, 3) in RGB order, or one of Pillow's images.
+            name: the result's ``source``; default: its path, without credentials.
             tiles: whether to give the score of each native crop; default: as :meth:`open` says.
             data_range: of an array, what white is if not the largest value of its type: 1.0 for floating
                 point in 0..1, 4095 for twelve bits.
@@ -151,17 +175,20 @@ class Scorer(Closing):
 
     def score_many(
         self,
-        pictures: Iterable[str | Path | Picture | Failure],
+        pictures: Iterable[ImageLike | Picture | Failure] | str | Path,
         batch_size: int = 8,
         sampling: Sampling | None = None,
+        data_range: float | None = None,
     ) -> Iterator[Score | Failure]:
         """Score a stream in batches; little more than ``batch_size`` prepared views are held.
 
         Args:
-            pictures: names as :func:`read_sources` takes them (files, folders, globs, videos), decoded
-                pictures, or failures from upstream, which are passed on.
+            pictures: a list, a generator or one name: names as :func:`read_sources` takes them (files,
+                folders, globs, videos), pictures as for :meth:`score`, or failures from upstream, which are
+                passed on.
             batch_size: views per inference, if one picture has no more. CPUs stop gaining at 8.
             sampling: which frames of videos to score; default all.
+            data_range: of arrays, as for :meth:`score`.
 
         Yields:
             In the order of ``pictures``: a Score for each picture and a Failure for each that cannot be read.
@@ -171,7 +198,7 @@ class Scorer(Closing):
         # The batch so far; failures wait in it too, so that the order holds.
         waiting: list[Prepared | Failure] = []
         ready = 0
-        for item in _decoded(pictures, sampling):
+        for item in _decoded(pictures, sampling, data_range):
             prepared = item if isinstance(item, Failure) else self._prepared(item)
             waiting.append(prepared)
             ready += len(prepared.views.pixels) if isinstance(prepared, Prepared) else 0
@@ -278,6 +305,39 @@ class Scorer(Closing):
         self.backend.close()
 
 
+@overload
+def score(pictures: ImageLike, data_range: float | None = ...) -> Score: ...
+@overload
+def score(
+    pictures: list[Any] | tuple[Any, ...] | Iterator[Any], data_range: float | None = ...
+) -> Iterator[Score | Failure]: ...
+def score(
+    pictures: ImageLike | list[Any] | tuple[Any, ...] | Iterator[Any], data_range: float | None = None
+) -> Score | Iterator[Score | Failure]:
+    """Score with the model that ships, opened at the first call and kept.
+
+    Args:
+        pictures: one picture, as for :meth:`Scorer.score`; or a list, tuple or generator of pictures, clips,
+            folders and globs, as for :meth:`Scorer.score_many`.
+        data_range: of arrays, as for :meth:`Scorer.score`.
+
+    Returns:
+        The score of one picture, or an iterator of scores and failures.
+
+    Raises:
+        ImageError: the one picture cannot be read.
+    """
+    many = isinstance(pictures, (list, tuple, Iterator)) and not hasattr(pictures, "read")
+    if many:
+        return _shared().score_many(cast("Iterable[ImageLike]", pictures), data_range=data_range)
+    return _shared().score(cast(ImageLike, pictures), data_range=data_range)
+
+
+@functools.lru_cache(maxsize=1)
+def _shared() -> Scorer:
+    return Scorer.open()
+
+
 def in_order(waiting: Iterable[Prepared | Failure], scores: Iterable[Score]) -> Iterator[Score | Failure]:
     """Yield ``waiting`` with each prepared picture replaced by the next of ``scores``."""
     following = iter(scores)
@@ -286,25 +346,86 @@ def in_order(waiting: Iterable[Prepared | Failure], scores: Iterable[Score]) -> 
 
 
 def _decoded(
-    pictures: Iterable[str | Path | Picture | Failure], sampling: Sampling | None
+    pictures: Iterable[ImageLike | Picture | Failure] | str | Path,
+    sampling: Sampling | None,
+    data_range: float | None,
 ) -> Iterator[Picture | Failure]:
     if isinstance(pictures, (str, Path)):  # a str would be iterated letter by letter
         pictures = [pictures]
-    for item in pictures:
+    for index, item in enumerate(pictures):
         if isinstance(item, (Picture, Failure)):
             yield item
-        else:
+        elif isinstance(item, (str, Path)):
             yield from read_sources([item], sampling)
+        else:
+            name = _name(item, index)
+            try:
+                decoded = _decode(item, data_range)
+            except GrmpError as error:
+                yield Failure(name, error)
+            else:
+                yield Picture(decoded.pixels, name, damage=decoded.damage, note=decoded.note)
 
 
 def _decode(image: ImageLike, data_range: float | None) -> Decoded:
+    """Any kind of picture, decoded.
+
+    Raises:
+        ImageError: it is none; the message names its type.
+    """
+    if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
+        from grmp_edge.runtime.sources.http import fetch_picture
+
+        return decode_picture(fetch_picture(image), safe_name(image))
     if isinstance(image, (str, Path)):
+        if Path(image).suffix.lower() in VIDEO_SUFFIXES:
+            raise ImageError(
+                f"{image}: a clip, which has many scores", "give a list of it, or use score_many"
+            )
         return read_picture(image)
     if isinstance(image, (bytes, bytearray)) or (isinstance(image, memoryview) and image.ndim == 1):
         return decode_picture(bytes(image))
-    array = from_pil(image) if is_pil(image) else np.asarray(image)
-    return Decoded(to_rgb8(array, data_range))
+    if callable(getattr(image, "read", None)):
+        return decode_picture(_read(cast(BinaryFile, image)), _name(image, 0))
+    return Decoded(to_rgb8(_array(image), data_range))
+
+
+def _array(image: Any) -> npt.NDArray[np.generic]:
+    kind = f"{type(image).__module__}.{type(image).__qualname__}".removeprefix("builtins.")
+    if is_pil(image):
+        return from_pil(image)
+    if not isinstance(image, np.ndarray) and hasattr(image, "__dlpack__"):
+        if image.__dlpack_device__()[0] not in (1, 3):  # DLPack's numbers of plain and of page-locked memory
+            raise ImageError(f"{kind}: a tensor in a GPU's memory", "copy it first: tensor.cpu()")
+        try:
+            return np.asarray(np.from_dlpack(image))
+        except Exception as error:  # each library has its own
+            raise ImageError(f"{kind}: {first_line(error)}", "give tensor.detach() of uint8") from None
+    try:
+        array = np.asarray(image)
+    except ValueError:  # a list of unequal parts
+        array = np.empty((), object)
+    if array.dtype.kind not in "fiub" or not array.ndim:
+        remedy = "give a path, bytes, an open file, an array or a tensor; many pictures: score_many"
+        raise ImageError(f"an object of type {kind} is not a picture", remedy)
+    return array
+
+
+def _read(file: BinaryFile) -> bytes:
+    """An open file to its end, within the limit of a download."""
+    from grmp_edge.runtime.sources.http import FetchConfig
+
+    limit = FetchConfig().max_bytes
+    data = file.read(limit + 1)
+    if not isinstance(data, bytes):
+        raise ImageError(f"{_name(file, 0)}: read as {type(data).__name__}, not bytes", 'open it with "rb"')
+    if len(data) > limit:
+        raise ImageError(f"{_name(file, 0)}: more than {limit >> 20} MB", "make it smaller")
+    return data
 
 
 def _name(image: ImageLike, index: int) -> str:
-    return str(image) if isinstance(image, (str, Path)) else f"image {index}"
+    if isinstance(image, (str, Path)):
+        return safe_name(str(image)) if "://" in str(image) else str(image)
+    name = getattr(image, "name", None)  # of an open file
+    return name if isinstance(name, str) and hasattr(image, "read") else f"image {index}"
