@@ -50,8 +50,8 @@ class Tensor(Protocol):
         """Its kind of device and the device's number."""
 
 
-# A path or an http address, the bytes of a picture file or an open one, or decoded pixels: uint8 (H, W, 3) RGB;
-# grey, RGBA, uint16 and Pillow's images are converted by grmp_edge.arrays.
+# A path or an http address, the bytes of a picture file or an open one, or decoded pixels: uint8 (H, W, 3)
+# RGB; grey, RGBA, uint16 and Pillow's images are converted by grmp_edge.arrays.
 ImageLike: TypeAlias = (
     "str | Path | bytes | bytearray | memoryview | BinaryFile | npt.NDArray[np.generic] | Tensor | PilImage"
 )

