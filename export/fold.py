@@ -183,7 +183,7 @@ def fold(model: GrmpIqa, prompts: bool = True) -> FoldedModel:
         blocks.append(_fold_block(block, projected))
     high, low = _wide(model.quality_features())
     head_bias, head_row = float(model.head_bias), np.zeros(0, np.float32)
-    if stem is not None and bool(model.head_row.any()):
+    if stem is not None:  # also where it is 0, for `grmp-edge calibrate`
         head_row = _array(model.head_row)
         head_bias -= float(_wide(visual.embedding.stats_mean) * stem.statistics_scale @ _wide(model.head_row))
     scale = float(np.exp(_wide(model.clip.logit_scale)).item())

@@ -18,7 +18,7 @@ from grmp_edge.files import replace_folder, sha256_bytes, sha256_file
 from grmp_edge.onnx_wire import external_files
 from grmp_edge.parity import ParityReport
 from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
-from grmp_edge.score import MosScale
+from grmp_edge.score import Interval, MosScale
 from grmp_edge.views import Aggregate
 
 __all__ = [
@@ -105,6 +105,7 @@ class Bundle:
     files: Mapping[str, DataFile] = field(default_factory=dict)  # by name inside the bundle
     aggregate: Aggregate = field(default_factory=Aggregate)  # of the logits of a picture's views
     causes: tuple[str, ...] = ()  # the columns of the graphs' logits behind the first
+    interval: Interval | None = None  # how sure its scores are, where it was calibrated
 
     @classmethod
     def load(cls, path: str | Path, verify: bool = True) -> Bundle:
@@ -202,6 +203,7 @@ class Bundle:
             if views
             else Aggregate(),
             causes=causes,
+            interval=_interval(data.get("interval")),
         )
 
     def _check(self, name: str, listed: Graph | DataFile, verify: bool) -> None:
@@ -248,6 +250,12 @@ class Bundle:
     def input_size(self) -> int:
         """Side of the square the graph reads, in pixels."""
         return self.preprocess.crop
+
+
+def _interval(found: Mapping[str, Any] | None) -> Interval | None:
+    if not found:
+        return None
+    return Interval(float(found["half_width"]), float(found["coverage"]), int(found["labels"]))
 
 
 _AGAIN = "copy or export the bundle again"
@@ -297,6 +305,7 @@ def write_bundle(
     aggregate: Aggregate | None = None,
     causes: Sequence[str] = (),
     logits: str = "",
+    interval: Interval | None = None,
 ) -> Bundle:
     """Write a bundle in one step: it replaces an older one as a whole, or not at all.
 
@@ -306,7 +315,7 @@ def write_bundle(
         backbone, preprocess, normalization, mos, parity, provenance: as in :class:`Bundle`.
         files: data files of the graphs, named as the graphs name them; moved too. The graphs themselves tell
             which of them reads which file.
-        aggregate, causes: as in :class:`Bundle`.
+        aggregate, causes, interval: as in :class:`Bundle`.
         logits: the graphs' output of that name; see :class:`Graph`.
 
     Raises:
@@ -358,6 +367,7 @@ def write_bundle(
             "normalization": {**asdict(normalization), "in_graph": True},
             "score": {"low": 0.0, "high": 1.0, "meaning": _MEANING},
             "mos": asdict(mos) if mos else None,
+            **({"interval": asdict(interval)} if interval else {}),
             "graphs": listed,
             **({"files": shared} if shared else {}),
             "parity": dict(parity),

@@ -249,7 +249,12 @@ class _Ridge:
 
 
 def fit_head(
-    seen: Seen, quality: npt.ArrayLike, twins: Twins | None = None, seed: int = 0, prior: bool = True
+    seen: Seen,
+    quality: npt.ArrayLike,
+    twins: Twins | None = None,
+    seed: int = 0,
+    prior: bool = True,
+    doubt: float = _DOUBT,
 ) -> Fit:
     """Fit a head to labelled pictures, or leave the network's own order where no head ranks better.
 
@@ -259,6 +264,8 @@ def fit_head(
         twins: distorted copies of some of them.
         seed: of the folds.
         prior: False is plain ridge regression without the network's own score, whatever it is worth.
+        doubt: by how much the network's own order must beat the head's before it stays, times the root of n;
+            0 is strict.
     """
     target = target_logits(quality)
     ridge = _Ridge(seen, twins, target)
@@ -282,8 +289,7 @@ def fit_head(
     rounds, sight = ridge.left_out(best, folds)
     start, chosen = srcc(seen.logits, target), _mean_srcc(rounds, target)
     plain_rounds, _ = ridge.left_out(plain, folds)
-    doubt = _DOUBT / len(seen) ** 0.5
-    takes_ridge = not prior or not np.isfinite(start) or chosen > start - doubt
+    takes_ridge = not prior or not np.isfinite(start) or chosen > start - doubt / len(seen) ** 0.5
     head = ridge.head(best) if takes_ridge else start_head(seen, quality)
     predicted: Float = np.mean(rounds, axis=0) if takes_ridge else head(seen)
     own = None if twins is None or not len(twins.of) else twins.seen.logits < seen.logits[twins.of]
@@ -303,7 +309,12 @@ def fit_head(
 
 
 def cross_validated(
-    seen: Seen, quality: npt.ArrayLike, twins: Twins | None = None, seed: int = 0, prior: bool = True
+    seen: Seen,
+    quality: npt.ArrayLike,
+    twins: Twins | None = None,
+    seed: int = 0,
+    prior: bool = True,
+    doubt: float = _DOUBT,
 ) -> Float:
     """Logits (n,) of each picture by a head that was fitted, and its settings chosen, without its label.
 
@@ -312,7 +323,8 @@ def cross_validated(
     labels, logits = np.asarray(quality, np.float64), np.zeros(len(seen))
     for learned, left in folds_of(len(seen), seed):
         own = None if twins is None else twins.of_pictures(learned.tolist())
-        logits[left] = fit_head(seen.take(learned), labels[learned], own, seed, prior).head(seen.take(left))
+        fit = fit_head(seen.take(learned), labels[learned], own, seed, prior, doubt)
+        logits[left] = fit.head(seen.take(left))
     return logits
 
 

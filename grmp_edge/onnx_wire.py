@@ -1,15 +1,17 @@
-"""The names of an ONNX file's external data files, read from its bytes without onnx or protobuf.
+"""Where an ONNX file keeps its weights, read from its bytes without onnx or protobuf.
 
 Weights inside the file are skipped by their length, unread. Field numbers are those of onnx.proto.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["external_files"]
+__all__ = ["StoredWeight", "added_outputs", "external_files", "stored_weights"]
 
 # By message, the fields that lead to tensors and the message each of them holds.
 _FOLLOW: dict[str, dict[int, str]] = {
@@ -25,6 +27,15 @@ _FOLLOW: dict[str, dict[int, str]] = {
 _DEEPEST = 100  # protobuf's own limit
 
 
+@dataclass(frozen=True)
+class StoredWeight:
+    """The bytes of a graph's weight: in the graph's own file (``location`` is empty), or in one beside it."""
+
+    location: str
+    offset: int
+    length: int
+
+
 def external_files(path: Path) -> list[str]:
     """The ``location`` of every external weight as written, without repetition, in order.
 
@@ -32,6 +43,66 @@ def external_files(path: Path) -> list[str]:
         ValueError: it is not an ONNX file.
         OSError: it cannot be read.
     """
+    with _mapped(path) as content:
+        return list(dict.fromkeys(_locations(content, 0, len(content), "model", 0)))
+
+
+def stored_weights(path: Path) -> dict[str, StoredWeight]:
+    """The weights of the main graph by name; those that are not stored as plain bytes are left out.
+
+    Raises:
+        ValueError, OSError: as for :func:`external_files`.
+    """
+    weights: dict[str, StoredWeight] = {}
+    with _mapped(path) as content:
+        for number, start, stop in _fields(content, 0, len(content)):
+            if number == 7:
+                for inner, a, b in _fields(content, start, stop):
+                    if inner == 5:
+                        name, weight = _weight(content, a, b)
+                        if weight is not None:
+                            weights[name] = weight
+    return weights
+
+
+def _weight(data: mmap.mmap, at: int, end: int) -> tuple[str, StoredWeight | None]:
+    name, raw, pairs = "", None, dict[bytes, bytes]()
+    for number, a, b in _fields(data, at, end):
+        if number == 8:
+            name = data[a:b].decode("utf-8", "replace")
+        elif number == 9:
+            raw = StoredWeight("", a, b - a)
+        elif number == 13:
+            pair = {field: data[c:d] for field, c, d in _fields(data, a, b)}
+            pairs[pair.get(1, b"")] = pair.get(2, b"")
+    if b"location" not in pairs:
+        return name, raw
+    if b"length" not in pairs:
+        return name, None
+    offset, length = int(pairs.get(b"offset", b"0")), int(pairs[b"length"])
+    return name, StoredWeight(pairs[b"location"].decode("utf-8", "replace"), offset, length)
+
+
+def added_outputs(names: Sequence[str]) -> bytes:
+    """Bytes that, at the end of an ONNX file, make float32 values of its graph outputs, too.
+
+    Protobuf merges a message that is given in two parts, and appends what is repeated.
+    """
+
+    def field(number: int, content: bytes) -> bytes:
+        size, length = len(content), b""
+        while size > 0x7F:
+            length += bytes([size & 0x7F | 0x80])
+            size >>= 7
+        return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+    float32 = field(2, field(1, b"\x08\x01"))  # ValueInfoProto.type.tensor_type.elem_type
+    outputs = b"".join(field(12, field(1, name.encode()) + float32) for name in names)
+    return field(7, outputs)
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
     with path.open("rb") as stream:
         try:
             content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -39,7 +110,7 @@ def external_files(path: Path) -> list[str]:
             raise ValueError("it is empty") from None
         with content:
             try:
-                return list(dict.fromkeys(_locations(content, 0, len(content), "model", 0)))
+                yield content
             except IndexError:
                 raise ValueError("it ends in the middle") from None
 

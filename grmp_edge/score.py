@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
 
-__all__ = ["CERTAIN", "MosScale", "Origin", "Score", "Tile"]
+__all__ = ["CERTAIN", "Interval", "MosScale", "Origin", "Score", "Tile"]
 
 # From this value on, a cause is named; below it is a guess.
 CERTAIN = 0.5
@@ -34,6 +34,19 @@ class MosScale:
     def to_value(self, mos: float) -> float:
         """Map a label to 0..1 (min-max scaling); labels outside the scale are clipped."""
         return min(1.0, max(0.0, (mos - self.low) / (self.high - self.low)))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How sure a calibrated bundle's scores are: people's opinion lies this near in ``coverage`` of cases."""
+
+    half_width: float  # in values of 0..1
+    coverage: float  # 0..1
+    labels: int  # that it was measured on
+
+    def around(self, value: float) -> tuple[float, float]:
+        """The interval of a score, within 0..1."""
+        return max(0.0, value - self.half_width), min(1.0, value + self.half_width)
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,9 @@ class Score:
     tiles: tuple[Tile, ...] | None = None  # of the native crops, on request
     damage: str | None = None  # parts of the picture are missing or wrong, in the decoder's words
     note: str | None = None  # what else makes the score doubtful, such as twelve bits stored in sixteen
+    # Where people's opinion lies in most cases, by the bundle's calibration; scores whose intervals overlap
+    # are not known to differ. On the scale of ``value``.
+    interval: tuple[float, float] | None = None
 
     @property
     def origin(self) -> Origin:
@@ -97,6 +113,8 @@ class Score:
                 fields[name] = round(fields[name], digits)
         if self.causes is not None:
             fields["causes"] = {name: round(value, 3) for name, value in self.causes.items()}
+        if self.interval is not None:
+            fields["interval"] = [round(end, 4) for end in self.interval]
         if self.tiles is not None:
             fields["tiles"] = [{**asdict(tile), "value": round(tile.value, 4)} for tile in self.tiles]
         return json.dumps(fields)  # ASCII: a file name that is not UTF-8 would break a UTF-8 line

@@ -228,6 +228,8 @@ def _from_json(data: bytes) -> Score | Failure:
         return Failure(row["failed"], GrmpError(row["message"], row["remedy"]))
     if row["tiles"] is not None:
         row["tiles"] = tuple(Tile(**tile) for tile in row["tiles"])
+    if row["interval"] is not None:
+        row["interval"] = tuple(row["interval"])
     return Score(**row)
 
 

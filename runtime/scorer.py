@@ -287,6 +287,7 @@ class Scorer(Closing):
             tiles=shown,
             damage=origin.damage or None,
             note=origin.note or None,
+            interval=bundle.interval.around(value) if bundle.interval is not None else None,
         )
 
     def _prepared(self, picture: Picture) -> Prepared | Failure:

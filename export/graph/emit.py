@@ -330,8 +330,8 @@ class Emitter:
             logit = g.op(
                 "Add", "logit.both", logit, g.op("Unsqueeze", "logit.straight.rows", added, g.ints(1))
             )
-        if bias.any():
-            logit = g.op("Add", "logit.sum", logit, g.constant("bias", bias, "f32"))
+        # Also where it is 0: `grmp-edge calibrate` puts another in its place.
+        logit = g.op("Add", "logit.sum", logit, g.constant("bias", bias, "f32"))
         outputs: list[Output] = []
         if folded.reads:
             outputs.append((g.op("Reshape", "logits", logit, g.ints(0, -1)), ("batch", len(bias))))

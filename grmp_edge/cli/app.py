@@ -17,6 +17,7 @@ import typer
 from grmp_edge import __version__
 from grmp_edge.cli import bench as cli_bench
 from grmp_edge.cli import build as cli_build
+from grmp_edge.cli import calibrate as cli_calibrate
 from grmp_edge.cli import check as cli_check
 from grmp_edge.cli import collect as cli_collect
 from grmp_edge.cli import data as cli_data
@@ -44,6 +45,7 @@ _COMMANDS = {
     "train": cli_train,
     "evaluate": cli_evaluate,
     "export": cli_export,
+    "calibrate": cli_calibrate,
     "score": cli_score,
     "watch": cli_watch,
     "check": cli_check,
