@@ -66,6 +66,7 @@ def test_commands_are_listed_in_the_order_of_use() -> None:
             "train",
             "evaluate",
             "export",
+            "calibrate",
             "score",
             "watch",
             "check",
