@@ -2,6 +2,7 @@
 
 Run by the system's Python (it needs GStreamer's bindings, and nothing else):
     python3 rtsp_server.py PORT [WIDTH] [HEIGHT] [FPS] [B_FRAMES] [ADDRESS]
+RTSP_USER and RTSP_PASSWORD in its environment let that user in alone, by digest; RTSP_CERTIFICATE is for rtsps://.
 Prints "ready" when it listens. The lowest 32 rows are 48 columns of blocks, the bits of time.monotonic() in
 milliseconds, highest first; the 32 above are the frame's number, counted for each viewer; above them is a
 random texture that moves. SIGUSR1 changes the size to half as
@@ -18,7 +19,8 @@ import gi
 
 gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
+gi.require_version("GstRtsp", "1.0")
+from gi.repository import Gio, GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402
 
 BITS = 48
 ROWS = 32
@@ -80,6 +82,25 @@ class Factory(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc]
         media.connect("unprepared", lambda _: GLib.source_remove(timer) if timer else None)
 
 
+def guard(server: Any, factory: Any, user: str, password: str, certificate: str) -> None:
+    """Let one user in, by digest; with a certificate (PEM, its key in it), over TLS."""
+    role, access = "viewer", GstRtspServer.RTSPPermissions()
+    for name in (
+        GstRtspServer.RTSP_PERM_MEDIA_FACTORY_ACCESS,
+        GstRtspServer.RTSP_PERM_MEDIA_FACTORY_CONSTRUCT,
+    ):
+        access.add_permission_for_role(role, name, True)
+    factory.set_permissions(access)
+    token = GstRtspServer.RTSPToken()
+    token.set_string(GstRtspServer.RTSP_TOKEN_MEDIA_FACTORY_ROLE, role)
+    auth = GstRtspServer.RTSPAuth()
+    auth.set_supported_methods(GstRtsp.RTSPAuthMethod.DIGEST)
+    auth.add_digest(user, password, token)
+    if certificate:
+        auth.set_tls_certificate(Gio.TlsCertificate.new_from_file(certificate))
+    server.set_auth(auth)
+
+
 def main() -> None:
     """Serve rtsp://ADDRESS:PORT/live until killed."""
     port, *rest = sys.argv[1:]
@@ -90,6 +111,8 @@ def main() -> None:
     server.set_address(address)
     server.set_service(port)
     factory = Factory(width, height, fps, b_frames)
+    if user := os.environ.get("RTSP_USER"):
+        guard(server, factory, user, os.environ["RTSP_PASSWORD"], os.environ.get("RTSP_CERTIFICATE", ""))
     server.get_mount_points().add_factory("/live", factory)
     if server.attach(None) == 0:
         sys.exit(f"cannot listen on {port}")
