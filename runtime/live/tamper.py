@@ -189,7 +189,7 @@ class Tamper:
         """What must survive a restart: about 30 KB."""
         slots = {}
         for slot, picture in self._slots.items():
-            _, data = cv2.imencode(".jpg", np.rint(picture), [cv2.IMWRITE_JPEG_QUALITY, 80])
+            _, data = cv2.imencode(".jpg", np.rint(picture).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 80])
             slots[str(slot)] = base64.b64encode(data.tobytes()).decode("ascii")
         return {
             "slots": slots,
