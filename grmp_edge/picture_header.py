@@ -263,7 +263,7 @@ def _inside(data: bytes, *path: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _avif(data: bytes) -> Header | None:
-    """The largest of all pictures in it: which of them is shown is told by other boxes."""
+    """The largest of all pictures in it: other boxes say which of them is shown."""
     sides = [
         struct.unpack_from(">4xII", data, at) for at, _ in _inside(data, b"meta", b"iprp", b"ipco", b"ispe")
     ]

@@ -96,7 +96,7 @@ class Backend(Protocol):
 
     @property
     def provider(self) -> str:
-        """Where it actually runs: ``cpu``, ``cuda``, ``tensorrt``, ``rtx``, or a plugin's provider."""
+        """Where it runs in fact: ``cpu``, ``cuda``, ``tensorrt``, ``rtx``, or a plugin's provider."""
 
     @property
     def fallback(self) -> str | None:

@@ -1,6 +1,6 @@
 """The folder of frames to label: pictures, and ``frames.jsonl`` with what is known of each.
 
-Any folder of pictures will do; a picture that frames.jsonl does not list simply has no camera and no score.
+Any folder of pictures will do; a picture that frames.jsonl does not list has no camera and no score.
 """
 
 from __future__ import annotations

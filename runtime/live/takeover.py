@@ -28,7 +28,7 @@ def following(
     """Look at a bundle's folder while the block runs, and hand new versions to ``live``.
 
     The new one is loaded and tried beside the old, which scores on until the moment of change. One that
-    cannot be used is told, once for each reason, and tried again: it may not have been copied whole yet.
+    cannot be used is reported, once for each reason, and tried again: it may not have been copied whole yet.
 
     Args:
         live: what runs.

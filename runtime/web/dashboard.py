@@ -1,4 +1,4 @@
-"""What a browser is told about the live cameras: their state, their scores over time, their events."""
+"""What a browser learns about the live cameras: their state, their scores over time, their events."""
 
 from __future__ import annotations
 
