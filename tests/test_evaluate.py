@@ -17,6 +17,7 @@ import pytest
 from conftest import TINY_MOS, encode, make_image, tiny_score, write_tiny_bundle
 from helpers_train import write_labelled
 from matplotlib.figure import Figure
+from test_reports import Page
 from typer.testing import CliRunner
 
 from grmp_edge.cli import app
@@ -325,6 +326,11 @@ def test_a_bundle_on_a_labelled_set(tmp_path: Path) -> None:
     with (output / "bundle.csv").open(newline="") as stream:
         values = [float(row["fp32"]) for row in csv.DictReader(stream)]
     np.testing.assert_allclose(values, wanted, atol=1e-5)
+    page = Page(output / "bundle.html")
+    given = TINY_MOS.low + np.array(wanted) * (TINY_MOS.high - TINY_MOS.low)
+    order = np.argsort(given - mos)
+    assert [int(Path(alt).stem) for alt, _ in page.images] == [*order[:5], *order[::-1][:5]]
+    assert page.html.count('class="dot"') == 10 and "https:" not in page.html
     shown = run.invoke(
         app,
         [

@@ -53,7 +53,8 @@ def evaluate_bundle(
         data: the labelled set.
         options: which graphs, where they run, and the part of the set.
         test_fraction: share of the test part.
-        output: folder for ``bundle.json`` and ``bundle.csv`` (picture, mos and score by precision).
+        output: folder for ``bundle.json`` and ``bundle.csv`` (picture, mos and score by precision), and
+            ``bundle.html``, a page to look at.
         as_json: print JSON on stdout instead of a table.
 
     Raises:
@@ -61,7 +62,9 @@ def evaluate_bundle(
         DataError: a picture cannot be read, or the labels can hardly be on the bundle's scale.
     """
     from grmp_edge.bundle import PRECISIONS, Bundle
+    from grmp_edge.metrics import interval_words
     from grmp_edge.runtime import Scorer
+    from grmp_edge.runtime.reports.agreement import write_agreement
     from grmp_edge.train.data.labelled import SplitConfig, split_indices
     from grmp_edge.train.data.sides import refuse_other_scale
     from grmp_edge.train.evaluate.protocol import measure
@@ -108,12 +111,23 @@ def evaluate_bundle(
             file=sys.stderr,
         )
     _write(output, result, data, indices, scores)
+    first = results[precisions[0]]
+    write_agreement(
+        output / "bundle.html",
+        result,
+        [str(data.paths[index]) for index in indices],
+        [float(score) for score in mos],
+        scores[precisions[0]],
+        scale,
+        interval_words(first["srcc_interval"], first["count"]),
+    )
     if as_json:
         print(json.dumps(result))
     else:
         _print(result)
     print(
-        f"written: {output}/bundle.json, bundle.csv\nnext: grmp-edge score {path} SOURCE...", file=sys.stderr
+        f"written: {output}/bundle.json, bundle.csv, bundle.html\nnext: grmp-edge score {path} SOURCE...",
+        file=sys.stderr,
     )
 
 

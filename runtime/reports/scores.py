@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, groupby
 from pathlib import Path
@@ -21,7 +21,7 @@ from grmp_edge.runtime.sources.sources import Failure
 from grmp_edge.runtime.video.files import VIDEO_SUFFIXES, read_video
 from grmp_edge.score import Score
 
-__all__ = ["ScoreReport"]
+__all__ = ["ScoreReport", "pictures_of"]
 
 UInt8Array = npt.NDArray[np.uint8]
 _Ranked: TypeAlias = "tuple[float, int, Score]"  # what is least leaves first
@@ -136,7 +136,7 @@ class ScoreReport:
         best = [score for *_, score in sorted(self._best, reverse=True)]
         if self._scored <= _WORST:
             best = []  # all are shown already
-        pictures = dict(_pictures([*worst, *best]))
+        pictures = pictures_of([*worst, *best])
         shown = [[_Shown(score, pictures.get(_key(score), "")) for score in each] for each in (worst, best)]
         context = {
             "model": self._model,
@@ -169,9 +169,15 @@ def _key(score: Score) -> tuple[str, int | None]:
     return score.source, score.frame
 
 
-def _pictures(scores: list[Score]) -> Iterator[tuple[tuple[str, int | None], str]]:
-    """Small pictures of what was scored; what is no file, or has gone, has none. A clip is read once."""
+def pictures_of(scores: Sequence[Score]) -> dict[tuple[str, int | None], str]:
+    """Small pictures of what was scored, by source and frame, as addresses of an ``img``.
 
+    What is no file, or has gone, has none. A clip is read once.
+    """
+    return dict(_pictures(scores))
+
+
+def _pictures(scores: Sequence[Score]) -> Iterator[tuple[tuple[str, int | None], str]]:
     def of(score: Score) -> tuple[str, int]:
         return score.source, -1 if score.frame is None else score.frame
 
