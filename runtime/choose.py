@@ -41,9 +41,10 @@ def choose(
         GrmpError: no graph works here.
     """
     provider = resolve_provider("auto") if options.provider == "auto" else options.provider
-    remembered = _remembered(bundle, provider)
-    if remembered.value is not None:
-        return Choice(**remembered.value)
+    value = _remembered(bundle, provider).value
+    # What another version left there is measured anew.
+    if value is not None and value.get("precision") in bundle.graphs:
+        return Choice(value["precision"], str(value.get("reason", "")))
     if len(bundle.graphs) == 1:
         return Choice(next(iter(bundle.graphs)), "the bundle has no other graph")
     progress("measuring which graph of the bundle is fastest here")

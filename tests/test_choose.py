@@ -190,6 +190,10 @@ def test_the_choice_is_measured_once_and_leaves_out_what_is_refused(
     with Scorer.open(bundle, "auto") as scorer:
         assert scorer.precision == "fp32" and "refused" in scorer.chosen
     assert kept.stat().st_mtime_ns == before
+    # What another version may have left there is measured anew.
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "value": {"graph": "fp32"}}))
+    assert choose(bundle, BackendOptions("cpu")).precision == "fp32"
+    before = kept.stat().st_mtime_ns
     # bench measures anew, and says what auto takes from then on.
     result = CliRunner().invoke(app, ["bench", str(bundle.path), "--runs", "1", "--json"])
     assert result.exit_code == 0, result.stderr
