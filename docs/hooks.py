@@ -23,6 +23,25 @@ _ELSEWHERE = {
 }
 
 
+def on_config(config: Any) -> Any:
+    """Pages that may lie elsewhere or come later are left out of the navigation while they do not exist."""
+    made = {"commands.md", "settings.md", "exit-codes.md"}
+    made |= {name for name, path in _ELSEWHERE.items() if (ROOT / path).is_file()}
+
+    def present(entries: list[Any]) -> list[Any]:
+        entries_there: list[Any] = []
+        for entry in entries:
+            ((title, target),) = entry.items()
+            if isinstance(target, list):
+                entries_there.append({title: present(target)})
+            elif target in made or (ROOT / "docs" / target).is_file():
+                entries_there.append(entry)
+        return entries_there
+
+    config.nav = present(config.nav)
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that are made."""
     from mkdocs.structure.files import File
