@@ -202,7 +202,7 @@ def test_a_picture_from_a_server(server: str, photos: Path) -> None:
     ("path", "words"),
     [
         ("page", "text/html, not a picture"), ("none", "404"), ("cut", "broke off"),
-        ("bomb", "30000x30000 pixels"), ("private", "401"),
+        ("bomb", "30000 x 30000 pixels"), ("private", "401"),
     ],
 )  # fmt: skip
 def test_what_a_server_may_answer_instead(server: str, path: str, words: str) -> None:
