@@ -5,7 +5,7 @@ DEMO := .demo
 # Left out: what needs a GPU, TensorRT, Ray or Debian packages (see tests/README.md).
 MARKS ?= not gpu and not tensorrt and not rtx and not ray and not system
 
-.PHONY: demo docs test test-rtx coverage clean
+.PHONY: demo docs test test-rtx fuzz coverage clean
 
 demo: .venv-demo/installed
 	PATH="$(CURDIR)/.venv-demo/bin:$$PATH" bash docs/demo.sh $(DEMO)
@@ -28,6 +28,11 @@ test-rtx: .venv-rtx/installed
 # The site, in site/: opens from the folder, without a network.
 docs: .venv/installed
 	.venv/bin/python -m mkdocs build
+
+# Other examples than those of `test`, so many of each reader.
+FUZZ ?= 3000
+fuzz: .venv/installed
+	GRMP_EDGE_FUZZ=$(FUZZ) .venv/bin/python -m pytest tests/test_fuzz.py $(PYTEST_ARGS)
 
 # Apart from `test`, since tracing makes light tests half as slow again (heavy ones hardly).
 coverage: .venv/installed

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from grmp_edge.default_bundle import MANIFEST, is_checkpoint, resolve_bundle
-from grmp_edge.errors import BundleError, ImageError
+from grmp_edge.errors import BundleError, ImageError, first_line
 from grmp_edge.files import replace_folder, sha256_bytes, sha256_file
-from grmp_edge.onnx_wire import external_files
+from grmp_edge.onnx_wire import external_files, has_control_flow
 from grmp_edge.parity import ParityReport
 from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
 from grmp_edge.score import Interval, MosScale
@@ -134,13 +134,17 @@ class Bundle:
                 f"{folder}: not a bundle (it has no {MANIFEST})", "make one with: grmp-edge export CHECKPOINT"
             )
         try:
-            data = json.loads(manifest.read_bytes())
+            if manifest.stat().st_size > _LARGEST:
+                raise BundleError(
+                    f"{manifest}: larger than {_LARGEST >> 20} MB, which no manifest is", _AGAIN
+                )
+            data = json.loads(manifest.read_bytes(), parse_constant=_no_number)
             version = int(data["schema_version"])
         except OSError as error:
             raise BundleError(
                 f"{manifest}: cannot be read ({error.strerror})", "check its permissions"
             ) from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise BundleError(f"{manifest}: damaged (not a bundle's manifest)", _AGAIN) from None
         if version > SCHEMA_VERSION:
             raise BundleError(
@@ -151,8 +155,9 @@ class Bundle:
             raise BundleError(f"{manifest}: damaged (it does not match its own hash)", _AGAIN)
         try:
             bundle = cls._from_manifest(folder, data)
-        except (ValueError, KeyError, TypeError, AttributeError, ImageError) as error:
-            raise BundleError(f"{manifest}: damaged ({type(error).__name__}: {error})", _AGAIN) from None
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, ImageError) as error:
+            reason = first_line(error, 200)
+            raise BundleError(f"{manifest}: damaged ({type(error).__name__}: {reason})", _AGAIN) from None
         for graph in bundle.graphs.values():
             bundle._check(graph.file, graph, verify)
         for name, file in bundle.files.items():
@@ -186,9 +191,17 @@ class Bundle:
                 raise ValueError(f"file name {name!r} leaves the bundle")
         if not graphs:
             raise ValueError("it lists no graph")
+        identity = data["id"]
+        if not isinstance(identity, str) or not 0 < len(identity) <= _LONGEST:
+            raise ValueError("its id is not a short text")
+        if any(len(name) > _LONGEST for name in (*graphs, *files, *causes)) or len(causes) > _MOST_CAUSES:
+            raise ValueError("it has a name that is too long, or too many causes")
+        for key in ("resize", "crop"):
+            if not isinstance(pre[key], int) or not 0 < pre[key] <= _LARGEST_SIDE:
+                raise ValueError(f"its preprocess has {key} {str(pre[key])[:40]}, not 1 to {_LARGEST_SIDE}")
         return cls(
             path=folder,
-            id=data["id"],
+            id=identity,
             backbone=data["backbone"],
             preprocess=Preprocess(pre["resize"], pre["crop"], int(views["native"]) if views else 0),
             normalization=NORMALIZATIONS.get(norm["name"])
@@ -216,6 +229,11 @@ class Bundle:
     def _check_references(self, precision: str) -> None:
         """A graph may read only files that the manifest lists for it, or the hashes would prove nothing."""
         path = self.path / self.graphs[precision].file
+        if has_control_flow(path):
+            raise BundleError(
+                f"{path}: has a Loop, an If or a Scan, which may run for ever and no exported graph has",
+                _AGAIN,
+            )
         for name in _external(path):
             if precision not in getattr(self.files.get(name), "graphs", ()):
                 raise BundleError(
@@ -259,6 +277,14 @@ def _interval(found: Mapping[str, Any] | None) -> Interval | None:
 
 
 _AGAIN = "copy or export the bundle again"
+
+# Far beyond what any bundle has, and harmless: bytes of a manifest, characters of a name, pixels a side.
+_LARGEST, _LONGEST, _LARGEST_SIDE, _MOST_CAUSES = 4 << 20, 200, 4096, 100
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is not JSON")
+
 
 # What every bundle's preprocess says beside its sizes; another value would be silently ignored.
 _MEANS = {

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Closing",
     "csv_row",
+    "csv_text",
     "naming",
     "read_text",
     "replace_file",
@@ -176,13 +177,29 @@ def umask() -> int:
     return mask
 
 
+# What a spreadsheet takes for a formula, and what a terminal obeys.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def csv_text(text: str) -> str:
+    """A text that is only ever a text, in a spreadsheet and on a terminal; done twice, it is the same.
+
+    One that begins like a formula gets an apostrophe before it, as spreadsheets write it themselves; control
+    characters become ``\\x1b`` and so on.
+    """
+    quoted = f"'{text}" if text.startswith(_FORMULA) else text
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", quoted)
+
+
 def csv_row(cells: Iterable[object], errors: str = "surrogateescape") -> bytes:
-    """One row of a CSV, with its line break; None is an empty cell.
+    """One row of a CSV, with its line break; None is an empty cell, and a text is as :func:`csv_text` has it.
 
     Args:
         cells: the values.
         errors: for text that is not UTF-8; by default a file name keeps the bytes it has on disk.
     """
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerow(cells)
+    safe = [csv_text(cell) if isinstance(cell, str) else cell for cell in cells]
+    csv.writer(text, lineterminator="\n").writerow(safe)
     return text.getvalue().encode("utf-8", errors)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["StoredWeight", "added_outputs", "external_files", "stored_weights"]
+__all__ = ["StoredWeight", "added_outputs", "external_files", "has_control_flow", "stored_weights"]
 
 # By message, the fields that lead to tensors and the message each of them holds.
 _FOLLOW: dict[str, dict[int, str]] = {
@@ -24,6 +24,8 @@ _FOLLOW: dict[str, dict[int, str]] = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},  # external_data, pairs of strings
 }
+# From a model's graph, and from its functions, to their nodes, the nodes' attributes and the graphs of these.
+_TO_GRAPHS = (((7,), (1,), (5,), (6, 11)), ((25,), (7,), (5,), (6, 11)))
 _DEEPEST = 100  # protobuf's own limit
 
 
@@ -113,6 +115,29 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
                 yield content
             except IndexError:
                 raise ValueError("it ends in the middle") from None
+
+
+def has_control_flow(path: Path) -> bool:
+    """Whether any node holds a graph of its own, as Loop, If and Scan do.
+
+    Raises:
+        ValueError: it is not an ONNX file.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        try:
+            return any(_any(content, 0, len(content), path) for path in _TO_GRAPHS)
+        except IndexError:
+            raise ValueError("it ends in the middle") from None
+
+
+def _any(data: mmap.mmap, at: int, end: int, path: Sequence[tuple[int, ...]]) -> bool:
+    """Whether a message has a field with a length that ``path`` leads to."""
+    return any(
+        len(path) == 1 or _any(data, start, stop, path[1:])
+        for number, start, stop in _fields(data, at, end)
+        if number in path[0]
+    )
 
 
 def _locations(data: mmap.mmap, at: int, end: int, message: str, depth: int) -> Iterator[str]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import ipaddress
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from grmp_edge.errors import SourceError
 from grmp_edge.redact import scrub, split_credentials
@@ -35,7 +38,57 @@ def open_url(url: str, timeout_s: float) -> Any:
         passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
         passwords.add_password(None, address, user, password)
         handlers = [_Digest(passwords), _Basic(passwords)]
-    return urllib.request.build_opener(*handlers).open(address, timeout=timeout_s)
+    opener = urllib.request.OpenerDirector()  # not build_opener's, which knows ftp, file and data too
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _Redirects(address),
+        *handlers,
+    ):
+        opener.add_handler(handler)
+    return opener.open(address, timeout=timeout_s)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a few redirects, over http and https, and from a public address to no private one.
+
+    Whoever names the address may mean a machine of this network; whoever answers there may not.
+    """
+
+    max_redirections = 5
+    max_repeats = 2
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """The next request.
+
+        Raises:
+            OSError: it leads where it must not.
+        """
+        scheme = urlsplit(newurl).scheme
+        refused = ""
+        if scheme not in ("http", "https"):
+            refused = f"{scheme}:"
+        elif _private(newurl) and not _private(self._address):
+            refused = "a private address from a public one"
+        if refused:
+            fp.close()
+            raise OSError(f"redirected to {refused}, which is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _private(url: str) -> bool:
+    """Whether a host has an address of this machine or its networks; a name that nobody knows has none."""
+    try:
+        found = socket.getaddrinfo(urlsplit(url).hostname or "", None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    return not all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_global for entry in found)
 
 
 def _again(retry: Callable[..., Any], request: urllib.request.Request, refused: Any, *more: Any) -> Any:

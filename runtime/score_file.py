@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from grmp_edge.errors import UsageError
-from grmp_edge.files import Closing, csv_row, naming
+from grmp_edge.files import Closing, csv_row, csv_text, naming
 from grmp_edge.runtime.report import CSV_FIELDS, csv_cells
 from grmp_edge.runtime.sources.name_set import Keys, name_key
 from grmp_edge.runtime.sources.sources import Failure
@@ -34,7 +35,9 @@ _LONGEST_JSON, _LONGEST_CSV, _LINES_IN_ROW = 60_000, 20_000, 8
 class Done:
     """The sources a file already has: 8 bytes each (8 MB per million), a video counting once."""
 
-    def __init__(self) -> None:
+    def __init__(self, written: Callable[[str], str] = str) -> None:
+        """``written``: how the file spells a source."""
+        self._written = written
         self.rows = self.failed = 0
         self._last: str | None = None  # the source of the last row
         self._frame: int | None = None  # its frame: a video that may be unfinished
@@ -43,6 +46,7 @@ class Done:
 
     def add(self, source: str, frame: int | None, failed: bool) -> None:
         """Take in the next row."""
+        source = self._written(source)  # older files have it as it is
         self.rows += 1
         self.failed += failed
         if source != self._last and self._last is not None:
@@ -58,11 +62,12 @@ class Done:
 
     def __contains__(self, source: str) -> bool:
         """Whether a source is finished."""
-        return name_key(source) in self._keys
+        return name_key(self._written(source)) in self._keys
 
     def last_frame(self, source: str) -> int:
         """The index of the last frame of an unfinished video; -1 for any other source."""
-        return self._frame if self._frame is not None and source == self._last else -1
+        same = self._frame is not None and self._written(source) == self._last
+        return self._frame if same and self._frame is not None else -1
 
 
 class _Row(NamedTuple):
@@ -88,7 +93,7 @@ class ScoreFile(Closing):
             UsageError: the suffix is none of .csv, .jsonl and .ndjson. On entering: the file exists and is
                 not to be resumed, comes from another model or holds something else, or cannot be written.
         """
-        self.path, self.done = path, Done()
+        self.path, self.done = path, Done(csv_text if path.suffix.lower() == ".csv" else str)
         self._model, self._resume = model, resume
         self._csv = path.suffix.lower() == ".csv"
         if path.suffix.lower() not in (".csv", ".jsonl", ".ndjson"):
@@ -99,11 +104,14 @@ class ScoreFile(Closing):
 
     def __enter__(self) -> ScoreFile:
         try:
-            if self._resume and self.path.exists():
-                self._mend()
-            else:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self.path.open("ab" if self._resume else "xb", buffering=0)
+            try:
+                self._lock(self._stream)
+                self._mend()
+            except BaseException:
+                self._stream.close()
+                raise
         except FileExistsError:
             raise UsageError(
                 f"{self.path}: exists", "add --resume to continue it, or name another --output"
@@ -114,6 +122,17 @@ class ScoreFile(Closing):
             self._stream.write(csv_row(self._columns))
         self.done.seal()
         return self
+
+    def _lock(self, stream: IO[bytes]) -> None:
+        """Keep others from writing to it until it is closed: two would write each row twice."""
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"{self.path}: another grmp-edge writes to it", "wait for it, or name another --output"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
 
     def write(self, result: Score | Failure) -> None:
         """Append one row, in one write."""

@@ -28,6 +28,7 @@ __all__ = [
     "close_sinks",
     "describe_memory",
     "plan_streams",
+    "tell_warning",
 ]
 
 ALERTS = "Alerts"
@@ -203,6 +204,11 @@ class Doubts:
                 if line not in self._said:
                     self._said.add(line)
                     typer.echo(line, err=True)
+
+
+def tell_warning(text: str) -> None:
+    """What goes wrong while the command goes on."""
+    typer.echo(f"warning: {text}", err=True)
 
 
 def close_sinks(sinks: list[QueuedSink]) -> None:

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from grmp_edge.cli.groups import add_command, option
-from grmp_edge.cli.live_plan import StreamsFile, close_sinks, describe_memory, plan_streams
+from grmp_edge.cli.live_plan import (
+    StreamsFile,
+    close_sinks,
+    describe_memory,
+    plan_streams,
+    tell_warning,
+)
 from grmp_edge.cli.options import BackendOptions, BundleOption, PrecisionOption, model_name, named_bundle
 from grmp_edge.errors import MissingDependencyError, UsageError
 
@@ -27,6 +33,9 @@ if TYPE_CHECKING:
     from grmp_edge.runtime.web.score_app import ServeConfig
 
 __all__ = ["needs_serve", "register", "serve_beside", "server_token"]
+
+
+_SHORT = 16  # characters; a shorter token can be found by trying
 
 
 def register(app: typer.Typer) -> None:
@@ -93,7 +102,7 @@ def serve(
         if plan is None:
             typer.echo(f"serving {served} at {at}; next: curl --data-binary @photo.jpg {at}/score", err=True)
             with supervised(time.monotonic):
-                Server(*make_app(scorer, config), tell=_tell).run(sockets=[door])
+                Server(*make_app(scorer, config), tell=tell_warning).run(sockets=[door])
             return
         count = f"{len(plan.cameras)} camera" + "s" * (len(plan.cameras) != 1)
         typer.echo(f"serving {served} and {count} at {at}; next: open {at}/ in a browser", err=True)
@@ -122,12 +131,12 @@ def _serve_cameras(
     sinks: list[QueuedSink] = []
     stack.callback(close_sinks, sinks)
     for sink in plan.sinks:
-        sinks.append(make_sink(sink))
+        sinks.append(make_sink(sink, tell_warning))
     live = Live(scorer, plan.cameras, plan.live)
     describe_memory(live)
     dashboard = Dashboard(live, sinks)
     sinks.append(dashboard.sink)
-    server = Server(*make_app(scorer, config, dashboard), tell=_tell)
+    server = Server(*make_app(scorer, config, dashboard), tell=tell_warning)
     errors: list[BaseException] = []
     ended = threading.Event()
 
@@ -164,20 +173,19 @@ def serve_beside(live: Live, sinks: Sequence[QueuedSink], where: str) -> Iterato
     config = ServeConfig(host=host, port=port, token=server_token())
     with listen(config) as door:
         dashboard = Dashboard(live, sinks)
-        server = Server(*make_watch_app(dashboard, config), tell=_tell)
+        server = Server(*make_watch_app(dashboard, config), tell=tell_warning)
         typer.echo(f"live page at {address(host, door)}/", err=True)
         with in_background(server, door):
             yield dashboard.sink
 
 
-def _tell(text: str) -> None:
-    typer.echo(f"warning: {text}", err=True)
-
-
 def server_token() -> str:
     """The token that the environment sets; empty: none."""
     # Not an option: the process list would show it to other users.
-    return os.environ.get("GRMP_EDGE_TOKEN", "")
+    token = os.environ.get("GRMP_EDGE_TOKEN", "")
+    if 0 < len(token) < _SHORT:
+        tell_warning(f"GRMP_EDGE_TOKEN has {len(token)} characters; make one with: openssl rand -hex 16")
+    return token
 
 
 def _where(text: str) -> tuple[str, int]:

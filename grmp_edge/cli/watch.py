@@ -22,6 +22,7 @@ from grmp_edge.cli.live_plan import (
     close_sinks,
     describe_memory,
     plan_streams,
+    tell_warning,
 )
 from grmp_edge.cli.options import (
     BackendOptions,
@@ -125,7 +126,7 @@ def watch(
         sinks: list[QueuedSink] = []
         stack.callback(close_sinks, sinks)
         for sink in (*plan.sinks, *sink_options.settings()):
-            sinks.append(make_sink(sink))
+            sinks.append(make_sink(sink, tell_warning))
         if sink_options.collect is not None:
             keeper = KeepWriter(sink_options.collect, partial(typer.echo, err=True))
             sinks.append(QueuedSink("collect", keeper))

@@ -12,11 +12,12 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import cv2
 
-from grmp_edge.errors import GrmpError
-from grmp_edge.files import csv_row, replace_file
+from grmp_edge.errors import GrmpError, UsageError
+from grmp_edge.files import csv_row, replace_file, umask
 from grmp_edge.redact import slug
 from grmp_edge.runtime.sinks.queue import EarlierLostError, Message, Record, Writer
 
@@ -33,17 +34,40 @@ def _cell(record: Record, name: str) -> object:
     return json.dumps(value) if isinstance(value, dict) else value
 
 
+_PRIVATE = 0o600  # what a camera saw, and when somebody was there, is nobody else's on the machine
+
+
+def _mode(mode: int | str) -> int:
+    """Permissions as a number, or as octal digits.
+
+    Raises:
+        UsageError: they are neither, or the owner could not write.
+    """
+    try:
+        number = int(mode, 8) if isinstance(mode, str) else mode
+    except ValueError:
+        number = 0
+    if not 0o600 <= number <= 0o666:
+        raise UsageError(f"mode is {mode!r}", 'use "0600" (the owner alone), "0640" or "0644"')
+    return number
+
+
 class _Lines:
     """A file to which lines are appended, each whole or not at all, even on a full disk."""
 
-    def __init__(self, path: Path, first: bytes = b"") -> None:
-        """``first``: the first line of a new file."""
-        self._path, self._first = path, first
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = path.open("ab", buffering=0)
+    def __init__(self, path: Path, first: bytes = b"", mode: int | str = _PRIVATE) -> None:
+        """``first``: the first line of a new file; ``mode``: its permissions."""
+        self._path, self._first, self._mode = path, first, _mode(mode)
+        self._stream = self._open()
         self._cut = _ends_within_a_line(path)
         self._sized = path.is_file()  # a pipe or a device has no size
         self._begun = False
+
+    def _open(self) -> IO[bytes]:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return open(
+            self._path, "ab", buffering=0, opener=lambda path, flags: os.open(path, flags, self._mode)
+        )
 
     def size(self) -> int:
         """Bytes in the file; reopens it if it was moved or deleted, as logrotate does."""
@@ -57,8 +81,7 @@ class _Lines:
                 if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
                     return ours.st_size
                 self._stream.close()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = self._path.open("ab", buffering=0)
+        self._stream = self._open()
         self._cut = _ends_within_a_line(self._path)
         return os.fstat(self._stream.fileno()).st_size
 
@@ -99,10 +122,12 @@ def _ends_within_a_line(path: Path) -> bool:
 class JsonlWriter(Writer):
     """One JSON line per event, not buffered; rotated by size: FILE, FILE.1 (newest) ... FILE.keep."""
 
-    def __init__(self, path: Path, max_bytes: int = 64 << 20, keep: int = 5) -> None:
+    def __init__(
+        self, path: Path, max_bytes: int = 64 << 20, keep: int = 5, mode: int | str = _PRIVATE
+    ) -> None:
         """64 MB five times: a month at one score a second, in files small enough to open."""
         self._path, self._max_bytes, self._keep = path, max_bytes, max(1, keep)
-        self._lines = _Lines(path)
+        self._lines = _Lines(path, mode=mode)
 
     def write(self, message: Message) -> None:
         """Append a line."""
@@ -128,9 +153,9 @@ class JsonlWriter(Writer):
 class CsvWriter(Writer):
     """One row per event, not buffered; appends to an existing file, with the columns that it has."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mode: int | str = _PRIVATE) -> None:
         self._columns = _columns_of(path)
-        self._lines = _Lines(path, csv_row(self._columns, "backslashreplace"))
+        self._lines = _Lines(path, csv_row(self._columns, "backslashreplace"), mode)
 
     def write(self, message: Message) -> None:
         """Append a row."""
@@ -159,9 +184,12 @@ class SqliteWriter(Writer):
 
     _COMMIT_S = 1.0  # each commit waits for the disk, and wears out flash
 
-    def __init__(self, path: Path, keep_days: float = 90.0) -> None:
+    def __init__(self, path: Path, keep_days: float = 90.0, mode: int | str = _PRIVATE) -> None:
         """90 days at one score a second are 8 million rows, about 1 GB."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        permissions = _mode(mode)
+        with contextlib.suppress(OSError):  # SQLite's own message is the better one
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, permissions))  # its journals get the same
         self._keep_s = keep_days * 86400.0
         try:
             # Opened here, so that a wrong path fails at once; only the sink's thread uses it.
@@ -231,10 +259,11 @@ class FrameWriter(Writer):
 
     needs_image = True
 
-    def __init__(self, path: Path, keep: int = 500, quality: int = 90) -> None:
+    def __init__(self, path: Path, keep: int = 500, quality: int = 90, mode: int | str = _PRIVATE) -> None:
         """``path`` is a folder; 500 frames at 1080p are about 200 MB."""
         path.mkdir(parents=True, exist_ok=True)
         self._folder, self._keep, self._quality = path, max(1, keep), quality
+        self._mode = _mode(mode)
         # In the order of saving: names would mislead once the clock has been set back.
         self._saved = deque(sorted(path.glob("alert-*.jpg")))
 
@@ -252,8 +281,9 @@ class FrameWriter(Writer):
         if not ok:
             raise GrmpError(f"a frame of {record['camera']} cannot be encoded")
         name = f"alert-{at}-{record['frame']}-{slug(record['camera'])[-80:]}-{record['kind']}.jpg"
-        with replace_file(self._folder / name) as file:
+        with replace_file(self._folder / name, private=True) as file:
             file.write_bytes(data.tobytes())
+            file.chmod(self._mode & ~umask())
         if self._folder / name not in self._saved:
             self._saved.append(self._folder / name)
         while len(self._saved) > self._keep:

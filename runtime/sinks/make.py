@@ -24,8 +24,10 @@ _WRITERS: dict[str, Callable[..., Writer]] = {
 }
 
 
-def make_sink(settings: Mapping[str, object]) -> QueuedSink:
+def make_sink(settings: Mapping[str, object], tell: Callable[[str], object] = lambda _: None) -> QueuedSink:
     """Make the sink that ``settings`` describe: its ``kind``, the arguments of its writer, and ``room``.
+
+    ``tell``: see :class:`QueuedSink`.
 
     Raises:
         UsageError: an unknown kind or setting, or a place that cannot be written to.
@@ -46,4 +48,4 @@ def make_sink(settings: Mapping[str, object]) -> QueuedSink:
         raise UsageError(f"sink {kind}: {reason}", "see docs/live.md for its settings") from None
     except OSError as error:
         raise UsageError(f"sink {kind}: {error.filename}: {error.strerror}", "check its path") from None
-    return QueuedSink(kind, writer, room)
+    return QueuedSink(kind, writer, room, tell)

@@ -37,6 +37,7 @@ __all__ = [
     "to_record",
 ]
 
+_TELL_S = 60.0
 _ROOM = 1000  # messages in a queue: a minute of one camera at 15 frames a second
 _MESSAGE_WIDTH = 640
 _IMAGE_ROOM = 16  # with a frame, at most: 4K frames must not fill the machine's memory
@@ -237,8 +238,18 @@ def jpeg(image: npt.NDArray[np.uint8]) -> bytes:
 class QueuedSink:
     """A writer on its own thread. :meth:`put` returns at once, whatever the writer does."""
 
-    def __init__(self, name: str, writer: Writer, room: int | None = None) -> None:
-        """``room``: messages held while the writer is slow; by default 1000, or 16 if they need frames."""
+    def __init__(
+        self,
+        name: str,
+        writer: Writer,
+        room: int | None = None,
+        tell: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        """``room``: messages held while the writer is slow; by default 1000, or 16 if they need frames.
+
+        ``tell`` is called with what goes wrong while it does, at most once a minute.
+        """
+        self._tell, self._told = tell, -_TELL_S
         self.name = name
         self._writer = writer
         room = room or (_IMAGE_ROOM if writer.needs_image else _ROOM)
@@ -274,6 +285,18 @@ class QueuedSink:
         except queue.Full:
             with self._lock:
                 self._lost += 1
+            self._say()
+
+    def _say(self) -> None:
+        """Tell what is lost, unless something was told a moment ago."""
+        now = time.monotonic()
+        with self._lock:
+            due = now - self._told >= _TELL_S
+            self._told = now if due else self._told
+        if due:
+            stats = self.stats()
+            why = f" ({stats.error})" if stats.error else ""
+            self._tell(f"sink {stats.name}: {stats.failed} failed{why}, {stats.lost} lost so far")
 
     def stats(self) -> SinkStats:
         """The counters now."""
@@ -337,6 +360,8 @@ class QueuedSink:
             self._written += (0 if reason else messages) - earlier
             if reason:
                 self._error = scrub(reason)
+        if reason and messages:
+            self._say()
 
 
 def close_all(sinks: Sequence[QueuedSink], timeout_s: float = 5.0) -> list[SinkStats]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -100,6 +101,8 @@ class EngineCache:
         """The engine for a key, its hash checked; or why the most similar one is refused."""
         engine = self.engine_path(key)
         sidecar = _read(engine.with_suffix(".json"))
+        if (stranger := _not_ours(self.folder, engine)) is not None:
+            return Lookup(None, [stranger])
         if sidecar is not None and engine.is_file():
             differing = key.differences(sidecar.get("key", {}))
             if not differing and sha256_file(engine) == sidecar.get("engine_sha256"):
@@ -123,7 +126,7 @@ class EngineCache:
         for path in self.folder.glob("*.json") if self.folder.is_dir() else ():
             sidecar, engine = _read(path) or {}, path.with_suffix(".engine")
             other = sidecar.get("key")
-            if not isinstance(other, dict) or not engine.is_file():
+            if not isinstance(other, dict) or not engine.is_file() or _not_ours(self.folder, engine):
                 continue
             free = {name: other.get(name) for name in ("profile", "workspace_mib")}
             if {**key.to_json(), **free} == other and sha256_file(engine) == sidecar.get("engine_sha256"):
@@ -133,12 +136,28 @@ class EngineCache:
     def store(self, key: EngineKey, engine: bytes, details: Mapping[str, Any]) -> Path:
         """Write an engine, then its sidecar with the key and ``details`` (inspection, build time)."""
         path = self.engine_path(key)
-        with replace_file(path) as temporary:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with replace_file(path, private=True) as temporary:
             temporary.write_bytes(engine)
         data = {"key": key.to_json(), "engine_sha256": sha256_bytes(engine), **details}
-        with replace_file(path.with_suffix(".json")) as temporary:
+        with replace_file(path.with_suffix(".json"), private=True) as temporary:
             temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         return path
+
+
+def _not_ours(*paths: Path) -> str | None:
+    """Why a file or folder is not to be trusted: deserialising an engine runs what it contains.
+
+    Its hash is no proof, since whoever can replace an engine can replace the sidecar beside it.
+    """
+    for path in paths:
+        if path.exists():
+            found = path.stat()
+            if found.st_uid not in (os.geteuid(), 0):
+                return f"{path}: belongs to another user"
+            if found.st_mode & 0o002:
+                return f"{path}: anybody may write to it; run: chmod o-w {path}"
+    return None
 
 
 def _read(path: Path) -> dict[str, Any] | None:

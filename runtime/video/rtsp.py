@@ -18,6 +18,7 @@ import re
 import socket
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from grmp_edge.errors import SourceError
@@ -146,6 +147,27 @@ def escaped(source: str) -> str:
     return f"{scheme}://{quote(user, safe='')}{secret}@{rest}"
 
 
+def _own(client: socket.socket) -> bool:
+    """Whether the other end of a local connection is this process's too: by the kernel's tables, on Linux."""
+    port, here = client.getpeername()[1], client.getsockname()[1]
+    try:
+        for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]:
+            fields = line.split()
+            ends = [int(end.rpartition(":")[2], 16) for end in fields[1:3]]
+            if ends == [port, here]:
+                return f"socket:[{fields[9]}]" in map(_target, Path("/proc/self/fd").iterdir())
+    except (OSError, ValueError, IndexError):
+        pass
+    return True  # no such tables, or the connection is over
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:  # closed meanwhile
+        return ""
+
+
 class RtspRelay:
     """One relayed connection to a camera, on its own threads. FFmpeg opens :attr:`url`."""
 
@@ -201,6 +223,9 @@ class RtspRelay:
         with server, contextlib.suppress(OSError):
             with self._listener:
                 client, _ = self._listener.accept()
+                while not _own(client):  # another program, which would get the camera's pictures
+                    client.close()
+                    client, _ = self._listener.accept()
             self._sockets.append(client)
             with client:
                 server.settimeout(None)

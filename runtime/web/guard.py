@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from grmp_edge.errors import UsageError
 from grmp_edge.picture_header import PictureLimits
-from grmp_edge.runtime.web.connections import ConnectionLimits
+from grmp_edge.runtime.web.connections import ConnectionLimits, peer_of
 
 __all__ = [
     "LOGIN",
@@ -38,6 +39,9 @@ _LOGIN_BODY = 4096  # bytes; anyone may send it
 _LOGIN_TIMEOUT_S = 5.0
 _SESSION_S = 7 * 86400  # a screen on a wall is logged in once a week
 _LOGINS = 4  # at once, counted apart from requests with a token
+
+# Wrong tokens of a peer before it has to wait: somebody who types one makes mistakes.
+_FREE_TRIES, _LONGEST_WAIT_S, _PEERS = 5, 60.0, 1000
 
 _DRAIN_S = 2.0
 
@@ -79,7 +83,43 @@ def is_loopback(host: str) -> bool:
 
 
 class _Refused(HTTPException):  # a Starlette exception, so that it becomes an answer inside the routes too
-    pass
+    def __init__(self, status: int, detail: str, wait_s: float = 1.0) -> None:
+        """``wait_s``: when to try again, of 429."""
+        super().__init__(status, detail)
+        self.wait_s = wait_s
+
+
+class _Tries:
+    """Wrong tokens by peer: after some, each next try has to wait twice as long as the one before."""
+
+    def __init__(self) -> None:
+        self._wrong: dict[str, tuple[int, float]] = {}  # how many, and when the next one may come
+
+    def check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Refuse a try that comes too soon."""
+        wait_s = self._wrong.get(_peer(scope), (0, 0.0))[1] - time.monotonic()
+        if wait_s > 0 and _tries(scope, headers):
+            raise _Refused(429, "too many wrong tokens; try again later", wait_s)
+
+    def note(self, scope: Scope, headers: dict[bytes, bytes], status: int) -> None:
+        """Count an answer."""
+        if not _tries(scope, headers) or status == 429:
+            return
+        count, _ = self._wrong.pop(_peer(scope), (0, 0.0))
+        if status == 401:
+            wait_s = min(2.0 ** (count - _FREE_TRIES), _LONGEST_WAIT_S) if count >= _FREE_TRIES else 0.0
+            self._wrong[_peer(scope)] = (count + 1, time.monotonic() + wait_s)
+            while len(self._wrong) > _PEERS:  # the one that has not tried for longest
+                del self._wrong[next(iter(self._wrong))]
+
+
+def _tries(scope: Scope, headers: dict[bytes, bytes]) -> bool:
+    return b"authorization" in headers or scope["path"] == LOGIN
+
+
+def _peer(scope: Scope) -> str:
+    client = scope.get("client")
+    return peer_of(client[0]) if client else ""
 
 
 class Guard:
@@ -91,6 +131,7 @@ class Guard:
         """``answered(path, status, seconds)`` is called after each request."""
         self._app, self.config, self._answered = app, config, answered
         self._busy = {"work": 0, "login": 0}
+        self._tries = _Tries()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or reject it."""
@@ -109,8 +150,9 @@ class Guard:
         max_body = _LOGIN_BODY if login else self.config.max_body
         timeout_s = _LOGIN_TIMEOUT_S if login else self.config.body_timeout_s
         taken = False
+        headers = {key.lower(): value for key, value in scope["headers"]}
         try:
-            headers = {key.lower(): value for key, value in scope["headers"]}
+            self._tries.check(scope, headers)
             self._check(scope, headers, max_body)
             if scope["method"] == "POST":
                 if self._busy[kind] >= places:
@@ -122,8 +164,9 @@ class Guard:
             if not status:
                 if refused.status_code != 408:
                     await _drain(receive, self.config.max_body)
-                await _answer(watched, refused.status_code, refused.detail)
+                await _answer(watched, refused.status_code, refused.detail, refused.wait_s)
         finally:
+            self._tries.note(scope, headers, status)
             self._busy[kind] -= taken
             self._answered(scope["path"], status or 500, time.perf_counter() - start)
 
@@ -147,8 +190,8 @@ class Guard:
 
     def _allowed(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
         token, path = self.config.token, scope["path"]
-        given = headers.get(b"authorization", b"")
-        if hmac.compare_digest(given, b"Bearer " + token.encode()):
+        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), token.encode()):
             return True
         if path in _OPEN or path.startswith(_OPEN_BELOW):
             return True
@@ -212,10 +255,10 @@ async def _drain(receive: Receive, limit: int) -> None:
         await asyncio.wait_for(read(), _DRAIN_S)
 
 
-async def _answer(send: Send, status: int, detail: str) -> None:
+async def _answer(send: Send, status: int, detail: str, wait_s: float) -> None:
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     if status == 429:
-        headers.append((b"retry-after", b"1"))
+        headers.append((b"retry-after", str(math.ceil(wait_s)).encode()))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
