@@ -121,7 +121,9 @@ def test_what_is_usual_and_accepted_as_normal(tiny_bundle: Bundle, tmp_path: Pat
 def test_the_login(tiny_bundle: Bundle, tmp_path: Path) -> None:
     write_video(tmp_path / "v.avi")
     source = f"file:{tmp_path / 'v.avi'}"
-    watch = running("watch", tiny_bundle, source, "--http", "0.0.0.0:0", "--json", token="s3cret")
+    watch = running(
+        "watch", tiny_bundle, source, "--http", "0.0.0.0:0", "--json", token="s3cret-s3cret-s3cret"
+    )
     with watch as served, browser() as page:
         page.size(360, 740)
         page.go(served.at + "/")
@@ -129,7 +131,7 @@ def test_the_login(tiny_bundle: Bundle, tmp_path: Path) -> None:
         page.until(visible)
         assert page.value("document.documentElement.scrollWidth") <= 360
         assert page.value("document.activeElement.id") == "token"
-        for token in ("wrong", "s3cret"):
+        for token in ("wrong", "s3cret-s3cret-s3cret"):
             page.value(f"document.getElementById('token').value = '{token}'")
             page.value("document.getElementById('login').requestSubmit()")
             if token == "wrong":

@@ -70,7 +70,7 @@ def redirecting(to: Callable[[str], str]) -> Iterator[str]:
         def do_GET(self) -> None:
             asked.append(self.path)
             self.send_response(302)
-            self.send_header("Location", to(f"http://127.0.0.1:{self.server.socket.getsockname()[1]}"))
+            self.send_header("Location", to(f"http://127.0.0.1:{self.connection.getsockname()[1]}"))
             self.end_headers()
 
         def log_message(self, *_: Any) -> None:

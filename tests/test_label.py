@@ -284,8 +284,8 @@ def test_other_tools(tmp_path: Path, folder: Path) -> None:
 def test_over_http_with_a_token_and_killed(folder: Path) -> None:
     bundle = write_tiny_bundle(folder.parent / "tiny.bundle")
     options = ("--host", "0.0.0.0", "--port", "0", "-n", "8", "--bundle", bundle.path)
-    with running("label", folder, *options, token="s3cret") as served:
-        client, key = served.client, {"Authorization": "Bearer s3cret"}
+    with running("label", folder, *options, token="s3cret-s3cret-s3cret") as served:
+        client, key = served.client, {"Authorization": "Bearer s3cret-s3cret-s3cret"}
         assert client.get("/v1/label").status_code == 401
         assert client.post("/v1/label", json={}).status_code == 401
         page = client.get("/")

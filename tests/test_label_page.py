@@ -140,11 +140,11 @@ def test_the_login_and_strange_names(folder: Path) -> None:
     (folder / strange).write_bytes(encode(make_image(), "PNG"))
     (folder / "z.tif").write_bytes(encode(make_image(seed=3), "TIFF"))
     options = ("--host", "0.0.0.0", "--port", "0", "-n", "60")
-    with running("label", folder, *options, token="s3cret") as served, browser() as page:
+    with running("label", folder, *options, token="s3cret-s3cret-s3cret") as served, browser() as page:
         page.size(1280, 800)
         page.go(served.at + "/")
         page.until("!document.getElementById('login').hidden && document.getElementById('sitting').hidden")
-        page.value("document.getElementById('token').value = 's3cret'")
+        page.value("document.getElementById('token').value = 's3cret-s3cret-s3cret'")
         page.value("document.getElementById('login').requestSubmit()")
         page.until("!document.getElementById('intro').hidden")
         page.value("document.getElementById('begin').click()")

@@ -225,14 +225,14 @@ def test_a_token_is_needed_when_bound_wider(tiny_bundle: Bundle) -> None:
     assert done.returncode == 2
     assert "GRMP_EDGE_TOKEN" in done.stderr
     good = encode(make_image(seed=1), "PNG")
-    wide = server(tiny_bundle, "--host", "0.0.0.0", token="long-secret")
+    wide = server(tiny_bundle, "--host", "0.0.0.0", token="long-secret-of-a-server")
     with wide as (at, _), httpx.Client(base_url=at, trust_env=False, timeout=60) as client:
         assert client.post("/score", content=good).status_code == 401
         assert client.get("/metrics").status_code == 401
         wrong = {"Authorization": "Bearer long-secre"}
         assert client.post("/score", content=good, headers=wrong).status_code == 401
         assert client.get("/v2/health/live").status_code == 200
-        right = {"Authorization": "Bearer long-secret", "Host": "edge.example"}
+        right = {"Authorization": "Bearer long-secret-of-a-server", "Host": "edge.example"}
         assert client.post("/score", content=good, headers=right).status_code == 200
 
 
