@@ -50,6 +50,4 @@ coverage: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo .venv-rtx $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
-
-	rm -rf .venv .venv-demo $(DEMO) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf .venv .venv-demo .venv-rtx $(DEMO) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
