@@ -317,7 +317,8 @@ def test_over_http_with_a_token_and_killed(folder: Path) -> None:
 
 
 def test_training_that_cannot_be_is_told(folder: Path, tmp_path: Path) -> None:
-    learning = Learning(folder, tmp_path, tmp_path / "new.bundle")
+    bundle = write_tiny_bundle(tmp_path / "tiny.bundle")
+    learning = Learning(folder, bundle.path, tmp_path / "new.bundle")
     sitting = Sitting(folder, 12)
     for number, name in enumerate(sitting.chosen):
         sitting.add({"kind": "scale", "rater": "me", "images": [name], "value": 3})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,8 @@ def label(
     ),
     port: Annotated[int, option("--port", "Port to listen on; 0: any free one, printed on stderr.")] = 8090,
     bundle: Annotated[
-        Path | None, option("--bundle", "Bundle that a new one is compared with; default: what ships.")
+        Path | None,
+        option("--bundle", "Bundle to compare with, and to start from without torch; default: what ships."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -59,7 +61,7 @@ def label(
     Every answer is on the disk at once, and FRAMES/labels.csv follows. Runs until Ctrl-C; goes on where it
     stopped.
     """
-    from grmp_edge.default_bundle import DEFAULT_BUNDLE, resolve_bundle
+    from grmp_edge.default_bundle import DEFAULT_BUNDLE, DEFAULT_NAME, resolve_bundle
     from grmp_edge.runtime.labelling.answers import LABELS
     from grmp_edge.runtime.labelling.exchange import export_answers, import_answers
     from grmp_edge.runtime.labelling.learning import Learning, commands
@@ -67,7 +69,10 @@ def label(
 
     sitting = Sitting(folder, count)
     target = output or Path("bundles") / folder.resolve().name
-    following = [f"grmp-edge {' '.join(line)}" for line in commands(folder, folder / "runs" / "1", target)]
+    start = resolve_bundle(bundle) if bundle else DEFAULT_BUNDLE
+    run, torch = folder / "runs" / "1", find_spec("torch") is not None
+    named = bundle or Path(DEFAULT_NAME)
+    following = [f"grmp-edge {' '.join(line)}" for line in commands(folder, run, named, target, torch)]
     if take_in is not None or give_out is not None:
         result = {}
         if take_in is not None:
@@ -88,7 +93,7 @@ def label(
     if as_json:
         raise UsageError("--json belongs to --import and --export")
     config = ServeConfig(host=host, port=port, token=server_token())
-    learning = Learning(folder, resolve_bundle(bundle) if bundle else DEFAULT_BUNDLE, target)
+    learning = Learning(folder, start, target)
     with contextlib.closing(learning), listen(config) as door:
         at = address(host, door)
         print(

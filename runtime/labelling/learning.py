@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from grmp_edge.errors import GrmpError, UsageError
 from grmp_edge.metrics import srcc
@@ -21,21 +22,30 @@ from grmp_edge.runtime.scorer import Scorer
 
 __all__ = ["Learning", "Phase", "commands"]
 
+Float64Array = npt.NDArray[np.float64]
 Phase = Literal["idle", "train", "export", "compare", "done", "failed"]
 _LEAST = 8  # labels; fewer rank nothing
 _LINES = 6  # of what the commands say that the page shows
 _WORST = 8
 
 
-def commands(folder: Path, run: Path, bundle: Path) -> list[list[str]]:
-    """The arguments of ``grmp-edge`` that make a bundle of the labels."""
+def commands(folder: Path, run: Path, before: Path, bundle: Path, torch: bool) -> list[list[str]]:
+    """The arguments of ``grmp-edge`` that make a bundle of the labels.
+
+    Args:
+        folder: of the frames.
+        run: folder for the checkpoint.
+        before: the bundle to start from where there is no torch.
+        bundle: the one to write.
+        torch: whether it is installed.
+    """
+    data = ["--data", str(folder / LABELS), "--mos-range", "1,5"]
+    if not torch:
+        return [["calibrate", str(before), *data, "-o", str(bundle)]]
     return [
-        [
-            "train", "finetune", "--data", str(folder / LABELS), "--mos-range", "1,5", "--test-fraction", "0",
-            "-o", str(run),
-        ],
+        ["train", "finetune", *data, "--test-fraction", "0", "-o", str(run)],
         ["export", str(run), "-o", str(bundle)],
-    ]  # fmt: skip
+    ]
 
 
 class Learning:
@@ -56,7 +66,7 @@ class Learning:
         """Begin a run, unless one is going on.
 
         Raises:
-            UsageError: too few labels, all alike, or torch is not installed.
+            UsageError: too few labels, or all alike.
         """
         if len(labels) < _LEAST:
             raise UsageError(
@@ -64,11 +74,6 @@ class Learning:
             )
         if len({round(label.mos, 3) for label in labels}) < 2:
             raise UsageError("all labels are equal", "label pictures of different quality")
-        if find_spec("torch") is None:
-            raise UsageError(
-                "training needs torch, which is not installed here",
-                f"take {self.folder} to a machine that has it: pip install 'grmp-edge[cpu,train,export]'",
-            )
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
                 return
@@ -97,28 +102,26 @@ class Learning:
         number = 1 + sum(1 for _ in runs.glob("*")) if runs.is_dir() else 1
         while (run := runs / str(number)).exists():
             number += 1
+        lines = commands(self.folder, run, self._before, self.bundle, find_spec("torch") is not None)
         try:
-            trained = exported = None
-            for phase, command in zip(
-                ("train", "export"), commands(self.folder, run, self.bundle), strict=True
-            ):
-                self._phase = "train" if phase == "train" else "export"
-                output = self._command(command)
-                trained, exported = (output, None) if trained is None else (trained, output)
+            told: dict[str, Any] = {}
+            before = self._scores(self._before, labels)  # now, for it may be the one that is replaced
+            for line in lines:
+                self._phase = "export" if line[0] == "export" else "train"
+                told |= self._command(line)
             self._phase = "compare"
-            result = self._compare(labels)
-            head, metrics = ((trained or {}).get(name) or {} for name in ("head", "metrics"))
-            honest = metrics.get("cross_validation") or {}
-            result |= {
+            # Each label judged by heads that did not see it; what training began from saw none.
+            honest = told.get("calibrated") or (told.get("metrics") or {}).get("cross_validation") or {}
+            start = told.get("start") or {"srcc": (told.get("head") or {}).get("start")}
+            self._result = _compare(labels, before, self._scores(self.bundle, labels)) | {
                 "bundle": str(self.bundle),
-                "id": (exported or {}).get("id"),
-                # Each label judged by heads that did not see it; what training began from saw none.
+                "id": told.get("model") or told.get("id"),
                 "honest": honest.get("srcc"),
                 "interval": honest.get("srcc_interval"),
-                "honest_before": head.get("start"),
-                "commands": [f"grmp-edge {' '.join(c)}" for c in commands(self.folder, run, self.bundle)],
+                "honest_before": start.get("srcc"),
+                "commands": [f"grmp-edge {' '.join(line)}" for line in lines],
             }
-            self._result, self._phase = result, "done"
+            self._phase = "done"
         except (GrmpError, OSError, ValueError) as error:
             self._lines.append(str(error))
             self._phase = "failed"
@@ -147,32 +150,31 @@ class Learning:
         result: dict[str, Any] = json.loads(told[0].strip().splitlines()[-1])
         return result
 
-    def _compare(self, labels: list[Label]) -> dict[str, Any]:
-        """Scores of the labelled pictures before and after, and where the new ones disagree most."""
-        paths = [self.folder / label.image for label in labels]
-        mos = np.array([label.mos for label in labels])
-        values = []
-        for bundle in (self._before, self.bundle):
-            with Scorer.open(bundle) as scorer:
-                values.append(np.array([scorer.score(path).value for path in paths]))
-        before, after = values
-        said = 1 + 4 * after
-        rows = [
-            {
-                "image": label.image,
-                "mos": round(label.mos, 2),
-                "before": round(float(before[at]), 3),
-                "after": round(float(after[at]), 3),
-                "off": round(float(said[at] - mos[at]), 2),
-            }
-            for at, label in enumerate(labels)
-        ]
-        return {
-            "labels": len(labels),
-            "srcc_before": _shown(srcc(before, mos)),
-            "srcc_after": _shown(srcc(after, mos)),
-            "worst": sorted(rows, key=lambda row: -abs(float(str(row["off"]))))[:_WORST],
+    def _scores(self, bundle: Path, labels: Sequence[Label]) -> Float64Array:
+        with Scorer.open(bundle) as scorer:
+            return np.array([scorer.score(self.folder / label.image).value for label in labels])
+
+
+def _compare(labels: Sequence[Label], before: Float64Array, after: Float64Array) -> dict[str, Any]:
+    """Scores of the labelled pictures before and after, and where the new ones disagree most."""
+    mos = np.array([label.mos for label in labels])
+    said = 1 + 4 * after
+    rows = [
+        {
+            "image": label.image,
+            "mos": round(label.mos, 2),
+            "before": round(float(before[at]), 3),
+            "after": round(float(after[at]), 3),
+            "off": round(float(said[at] - mos[at]), 2),
         }
+        for at, label in enumerate(labels)
+    ]
+    return {
+        "labels": len(labels),
+        "srcc_before": _shown(srcc(before, mos)),
+        "srcc_after": _shown(srcc(after, mos)),
+        "worst": sorted(rows, key=lambda row: -abs(float(str(row["off"]))))[:_WORST],
+    }
 
 
 def _shown(value: float) -> float | None:
