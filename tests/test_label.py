@@ -7,9 +7,11 @@ import json
 import signal
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from conftest import encode, make_image, write_tiny_bundle
 from helpers_dashboard import running
 from scipy.optimize import minimize
@@ -30,9 +32,11 @@ from grmp_edge.runtime.labelling.answers import (
     standing,
     wanted_images,
 )
-from grmp_edge.runtime.labelling.choose import choose
+from grmp_edge.runtime.labelling.choose import choose_frames
 from grmp_edge.runtime.labelling.exchange import export_answers, import_answers
-from grmp_edge.runtime.labelling.learning import Learning
+from grmp_edge.runtime.labelling.frames import Frame
+from grmp_edge.runtime.labelling.learning import Learning, commands
+from grmp_edge.runtime.labelling.looks import LOOK_SIZE
 from grmp_edge.runtime.labelling.pairs import PRIOR_STD, Judged, fit_pairs, next_pair
 from grmp_edge.runtime.labelling.sitting import Sitting
 from grmp_edge.train.data.labelled import read_csv
@@ -215,16 +219,22 @@ def test_bad_folders(tmp_path: Path, folder: Path) -> None:
         Sitting(folder, 3)
 
 
-def test_choice_is_spread_and_avoids_what_is_labelled() -> None:
+def test_choice_is_spread_over_quality_and_cameras_and_no_two_are_alike() -> None:
     rng = np.random.default_rng(0)
-    centres = np.array([[0, 0], [10, 0], [0, 10], [10, 10]])
-    points = np.concatenate([centre + rng.normal(0, 0.3, (50, 2)) for centre in centres])
-    assert {index // 50 for index in choose(points, 4)} == {0, 1, 2, 3}
-    assert {index // 50 for index in choose(points, 2, taken=[3, 60])} == {2, 3}
-    assert choose(points, 8)[:4] == choose(points, 4)
-    assert len(set(choose(np.zeros((5, 2)), 9))) == 5
-    doubt = np.where(np.arange(200) // 50 == 2, 5.0, 0.1)
-    assert choose(points, 1, doubt=doubt)[0] // 50 == 2
+    looks = rng.normal(0, 1, (200, LOOK_SIZE)).astype(np.float32)
+    looks[1::2] = looks[::2] + 1e-4  # each has a twin
+    frames = [Frame(f"{n}.png", "ab"[n % 40 == 0], value=n // 2 * 2 / 200, look=looks[n]) for n in range(200)]
+    chosen = choose_frames(frames, 16)
+    assert len({index // 2 for index in chosen}) == 16
+    assert all(3 <= sum(index // 50 == quarter for index in chosen) <= 5 for quarter in range(4))
+    assert chosen[:8] == choose_frames(frames, 8)
+    # Of 200 frames 5 are of the other camera, and most of these are asked about.
+    assert sum(frames[index].camera == "b" for index in choose_frames(frames, 60)) >= 4
+    more = choose_frames(frames, 16, chosen)
+    assert len({index // 2 for index in (*chosen, *more)}) == 32
+    assert sorted(choose_frames(frames, 500, chosen)) == sorted(set(range(200)) - set(chosen))
+    plain = [Frame(f"{n}.png") for n in range(5)]
+    assert sorted(choose_frames(plain, 9)) == list(range(5)) and choose_frames(plain, 1, range(5)) == []
 
 
 def test_other_tools(tmp_path: Path, folder: Path) -> None:
@@ -314,6 +324,19 @@ def test_over_http_with_a_token_and_killed(folder: Path) -> None:
         served.process.wait()
     assert [one.value for one in read_answers(folder)] == [2.0]
     assert (folder / LABELS).read_text().splitlines()[1].startswith(f"{task[0]},2.0000,")
+
+
+@pytest.mark.parametrize("torch", [True, False])
+def test_the_commands_are_there(torch: bool) -> None:
+    root: Any = typer.main.get_command(app)
+    for line in commands(Path("frames"), Path("runs/1"), Path("default"), Path("new.bundle"), torch):
+        command, context = root, root.make_context("grmp-edge", list(line))
+        while context._protected_args:
+            name, *rest = [*context._protected_args, *context.args]
+            command = command.commands[name]
+            context = command.make_context(name, rest, parent=context)
+            if not hasattr(command, "commands"):
+                break
 
 
 def test_training_that_cannot_be_is_told(folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.metrics import srcc
-from grmp_edge.runtime.labelling.choose import choose
+from grmp_edge.runtime.labelling.choose import choose_frames
+from grmp_edge.runtime.labelling.frames import Frame
 from grmp_edge.runtime.labelling.looks import look
 
 Float64Array = npt.NDArray[np.float64]
@@ -59,6 +60,18 @@ def main() -> None:
         across = across - across.mean(1)[:, None] - own.mean(0) + own.mean()
         return np.asarray(across @ weights / scale + mean)
 
+    def located(rows: Float64Array, count: int) -> npt.NDArray[np.int64]:
+        """Greedy facility location."""
+        apart = np.sqrt(np.maximum(np.add.outer((rows**2).sum(1), (rows**2).sum(1)) - 2 * rows @ rows.T, 0))
+        likeness = np.exp(-((apart / (0.5 * np.median(apart))) ** 2))
+        best, chosen = np.zeros(len(rows)), list[int]()
+        for _ in range(count):
+            gain = np.maximum(likeness - best[:, None], 0).sum(axis=0)
+            gain[chosen] = -1
+            chosen.append(int(gain.argmax()))
+            best = np.maximum(best, likeness[:, chosen[-1]])
+        return np.array(chosen)
+
     def unit(rows: npt.NDArray[np.floating]) -> Float64Array:
         return np.asarray(rows / np.median(np.linalg.norm(rows - rows.mean(0), axis=1)), np.float64)
 
@@ -70,19 +83,21 @@ def main() -> None:
         guide, test = rest[:40], rest[40:]
         rank = learned(guide, pool).argsort().argsort() / (len(pool) - 1)
         ways = {f"random {draw}": rng.permutation(len(pool))[: COUNTS[-1]] for draw in range(DRAWS)}
+        frames = [
+            Frame("", value=float(value), look=looks[index]) for value, index in zip(rank, pool, strict=True)
+        ]
+        ways["as label chooses"] = np.array(choose_frames(frames, COUNTS[-1]))
         for title, base in (("looks", unit(looks[pool])), ("statistics", unit(points[pool]))):
-            for weight in (0.0, 1.0, 2.0, 4.0):
-                ways[f"{title}, quality {weight:g}"] = np.array(
-                    choose(np.column_stack([base, weight * rank]), COUNTS[-1])
-                )
-        ways["quality alone"] = np.array(choose(rank[:, None], COUNTS[-1]))
+            for weight in (0.0, 2.0):
+                spread = np.column_stack([base, weight * rank])
+                ways[f"located: {title}, quality {weight:g}"] = located(spread, COUNTS[-1])
         for title, chosen in ways.items():
             for count in COUNTS:
                 key = ("random" if title.startswith("random") else title, count)
                 found.setdefault(key, []).append(srcc(learned(pool[chosen[:count]], test), mos[test]))
     for title in dict.fromkeys(title for title, _ in found):
         figures = "  ".join(f"{count}: {np.mean(found[title, count]):.3f}" for count in COUNTS)
-        print(f"{title:24}{figures}")
+        print(f"{title:32}{figures}")
 
 
 main()
