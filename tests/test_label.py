@@ -330,9 +330,11 @@ def test_over_http_with_a_token_and_killed(folder: Path) -> None:
 def test_the_commands_are_there(torch: bool) -> None:
     root: Any = typer.main.get_command(app)
     for line in commands(Path("frames"), Path("runs/1"), Path("default"), Path("new.bundle"), torch):
-        command, context = root, root.make_context("grmp-edge", list(line))
+        command: Any = root
+        context: Any = root.make_context("grmp-edge", list(line))
         while context._protected_args:
-            name, *rest = [*context._protected_args, *context.args]
+            words: list[str] = [*context._protected_args, *context.args]
+            name, *rest = words
             command = command.commands[name]
             context = command.make_context(name, rest, parent=context)
             if not hasattr(command, "commands"):
