@@ -238,7 +238,9 @@ def test_bad_settings_and_lines(tmp_path: Path, tiny_bundle: Bundle, photos: Pat
         shown = runner.invoke(app, [*command, *option])
         assert shown.exit_code == 2 and option[0] in shown.stderr
     assert runner.invoke(app, ["collect", str(tiny_bundle.path)]).exit_code == 2
-    shown = runner.invoke(app, ["collect", str(tiny_bundle.path), str(tmp_path / "none"), "-o", "x"])
+    shown = runner.invoke(
+        app, ["collect", str(tiny_bundle.path), str(tmp_path / "none"), "-o", str(tmp_path / "x")]
+    )
     assert shown.exit_code == 1 and "none" in shown.stderr
     assert runner.invoke(app, command).exit_code == 0
     lines = (tmp_path / "f" / FRAMES).read_text().splitlines()
