@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ import typer
 
 from grmp_edge.cli.groups import add_command, option
 from grmp_edge.cli.live_plan import (
+    ALERTS,
     CameraOptions,
     Doubts,
     StreamsFile,
@@ -36,6 +38,7 @@ from grmp_edge.cli.serve import serve_beside
 from grmp_edge.cli.watch_view import Trends, plain_line, status_table
 
 if TYPE_CHECKING:
+    from grmp_edge.runtime.live.calibrate import Calibration
     from grmp_edge.runtime.live.live import Live
     from grmp_edge.runtime.sinks.queue import QueuedSink
 
@@ -101,6 +104,15 @@ def watch(
         str | None,
         option("--http", "Serve a live page, JSON and /metrics there too.", _SINKS, metavar="[HOST:]PORT"),
     ] = None,
+    calibrate: Annotated[
+        str | None,
+        option(
+            "--calibrate",
+            "Watch for this long, then print limits that would have raised nothing, for streams.toml.",
+            ALERTS,
+            metavar="24h",
+        ),
+    ] = None,
     precision: PrecisionOption = "fp32",
     backend: BackendOptions,
 ) -> None:
@@ -110,6 +122,7 @@ def watch(
     """
     from grmp_edge.default_bundle import DEFAULT_BUNDLE
     from grmp_edge.runtime.labelling.keep import KeepWriter
+    from grmp_edge.runtime.live.calibrate import Calibration, seconds
     from grmp_edge.runtime.live.live import Live
     from grmp_edge.runtime.live.takeover import following
     from grmp_edge.runtime.service import limit_arenas, supervised
@@ -117,12 +130,12 @@ def watch(
     from grmp_edge.runtime.sinks.queue import QueuedSink
 
     limit_arenas()
+    span = None if calibrate is None else seconds(calibrate)
+    calibration = None if span is None else Calibration()
     model, sources = named_bundle(arguments, bundle)
     plan = plan_streams(sources, streams, camera)
     with contextlib.ExitStack() as stack:
         scorer = stack.enter_context(backend.open(model, precision))
-        if not as_json:
-            typer.echo(f"watching with {model_name(model, scorer.bundle.id)}", err=True)
         sinks: list[QueuedSink] = []
         stack.callback(close_sinks, sinks)
         for sink in (*plan.sinks, *sink_options.settings()):
@@ -133,16 +146,20 @@ def watch(
         live = Live(scorer, plan.cameras, plan.live)
         if http is not None:
             sinks.append(stack.enter_context(serve_beside(live, sinks, http)))
+        if not as_json:
+            typer.echo(f"watching with {model_name(model, scorer.bundle.id)}", err=True)
         describe_memory(live)
         stack.callback(lambda: live.scorer.close())  # it may be another by then
         if model != DEFAULT_BUNDLE:
             load = partial(backend.open, precision=precision)
             stack.enter_context(following(live, model, load, partial(typer.echo, err=True)))
-        with _until_signal(live), supervised(lambda: live.beat_s):
-            broken = _show(live, sinks, as_json)
+        with _until_signal(live), supervised(lambda: live.beat_s), _ending(live, span):
+            broken = _show(live, sinks, as_json, calibration)
         dead = [status for status in live.status() if status.stats.state.value == "error"]
         for status in dead:
             typer.echo(f"error: {status.stats.detail}", err=True)
+    if calibration is not None:
+        _print_limits(calibration)
     # 141: as shells report a process ended by SIGPIPE.
     code = 141 if broken else 1 if len(dead) == len(plan.cameras) else 0
     if live.hanging:
@@ -153,7 +170,7 @@ def watch(
         raise typer.Exit(code)
 
 
-def _show(live: Live, sinks: list[QueuedSink], as_json: bool) -> bool:
+def _show(live: Live, sinks: list[QueuedSink], as_json: bool, calibration: Calibration | None) -> bool:
     """Run until stopped; returns whether the reader of stdout closed its end."""
     from grmp_edge.runtime.sinks.lines import LineWriter
     from grmp_edge.runtime.sinks.queue import QueuedSink, to_record
@@ -166,7 +183,7 @@ def _show(live: Live, sinks: list[QueuedSink], as_json: bool) -> bool:
 
     trends, doubts = Trends(), Doubts(live)
     table = not as_json and sys.stdout.isatty()
-    if not table:
+    if not table and (as_json or calibration is None):  # else stdout is for the limits
         line = json.dumps if as_json else plain_line
         sinks.append(QueuedSink("stdout", LineWriter(line, reader_gone, interval_s=0.0 if as_json else 1.0)))
     with contextlib.ExitStack() as stack:
@@ -181,7 +198,34 @@ def _show(live: Live, sinks: list[QueuedSink], as_json: bool) -> bool:
                 sink.put(event, record)
             if record["event"] == "score":
                 trends.add(record)
+                if calibration is not None:
+                    calibration.add(record["camera"], record["at"], record["value"])
     return bool(gone)
+
+
+@contextlib.contextmanager
+def _ending(live: Live, after_s: float | None) -> Iterator[None]:
+    """End a watch after some seconds; None: never."""
+    timer = threading.Timer(after_s or 0.0, live.stop)
+    timer.daemon = True
+    if after_s is not None:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _print_limits(calibration: Calibration) -> None:
+    """What a calibration proposes, to paste into a streams.toml."""
+    proposals = calibration.proposals()
+    for one in proposals:
+        print(f"# {one.minutes} minutes, usually {one.usual:.2f}, lowest {one.low:.2f}, fall {one.fall:.2f}")
+        print(f"[[camera]]\nname = {json.dumps(one.camera)}\n{one.alert()}\n")
+    if proposals:
+        typer.echo("next: add each alert to its camera: grmp-edge watch --streams streams.toml", err=True)
+    else:
+        typer.echo("too few scores to propose limits: ten minutes of a camera, at least", err=True)
 
 
 @contextlib.contextmanager
