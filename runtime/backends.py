@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.bundle import Bundle, Graph
-from grmp_edge.errors import BackendError, MissingDependencyError, first_line
+from grmp_edge.errors import BackendError, MissingDependencyError, UsageError, first_line
 from grmp_edge.files import user_folder
 from grmp_edge.install import install_line, pip_line
 from grmp_edge.runtime.bound import BoundRuns
@@ -81,8 +81,10 @@ class BackendOptions:
         if self.provider.startswith(PLUGIN):
             check_name(self.provider)
         elif self.provider not in ("auto", *PROVIDERS, *NATIVE):
-            names = ", ".join(dict.fromkeys((*PROVIDERS, *NATIVE)))
-            raise BackendError(f"unknown provider {self.provider!r}", f"use auto, {names}, or {PLUGIN}NAME")
+            names = ", ".join(dict.fromkeys(("auto", *PROVIDERS, *NATIVE)))
+            raise UsageError(
+                f"unknown provider {self.provider!r}", f"give --provider {names} or {PLUGIN}NAME"
+            )
         if self.threads is not None and self.threads < 1:
             raise BackendError(f"{self.threads} threads cannot run a graph", "use 1 or more")
 

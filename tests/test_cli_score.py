@@ -168,7 +168,7 @@ def test_a_corrupted_bundle(tiny_bundle: Bundle, photos: Path) -> None:
 
 
 def test_wrong_options(tiny_bundle: Bundle, photos: Path) -> None:
-    for wrong in (["--batch", "0"], ["--provider", "gpu"], ["--precision", "fp8"], ["--every", "x"]):
+    for wrong in (["--batch", "0"], ["--provider", "gpu"], ["--precision", "fp4"], ["--every", "x"]):
         result = call("score", tiny_bundle.path, photos, *wrong)
         assert result.exit_code == 2
         assert wrong[0] in result.stderr

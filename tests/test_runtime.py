@@ -15,7 +15,7 @@ import pytest
 from conftest import TINY_MOS, encode, make_image, tiny_score, write_tiny_bundle
 
 from grmp_edge.bundle import Bundle
-from grmp_edge.errors import BackendError, BundleError, ImageError
+from grmp_edge.errors import BackendError, BundleError, ImageError, UsageError
 from grmp_edge.runtime import BackendOptions, Failure, Picture, Sampling, Score, Scorer
 from grmp_edge.runtime.backends import OnnxRuntimeBackend, open_backend
 from grmp_edge.runtime.measure.doctor import can_score, examine
@@ -171,7 +171,7 @@ def test_the_provider_in_use_is_told(tiny_bundle: Bundle) -> None:
 
 
 def test_wrong_options(tiny_bundle: Bundle) -> None:
-    with pytest.raises(BackendError, match="unknown provider 'gpu'"):
+    with pytest.raises(UsageError, match="unknown provider 'gpu'"):
         BackendOptions("gpu")
     with pytest.raises(BackendError, match="0 threads"):
         BackendOptions(threads=0)
