@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from conftest import encode, make_image
+from conftest import encode, make_image, until
 from starlette.types import Receive, Scope, Send
 from test_serve import COMMAND, server
 
@@ -42,7 +42,9 @@ def serving(
     """A server that answers anything; its address. ``tell``: what it warns of; ``answered``: what it did."""
     config = ServeConfig(port=0, connections=limits)
     guard = Guard(hello, config, lambda path, status, _: answered(path, status))
-    with listen(config) as door, in_background(Server(guard, tell=tell), door):
+    server = Server(guard, tell=tell)
+    with listen(config) as door, in_background(server, door):
+        until(lambda: server.started)
         yield door.getsockname()
 
 

@@ -265,7 +265,8 @@ def test_the_end_while_opencv_waits_for_a_camera(tiny_bundle: Bundle, tmp_path: 
             f"[[camera]]\nsource = '{base}/mjpeg'\n"
         )
         process = subprocess.Popen(
-            [sys.executable, "-c", SLOW_END, "watch", tiny_bundle.path, "--streams", streams, "--json"],
+            [sys.executable, "-c", SLOW_END, "watch", tiny_bundle.path, "--streams", streams, "--json",
+             "--memory", "none"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
         )  # fmt: skip

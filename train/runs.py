@@ -340,7 +340,9 @@ _BLANK = np.zeros((0, 0, 0, 3), np.uint8)
 
 def measured(part: Part, predicted: npt.NDArray[np.float32]) -> dict[str, Any]:
     """Agreement on a part, with the interval of its SRCC."""
-    return {**part.measure(predicted), "srcc_interval": srcc_interval(predicted, part.actual)}
+    interval = srcc_interval(predicted, part.actual)
+    # A list, as it is in files of results.
+    return {**part.measure(predicted), "srcc_interval": None if interval is None else [*interval]}
 
 
 def _about(network: GrmpIqa, pictures: int, closed: bool) -> str:
