@@ -12,7 +12,6 @@ import pytest
 from helpers_live import free_port, made_at, rtsp_server, scores, take
 
 from grmp_edge.bundle import Bundle
-from grmp_edge.errors import SourceError
 from grmp_edge.runtime.live.config import CameraConfig
 from grmp_edge.runtime.live.events import CameraState
 from grmp_edge.runtime.live.live import Live
@@ -142,14 +141,16 @@ def test_what_is_no_rtsp_is_refused() -> None:
 
 
 def test_the_address_keeps_its_user_and_path() -> None:
-    relay = RtspRelay(CameraConfig("rtsp://me:p%40ss@10.255.255.1:8554/live?channel=2"))
-    try:
-        assert relay.url.startswith("rtsp://me:p%40ss@127.0.0.1:")
-        assert relay.url.endswith("/live?channel=2")
-    finally:
-        relay.close()
-    with pytest.raises(SourceError, match="escape its user"):
-        RtspRelay(CameraConfig("rtsp://me:a/b:c@host/live", "gate"))
+    for source, user, path in (
+        ("rtsp://me:p%40ss@10.255.255.1:8554/live?channel=2", "me:p%40ss", "/live?channel=2"),
+        ("rtsp://me:a/b:c@host/live", "me:a%2Fb%3Ac", "/live"),  # as typed; escaped by the program
+    ):
+        relay = RtspRelay(CameraConfig(source))
+        try:
+            assert relay.url.startswith(f"rtsp://{user}@127.0.0.1:")
+            assert relay.url.endswith(path)
+        finally:
+            relay.close()
 
 
 @pytest.mark.system

@@ -300,8 +300,10 @@ def test_the_server_answers_causes_and_tiles(views_bundle: Bundle) -> None:
 
     image = make_image(60, 90, seed=3)
     data = encode(image, "PNG")
-    with Scorer.open(views_bundle, threads=1) as scorer:
-        client = TestClient(make_app(scorer, ServeConfig())[0], base_url="http://localhost")
+    with (
+        Scorer.open(views_bundle, threads=1) as scorer,
+        TestClient(make_app(scorer, ServeConfig())[0], base_url="http://localhost") as client,
+    ):
         plain = client.post("/score", content=data).json()
         tiled = client.post("/score?tiles=1", content=data).json()
         files = [("a", ("a.png", data)), ("b", ("b.png", encode(make_image(70, 70, seed=4), "PNG")))]
@@ -319,6 +321,7 @@ def test_the_server_answers_causes_and_tiles(views_bundle: Bundle) -> None:
     assert metadata["outputs"] == [
         {"name": "scores", "datatype": "FP32", "shape": [-1]},
         {"name": "logits", "datatype": "FP32", "shape": [-1, 3]},
+        {"name": "causes", "datatype": "FP32", "shape": [-1, 2]},
     ]
 
 
