@@ -161,7 +161,7 @@ def test_choosing_on_a_test_part_that_is_not_there_is_refused(tmp_path: Path) ->
         shown = CliRunner().invoke(app, [*words, "-o", str(tmp_path / "run")])
         assert shown.exit_code == 2 and "there is none, as with --test-fraction 0" in shown.stderr
     config = FinetuneConfig.of("embedded-l0", epochs=1, select_on="test")
-    with pytest.raises(UsageError, match="--test-fraction 0 leaves none"):
+    with pytest.raises(UsageError, match="none, as with --test-fraction 0"):
         run_finetune(tmp_path / "run", CHOICE, None, read_csv(labels), SplitConfig(6, 0.0), config)
 
 
