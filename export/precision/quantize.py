@@ -182,7 +182,7 @@ def build_int8(
     return emit_model(emitter, "fp16", metadata=metadata, weights=weights)
 
 
-class _Int8(JoinedEmitter):
+class _Quantized(JoinedEmitter):
     def __init__(
         self,
         builder: GraphBuilder,
@@ -194,6 +194,8 @@ class _Int8(JoinedEmitter):
         super().__init__(builder, folded)
         self.method, self.scales, self.chosen = method, scales, chosen
 
+
+class _Int8(_Quantized):
     def linear(self, name: str, x: Value, weight: Array, bias: Array | None = None) -> Value:
         if name not in self.chosen:
             return super().linear(name, x, weight, bias)
@@ -227,30 +229,19 @@ class _Int8(JoinedEmitter):
         return self.g.convert("DynamicQuantizeLinear", types, x)
 
 
-class _Gpu(JoinedEmitter):
+class _Gpu(_Quantized):
     """Half everywhere that ``fp16`` is, with eight bits between QuantizeLinear and DequantizeLinear."""
 
     patch_rows = Emitter.patch_rows  # a convolution, as in fp16
-
-    def __init__(
-        self,
-        builder: GraphBuilder,
-        folded: FoldedModel,
-        method: Method,
-        scales: Mapping[str, float],
-        chosen: Set[str],
-    ) -> None:
-        super().__init__(builder, folded)
-        self.fp8, self.scales, self.chosen = method == "fp8", scales, chosen
 
     def linear(self, name: str, x: Value, weight: Array, bias: Array | None = None) -> Value:
         if name not in self.chosen or x.dtype != "f16":
             return super().linear(name, x, weight, bias)
         g = self.g
         # The calibrated step is of int8; the largest value that it stands for is the same.
-        step = self.scales[name] * (127 / _FP8_MAX if self.fp8 else 1.0)
+        step = self.scales[name] * (127 / _FP8_MAX if self.method == "fp8" else 1.0)
         values = self._between(x, f"{x.name}.q", step)
-        if self.fp8:
+        if self.method == "fp8":
             # One scale for all of it, as FP8 products want; rounded once, when the engine is built.
             largest = float(np.maximum(np.abs(weight).max(), 1e-12))
             wide = self._between(
@@ -272,7 +263,7 @@ class _Gpu(JoinedEmitter):
         g = self.g
         # A half smaller than this would be 0, and divide by it.
         scale = g.constant(f"{name}.scale", max(step, 2.0**-20), "f16")
-        if self.fp8:
+        if self.method == "fp8":
             rounded = g.convert("QuantizeLinear", {name: "f8"}, x, scale, output_dtype=_FP8)[0]
             return g.convert("DequantizeLinear", {f"{name}.wide": "f16"}, rounded, scale)[0]
         zero = g.constant("zero.i8", 0, "i8")

@@ -208,7 +208,7 @@ def check_cameras(
 
 
 def _quick(camera: CameraConfig, config: CheckConfig) -> CameraConfig:
-    """As one look needs it: in order, no relay, and key frames where the stream has them often enough."""
+    """As one look needs it: every frame in order, read without the relay, and a file only once."""
     quick = replace(camera, policy="every", low_delay=False, loop=False)
     if config.timeout_s is not None:
         quick = replace(quick, open_timeout_s=config.timeout_s, read_timeout_s=config.timeout_s)
