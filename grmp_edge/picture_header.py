@@ -1,11 +1,14 @@
 """The header of an encoded picture, read strictly before a stranger's bytes reach a decoder.
 
 A few hundred bytes can decode to gigabytes. Where a file is ambiguous, a decoder may find another header in
-it than we do, and with it another size: what is not plainly one picture of a known format is refused.
+it than we do, and with it another size: what is not plainly one picture of a known format is refused, as too
+large if any reading of it is.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 import struct
 from collections.abc import Iterator
@@ -32,6 +35,7 @@ class Header:
     height: int
     pixel_bytes: float  # memory for each pixel at the peak of decode_image
     buffer: int = 0  # pixels that the decoder holds at once, where the file can make it more than there are
+    plain: bool = True  # whether all decoders find this header; else it is the largest that one may find
 
     @property
     def memory(self) -> int:
@@ -67,12 +71,9 @@ class PictureLimits:
         prefix = f"{name}: " if name else ""
         if not data:
             raise ImageError(f"{prefix}empty (0 bytes)", "send the bytes of a picture file")
-        header = read_header(data)
+        header = _read(data)
         if header is None:
-            raise UnknownKindError(
-                f"{prefix}not a supported format, or damaged at its beginning",
-                "send JPEG, PNG, WebP, GIF, BMP, TIFF or PNM",
-            )
+            raise _unknown(prefix)
         size = f"{prefix}{header.width} x {header.height} pixels"
         if header.width * header.height > self.pixels:
             raise TooLargeError(f"{size} are more than {self.pixels}", "make the picture smaller")
@@ -82,19 +83,35 @@ class PictureLimits:
                 f"more than {self.memory >> 20}",
                 "make the picture smaller, or save it as an 8-bit JPEG",
             )
+        if not header.plain:
+            raise _unknown(prefix)
         return header
+
+
+def _unknown(prefix: str) -> UnknownKindError:
+    return UnknownKindError(
+        f"{prefix}not a supported format, or damaged at its beginning",
+        "send JPEG, PNG, WebP, GIF, BMP, TIFF or PNM",
+    )
 
 
 def read_header(data: bytes) -> Header | None:
     """The header of a JPEG, PNG, WebP, GIF, BMP, TIFF or PNM; None: another format, or not plainly one."""
-    try:
-        header = _read(data)
-    except (struct.error, ValueError, IndexError, KeyError):
-        return None
-    return header if header is not None and header.width > 0 and header.height > 0 else None
+    header = _read(data)
+    return header if header is not None and header.plain else None
 
 
 def _read(data: bytes) -> Header | None:
+    """As :func:`read_header`, but where decoders may differ, the largest picture that one may find."""
+    header = None
+    with contextlib.suppress(struct.error, ValueError, IndexError, KeyError):
+        header = _of_kind(data)
+    if header is None and is_jpeg(data):
+        header = _largest_frame(data)
+    return header if header is not None and header.width > 0 and header.height > 0 else None
+
+
+def _of_kind(data: bytes) -> Header | None:
     if is_jpeg(data):
         return _jpeg(data)
     if is_png(data):
@@ -165,6 +182,16 @@ def _jpeg(data: bytes) -> Header | None:
     return None
 
 
+_FRAME = re.compile(rb"(?s)\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]\0[\x0b\x0e\x11\x14]\x08(..)(..)[\1-\4]")
+
+
+def _largest_frame(data: bytes) -> Header | None:
+    """The largest of all that looks like the header of a frame, wherever it stands."""
+    sides = [(int.from_bytes(w, "big"), int.from_bytes(h, "big")) for h, w in _FRAME.findall(data)]
+    width, height = max(sides, key=math.prod, default=(0, 0))
+    return Header(width, height, _PLAIN, plain=False)
+
+
 def _png(data: bytes) -> Header | None:
     length, kind, width, height, depth, colour = struct.unpack_from(">I4sIIBB", data, 8)
     if (length, kind) != (13, b"IHDR"):
@@ -204,18 +231,18 @@ _WIDTH, _HEIGHT, _BITS, _SAMPLES, _ROWS, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 2
 
 
 def _tiff(data: bytes) -> Header | None:
-    """The first picture of the file. A tag given twice is read one way here and another way there."""
+    """The first picture of the file. Of a tag given twice, decoders read the one or the other."""
     order = "<" if data[:2] == b"II" else ">"
     (start,) = struct.unpack_from(f"{order}I", data, 4)
     (count,) = struct.unpack_from(f"{order}H", data, start)
     tags: dict[int, int] = {}
+    plain = True
     if not 0 < count <= _MAX_TAGS:
         return None
     for at in range(start + 2, start + 2 + 12 * count, 12):
         tag, kind, number = struct.unpack_from(f"{order}HHI", data, at)
-        if tag in tags:
-            return None
-        tags[tag] = 0
+        plain = plain and tag not in tags
+        before = tags.setdefault(tag, 0)
         if tag in (_WIDTH, _HEIGHT, _BITS, _SAMPLES, _ROWS, _TILE_WIDTH, _TILE_HEIGHT):
             form = _TIFF_TYPES[kind]
             size = struct.calcsize(form) * number
@@ -223,7 +250,7 @@ def _tiff(data: bytes) -> Header | None:
             place = at + 8 if size <= 4 else struct.unpack_from(f"{order}I", data, at + 8)[0]
             if not 1 <= number <= (64 if tag == _BITS else 1):
                 return None
-            tags[tag] = max(struct.unpack_from(f"{order}{number}{form}", data, place))
+            tags[tag] = max(before, *struct.unpack_from(f"{order}{number}{form}", data, place))
     width, height = tags[_WIDTH], tags[_HEIGHT]
     bits, samples = tags.get(_BITS, 1), tags.get(_SAMPLES, 1)
     buffer = width * min(tags.get(_ROWS, height), height)
@@ -232,7 +259,7 @@ def _tiff(data: bytes) -> Header | None:
     if samples > 64 or bits > 64:
         return None
     peak = _of(-(-bits // 8), samples in (2, 4)) + _TIFF + samples * -(-bits // 8)
-    return Header(width, height, peak, buffer)
+    return Header(width, height, peak, buffer, plain)
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:

@@ -5,16 +5,19 @@ A few seconds of it in every run, always the same; `make fuzz` takes other examp
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import encode, make_image, write_tiny_bundle, write_tiny_graph
 from helpers_hostile import hostile
 from hypothesis import HealthCheck, given, settings
@@ -31,7 +34,11 @@ from grmp_edge.redact import scrub
 from grmp_edge.runtime.live.config import read_streams
 from grmp_edge.runtime.video.capture_http import MjpegCapture, _Body, jpeg_end
 from grmp_edge.runtime.video.rtsp import _Connection, with_delimiters
+from grmp_edge.runtime.web.event_stream import Followers
 from grmp_edge.train.data.tables import csv_lines
+from grmp_edge.train.network.backbone import read_state_dict
+from grmp_edge.train.network.embedded import load_prompts
+from grmp_edge.train.session.checkpoint import WEIGHTS, read_state
 
 MORE = int(os.environ.get("GRMP_EDGE_FUZZ", "0"))  # examples of each reader
 JPEG = encode(make_image(16, 16), "JPEG")
@@ -153,6 +160,76 @@ def test_any_bytes(name: str) -> None:
     def run(data: bytes) -> None:
         with contextlib.suppress(GrmpError, *own):
             read(data)
+
+    run()
+
+
+def test_any_weights(tmp_path: Path) -> None:
+    """Changed within the header of safetensors, its length and its JSON, and behind it."""
+    from safetensors.torch import save_file
+
+    weights = {"head.weight": torch.zeros(2, 3), "resume.step": torch.ones((), dtype=torch.int64)}
+    path = tmp_path / WEIGHTS
+    save_file(weights, path, {"progress": '{"epoch": 1, "complete": true}'})
+    sound = path.read_bytes()
+    read_state(tmp_path)
+
+    @settings(max_examples=MORE or 60, deadline=None, database=None, derandomize=not MORE)
+    @given(changed([sound]))
+    def run(data: bytes) -> None:
+        path.write_bytes(data)
+        with contextlib.suppress(GrmpError):
+            state = read_state(tmp_path)
+            assert isinstance(state.progress, dict)
+        with contextlib.suppress(GrmpError):
+            read_state_dict(path)
+        with contextlib.suppress(GrmpError):
+            load_prompts(path)
+
+    run()
+
+
+def events(body: bytes) -> list[str]:
+    """The data of each message, as the HTML standard (9.2.6) reads an event stream."""
+    found: list[str] = []
+    lines: list[str] = []
+    for line in re.split("\r\n|\r|\n", body.decode()):
+        name, _, value = line.partition(":")
+        if line.startswith("data"):
+            assert name == "data"
+            lines.append(value.removeprefix(" "))
+        elif not line and lines:
+            found.append("\n".join(lines))
+            lines = []
+    return found
+
+
+def test_any_name_in_an_event_stream() -> None:
+    """What cameras are called, and what went wrong with them, stays within its own message."""
+    ends = ["\r\ndata: {}\r\n\r\n", "\n\n", "\x85", "\u2028", "\ud800"]
+    texts = st.text(max_size=30) | st.sampled_from(ends)
+
+    @settings(max_examples=MORE or 60, deadline=None, database=None, derandomize=not MORE)
+    @given(st.dictionaries(texts, texts | st.floats(allow_nan=False, allow_infinity=False), max_size=4))
+    def run(state: dict[str, object]) -> None:
+        sent: list[bytes] = []
+
+        async def follow() -> None:
+            followers = Followers()
+            forever = asyncio.Event()
+
+            async def send(message: MutableMapping[str, Any]) -> None:
+                sent.append(message["body"])
+                followers.close()
+
+            async def receive() -> MutableMapping[str, Any]:
+                await forever.wait()
+                return {"type": "http.disconnect"}
+
+            await followers.run(lambda: state, receive, send)
+
+        asyncio.run(follow())
+        assert [json.loads(text) for text in events(b"".join(sent))] == [state]
 
     run()
 

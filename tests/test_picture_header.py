@@ -68,6 +68,18 @@ def test_hostile_pictures_are_refused_or_small() -> None:
     assert refused > 25
 
 
+@pytest.mark.parametrize(
+    "name", ["jpeg hides one behind FF 00", "jpeg with two frames", "tiff with doubled tags"]
+)
+def test_where_decoders_may_differ_the_largest_reading_counts(name: str) -> None:
+    data = hostile()[name]
+    assert read_header(data) is None
+    with pytest.raises(TooLargeError, match=r"\d{4,5} x \d{4,5} pixels"):
+        PictureLimits().check(data)
+    with pytest.raises(UnknownKindError):  # small enough by all readings, but not plainly a picture
+        PictureLimits(pixels=10**10, memory=10**12).check(data)
+
+
 def test_what_decoding_takes_is_known() -> None:
     plain = make_image(40, 40)
     coarse, fine = (read_header(encode(plain, "JPEG", progressive=True, subsampling=way)) for way in (2, 0))

@@ -174,8 +174,16 @@ def test_hostile_pictures_cost_little(tiny_bundle: Bundle) -> None:
             answers = list(threads.map(lambda data: client.post("/score", content=data), hostile().values()))
             sound = encode(make_image(6000, 6000), "JPEG", quality=5)  # within the limits
             answers += [client.post("/score", content=sound)]
+            data = list(hostile().values())
+            forms = [[("a", (f"{i}", one)) for i, one in enumerate(part)] for part in (data[:30], data[30:])]
+            batches = list(threads.map(lambda files: client.post("/batch", files=files), forms * 2))
             assert peak_memory(process.pid) - before < 300e6
         assert answers.pop().status_code == 200
+        by_name = dict(zip(hostile(), answers, strict=True))
+        for name in ("jpeg hides one behind FF 00", "tiff with doubled tags", "png of 16 bits with alpha"):
+            assert by_name[name].status_code == 413
+        results = [result["status"] for batch in batches for result in batch.json()["results"]]
+        assert results == [answer.status_code for answer in answers] * 2
         assert {answer.status_code for answer in answers} <= {413, 415, 422}
         assert all(answer.json()["detail"].startswith("upload: ") for answer in answers)
 
