@@ -63,7 +63,7 @@ def snapshots(pictures: Sequence[bytes]) -> Iterator[tuple[str, threading.Event]
         http.shutdown()
 
 
-def ask(bundle: Bundle, corpus: dict[str, bytes]) -> tuple[dict[str, tuple[int, float]], dict[str, float]]:
+def ask(bundle: Bundle, corpus: dict[str, bytes]) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
     """By name, the status and by how much the server's peak rose; the peak's rise by way."""
     answers, rises = {}, {}
     with server(bundle) as (at, process), httpx.Client(base_url=at, trust_env=False, timeout=120) as client:
@@ -81,14 +81,14 @@ def ask(bundle: Bundle, corpus: dict[str, bytes]) -> tuple[dict[str, tuple[int, 
             rises["/score, one at a time"] = peak_memory(process.pid) - start
             list(threads.map(lambda data: client.post("/score", content=data), corpus.values()))
             rises["/score, four at a time"] = peak_memory(process.pid) - start
-            data = list(corpus.values())
-            list(threads.map(batch, [data[i : i + 32] for i in range(0, len(data), 32)] * 2))
+            all_of_them = list(corpus.values())
+            list(threads.map(batch, [all_of_them[i : i + 32] for i in range(0, len(corpus), 32)] * 2))
             rises["/batch, two to four at a time"] = peak_memory(process.pid) - start
         assert client.post("/score", content=GOOD).status_code == 200
     return answers, rises
 
 
-def watch(bundle: Bundle, corpus: dict[str, bytes]) -> float:
+def watch(bundle: Bundle, corpus: dict[str, bytes]) -> int:
     """By how much the peak of `watch` rises above that with harmless pictures."""
     peaks = []
     for pictures in ([GOOD] * 20, [*corpus.values(), GOOD]):
@@ -97,8 +97,8 @@ def watch(bundle: Bundle, corpus: dict[str, bytes]) -> float:
             streams.write_text(
                 f'[[camera]]\nsource = "{url}"\nmax_fps = 20\nbackoff_min_s = 0.01\nbackoff_max_s = 0.02\n'
             )
-            command = [sys.executable, "-m", "grmp_edge", "watch", str(bundle.path), "--streams", streams]
-            command += ["--memory", "none", "--json"]
+            command = [sys.executable, "-m", "grmp_edge", "watch", str(bundle.path)]
+            command += ["--streams", str(streams), "--memory", "none", "--json"]
             with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
                 fetched = over.wait(120)
                 text = Path(f"/proc/{process.pid}/status").read_text()
@@ -106,7 +106,7 @@ def watch(bundle: Bundle, corpus: dict[str, bytes]) -> float:
             if not fetched:
                 sys.exit("error: watch does not fetch them all")
             peaks.append(int(re.findall(r"VmHWM:\s+(\d+) kB", text)[0]) << 10)
-    return float(peaks[1] - peaks[0])
+    return peaks[1] - peaks[0]
 
 
 def main() -> int:
