@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from grmp_edge.errors import UsageError
@@ -55,6 +56,21 @@ def test_the_usual_rests_while_it_is_raised_and_follows_otherwise() -> None:
     for i in range(200):
         follower.step(i, 0.8 if i < 60 else 0.7)
     assert follower.baseline == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("good_s", [35, 60, 300])
+def test_a_fault_soon_after_the_start_is_no_usual_score(good_s: int) -> None:
+    for preset, for_s in (("sensitive", 30.0), ("normal", 120.0), ("calm", 180.0)):
+        found = run(AlertRule(preset=preset), [0.8] * good_s + [0.35] * 400)
+        assert [(alert.kind, alert.raised) for _, alert in found] == [("drop", True)], preset
+        assert found[0][0] <= good_s + for_s * (1 + 1 / 12)
+
+
+def test_noise_hides_no_fall_of_a_new_camera() -> None:
+    noise = np.random.default_rng(0).normal(0.0, 0.06, 1200)
+    values = 0.75 + noise - 0.38 * (np.arange(1200) >= 600)
+    found = run(AlertRule(preset="normal"), values.tolist())
+    assert [alert.raised for _, alert in found] == [True] and 720 <= found[0][0] < 800
 
 
 def test_a_gap_breaks_what_had_begun() -> None:

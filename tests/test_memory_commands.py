@@ -20,7 +20,7 @@ from grmp_edge.cli.live_plan import CameraOptions, plan_streams
 from grmp_edge.runtime.live.alert import AlertRule
 from grmp_edge.runtime.live.config import CameraConfig, LiveConfig
 from grmp_edge.runtime.live.events import CameraEvent
-from grmp_edge.runtime.live.live import AlertEvent, Live, LiveScore
+from grmp_edge.runtime.live.live import AlertEvent, Live
 from grmp_edge.runtime.live.memory import memory_folder
 from grmp_edge.runtime.live.seed import time_in_name
 from grmp_edge.runtime.scorer import Scorer
@@ -94,26 +94,17 @@ def test_accepted_by_a_command_while_it_is_watched(tiny_bundle: Bundle, tmp_path
             LiveConfig(memory=str(tmp_path)),
             opener({"gate": lambda: FakeCapture(frames, 0.02)}),
         )
-        raised: list[bool] = []
-        scored = 0
-        timer = threading.Timer(40.0, live.stop)  # fails below instead of hanging
-        timer.start()
         with live:
-            for event in live.events():
-                scored += isinstance(event, LiveScore)
-                if scored == 100:  # two seconds: what is usual is known well by then
-                    dark.set()
-                if isinstance(event, AlertEvent):
-                    raised.append(event.alert.raised)
-                    if len(raised) == 1:
-                        refused = run("memory", "forget", "gate", "--memory", tmp_path, expect=2)
-                        assert "stop it first" in refused
-                        run("memory", "accept", "gate", "--memory", tmp_path)
-                    else:
-                        assert "accepted" in event.alert.detail
-                        break
-        timer.cancel()
-    assert raised == [True, False]
+            take(live, lambda found: live.status()[0].baseline is not None)
+            dark.set()  # a tenth of a second after the start: seen long enough to know it is worse
+            raised = take(live, lambda found: isinstance(found[-1], AlertEvent))[-1]
+            assert isinstance(raised, AlertEvent) and raised.alert.raised
+            refused = run("memory", "forget", "gate", "--memory", tmp_path, expect=2)
+            assert "stop it first" in refused
+            run("memory", "accept", "gate", "--memory", tmp_path)
+            over = take(live, lambda found: isinstance(found[-1], AlertEvent))[-1]
+            assert isinstance(over, AlertEvent) and not over.alert.raised
+            assert "accepted" in over.alert.detail
     assert not list(tmp_path.glob("*.accept"))
     run("memory", "forget", "gate", "--memory", tmp_path)
 

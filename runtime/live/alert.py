@@ -177,6 +177,11 @@ class _Condition:
         self.raised, self._since = not self.raised, None
         return duration
 
+    @property
+    def pending(self) -> bool:
+        """Whether the score asks for a change of state that has not lasted long enough yet."""
+        return self._since is not None
+
     def interrupted(self) -> None:
         self._since = None
 
@@ -199,6 +204,7 @@ class AlertTracker:
         self._slots: deque[tuple[float, float]] = deque()  # (start, mean) of the last `drop_s` seconds
         self._slot: list[float] = []
         self._slot_start = 0.0
+        self._near: deque[tuple[float, float]] = deque()  # scores of one slot's time, while no hour is known
 
     @property
     def raised(self) -> tuple[AlertKind, ...]:
@@ -241,6 +247,7 @@ class AlertTracker:
         self._last = None
         self._slots.clear()
         self._slot.clear()
+        self._near.clear()
         self.recent.interrupted()
         self._low.interrupted()
         self._drop.interrupted()
@@ -261,8 +268,9 @@ class AlertTracker:
                 alerts.append(Alert("low", self._low.raised, value, self.rule.below, duration))
         if self.rule.fall is not None:
             alerts += self._first(now, value) if usual is None else self._fallen(now, value, usual)
-            # The baseline rests while the alert is raised: a bad day must not become the norm.
-            if not self._drop.raised:
+            # The baseline rests while the alert is raised or about to be: a bad day must not become the norm,
+            # and of a camera that has been seen for a minute, two bad ones would be most of it.
+            if not (self._drop.raised or self._drop.pending):
                 self._learn(now, value)
         self._last = now
         return alerts
@@ -272,6 +280,11 @@ class AlertTracker:
         limit = self.limit(None)
         if limit is None:
             return []
+        # Every score must be below the limit for the whole time: of a noisy camera, hardly any fall would be.
+        self._near.append((now, value))
+        while now - self._near[0][0] >= self.rule.drop_s / _SLOTS and len(self._near) > 1:
+            self._near.popleft()
+        value = statistics.fmean(score for _, score in self._near)
         above = min(self.rule.hysteresis, (self.rule.fall or 0.0) / 2, limit / 2)
         duration = self._drop.step(now, value, limit, above)
         return [] if duration is None else [Alert("drop", self._drop.raised, value, limit, duration)]
