@@ -7,7 +7,7 @@ run() { printf '\n$ grmp-edge %s\n' "$*"; grmp-edge "$@"; }
 
 run data sample -o "$work/data"
 # Short settings, to be done in minutes on two cores; the defaults are the paper's.
-run train --data "$work/data/labels.csv" --labels 48 --max-photos 4 \
+run train --data "$work/data/labels.csv" --labels 50 --max-photos 4 \
     --distortions gaussian_blur,white_noise,jpeg,darken --meta-epochs 1 --epochs 2 -o "$work/run"
 run export "$work/run" --fp16 -o "$work/bundle"
 run score "$work/bundle" "$work/data/clip.mp4" --every 6

@@ -115,6 +115,22 @@ class Bundle:
         Raises:
             BundleError: it is missing, damaged, or of a newer schema; the message names the file.
         """
+        bundle = cls.read_manifest(path, verify)
+        for graph in bundle.graphs.values():
+            bundle._check(graph.file, graph, verify)
+        for name, file in bundle.files.items():
+            bundle._check(name, file, verify)
+        for precision in bundle.graphs if verify else ():
+            bundle._check_references(precision)
+        return bundle
+
+    @classmethod
+    def read_manifest(cls, path: str | Path, verify: bool = True) -> Bundle:
+        """What a bundle's manifest says; the files that it lists are neither needed nor checked.
+
+        Raises:
+            BundleError: as for :meth:`load`.
+        """
         folder = resolve_bundle(path)
         manifest = folder / MANIFEST
         if not folder.exists():
@@ -154,17 +170,10 @@ class Bundle:
         if verify and data.get("manifest_sha256") != manifest_digest(data):
             raise BundleError(f"{manifest}: damaged (it does not match its own hash)", _AGAIN)
         try:
-            bundle = cls._from_manifest(folder, data)
+            return cls._from_manifest(folder, data)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, ImageError) as error:
             reason = first_line(error, 200)
             raise BundleError(f"{manifest}: damaged ({type(error).__name__}: {reason})", _AGAIN) from None
-        for graph in bundle.graphs.values():
-            bundle._check(graph.file, graph, verify)
-        for name, file in bundle.files.items():
-            bundle._check(name, file, verify)
-        for precision in bundle.graphs if verify else ():
-            bundle._check_references(precision)
-        return bundle
 
     @classmethod
     def _from_manifest(cls, folder: Path, data: Mapping[str, Any]) -> Bundle:
@@ -263,6 +272,11 @@ class Bundle:
         own = self.graphs[precision].sha256
         others = [file.sha256 for file in self.files.values() if precision in file.graphs]
         return sha256_bytes("".join([own, *others]).encode()) if others else own
+
+    @property
+    def file_names(self) -> list[str]:
+        """The names of all its files, the manifest's first."""
+        return [MANIFEST, *dict.fromkeys([*(graph.file for graph in self.graphs.values()), *self.files])]
 
     @property
     def input_size(self) -> int:

@@ -128,6 +128,74 @@ class Scorer(Closing):
         backend = open_backend(path, bundle.graphs[precision], bundle.input_size, options, bundle)
         return cls(bundle, backend, precision, tiles, chosen)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **options: Any,
+    ) -> Scorer:
+        """Fetch a bundle from the Hugging Face Hub, check it, and open it.
+
+        What is in the hub's cache is not fetched again, and serves where the hub cannot be reached. Needs the
+        extra ``hub``.
+
+        Args:
+            repo_id: ``organisation/name``, or the folder of a bundle on this machine.
+            revision: a branch, a tag or a commit's hash; by default the newest. A commit's hash always gives
+                the same bytes.
+            token: for private repositories; by default that of ``hf auth login`` or ``HF_TOKEN``.
+            cache_dir: by default the hub's own.
+            local_files_only: ask no server.
+            force_download: fetch again what is in the cache.
+            options: as for :meth:`open`.
+
+        Raises:
+            BundleError: it cannot be fetched, is damaged, or is no bundle.
+            MissingDependencyError: the extra is not installed.
+        """
+        from grmp_edge.runtime.hub import fetch_bundle
+
+        bundle = fetch_bundle(repo_id, revision, token, cache_dir, local_files_only, force_download)
+        return cls.open(bundle, **options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Put the bundle into a repository of the Hugging Face Hub, as one commit.
+
+        ``bundle.json`` goes with it and tells how the model was trained. A repository, a branch and a card
+        that are missing are made. Needs the extra ``hub``.
+
+        Args:
+            repo_id: ``organisation/name``; a name alone is yours.
+            private: whether a new repository is; by default as the organisation has it.
+            token: one that may write; by default that of ``hf auth login`` or ``HF_TOKEN``.
+            revision: a branch; by default ``main``.
+            commit_message: by default it names the bundle.
+            create_pr: open a pull request instead.
+
+        Returns:
+            The address of the commit, or of the pull request.
+
+        Raises:
+            BundleError: it was damaged since, or the hub cannot be reached or refuses it.
+            MissingDependencyError: the extra is not installed.
+        """
+        from grmp_edge.runtime.hub import push_bundle
+
+        return push_bundle(self.bundle, repo_id, private, token, revision, commit_message, create_pr)
+
     def score(
         self,
         image: ImageLike,

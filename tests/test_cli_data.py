@@ -1,8 +1,9 @@
-"""``grmp-edge data check`` and ``data preview`` as commands."""
+"""``grmp-edge data sample``, ``data check`` and ``data preview`` as commands."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,8 @@ from conftest import encode, make_image
 from typer.testing import CliRunner
 
 from grmp_edge.cli import app
+from grmp_edge.train.data.labelled import SplitConfig, split_indices
+from grmp_edge.train.data.named_sets import read_spec
 from grmp_edge.train.pictures.contact_sheet import SheetConfig, contact_sheet
 from grmp_edge.train.pictures.distort import DISTORTIONS, distort
 
@@ -114,3 +117,21 @@ def test_preview_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     assert not (tmp_path / "sheet.txt").exists()
     shown = RUN.invoke(app, [*photo, "-o", str(tmp_path / "sheet.jpg")])
     assert shown.exit_code == 0 and cv2.imread(str(tmp_path / "sheet.jpg")) is not None
+
+
+@pytest.mark.parametrize("arguments, expected", [([], 50), (["--pictures", "12"], 10)])
+def test_the_number_of_labels_in_the_next_line_is_there(
+    tmp_path: Path, arguments: list[str], expected: int
+) -> None:
+    folder = tmp_path / "sample-data"
+    made = RUN.invoke(app, ["data", "sample", "-o", str(folder), *arguments])
+    csv = folder / "labels.csv"
+    plain = csv.with_name("plain.csv")  # without the column of distortions: check proposes labels, too
+    plain.write_text("".join(f"{','.join(row.split(',')[:2])}\n" for row in csv.read_text().splitlines()))
+    checked = RUN.invoke(app, ["data", "check", str(plain), "--no-read"])
+    for path, told in ((csv, made), (plain, checked)):
+        line = re.search(rf"next: grmp-edge train --data {re.escape(str(path))} --labels (\d+)", told.stderr)
+        assert line, told.stderr
+        assert int(line[1]) == expected
+        split = split_indices(read_spec(str(path)), SplitConfig(labels=expected))
+        assert len(split.train) + len(split.validation) == expected

@@ -30,21 +30,23 @@ def register(app: typer.Typer) -> None:
 def sample(
     *,
     output: Annotated[Path, option("--output -o", "Folder to write.")] = Path("sample-data"),
-    pictures: Annotated[int, option("--pictures", "Labelled pictures to make.", min=12)] = 60,
+    pictures: Annotated[int, option("--pictures", "Labelled pictures to make.", min=12)] = 64,
     seed: opt.SampleSeed = 0,
 ) -> None:
     """Write a small computer-made data set to try things on.
 
     A labelled set, sample pictures and a video clip.
     """
+    from grmp_edge.train.data.labelled import SplitConfig
     from grmp_edge.train.data.sample import SampleConfig, write_samples
 
     with TrainProgress() as progress:
         progress.start("making pictures", pictures)
         write_samples(output, SampleConfig(pictures=pictures, seed=seed), progress.step)
+    labels = min(50, pictures - round(SplitConfig.test_fraction * pictures))
     print(
         f"sample data: {output} (labels.csv, images/, samples/, clip.mp4)\n"
-        f"next: grmp-edge train --data {output / 'labels.csv'} --labels 48",
+        f"next: grmp-edge train --data {output / 'labels.csv'} --labels {labels}",
         file=sys.stderr,
     )
 
@@ -65,6 +67,7 @@ def check(
 ) -> None:
     """Read a labelled set as training would, and describe it."""
     from grmp_edge.train.data.describe import describe
+    from grmp_edge.train.data.labelled import SplitConfig, split_indices
 
     data = sets.read(spec)
     if read:
@@ -79,7 +82,7 @@ def check(
     tasks = (
         f"train pretrain --meta-data {spec}"
         if description["distortions"]
-        else f"train --data {spec} --labels 50"
+        else f"train --data {spec} --labels {min(50, len(data) - len(split_indices(data, SplitConfig()).test))}"
     )
     print(f"next: grmp-edge {tasks}", file=sys.stderr)
 

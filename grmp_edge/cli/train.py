@@ -61,14 +61,14 @@ def register(app: typer.Typer) -> None:
     )
     group.callback(
         invoke_without_command=True,
-        epilog="grmp-edge data sample\ngrmp-edge train --data sample-data/labels.csv --labels 48",
+        epilog="grmp-edge data sample\ngrmp-edge train --data sample-data/labels.csv --labels 50",
     )(grouped(train))
     add_command(group, pretrain, "grmp-edge train pretrain --max-photos 6 -o runs/prompts")
     add_command(
         group,
         finetune,
         "grmp-edge data sample\n"
-        "grmp-edge train finetune --data sample-data/labels.csv --labels 48 -o runs/tuned",
+        "grmp-edge train finetune --data sample-data/labels.csv --labels 50 -o runs/tuned",
     )
     add_command(group, presets, "grmp-edge train presets")
     app.add_typer(group)

@@ -29,7 +29,7 @@ UInt8Array = npt.NDArray[np.uint8]
 class SampleConfig:
     """What to generate."""
 
-    pictures: int = 60  # fifty labels and a few to test on
+    pictures: int = 64  # fifty labels, and a fifth held out to test on
     size: int = 320  # larger than the network's input, as a camera's frames are
     # The usual faults of cameras: focus, motion, night noise, compression, darkness.
     distortions: tuple[str, ...] = ("gaussian_blur", "motion_blur", "white_noise", "jpeg", "darken")
