@@ -104,8 +104,8 @@ class Browser:
 
 
 @contextlib.contextmanager
-def browser() -> Iterator[Browser]:
-    """A fresh Chromium with an empty profile."""
+def browser(*options: str) -> Iterator[Browser]:
+    """A fresh Chromium with an empty profile, and with ``options`` of its command line."""
     program = shutil.which("chromium")
     assert program is not None, f"no chromium; {SYSTEM}"
     to_read, to_write = os.pipe()
@@ -115,6 +115,7 @@ def browser() -> Iterator[Browser]:
             program, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
             "--disable-background-networking", "--disable-dev-shm-usage", "--disable-component-update",
             "--no-proxy-server", "--lang=en-GB", f"--user-data-dir={profile}", "--remote-debugging-pipe",
+            *options,
         ]  # fmt: skip
         # It reads commands from descriptor 3 and writes answers to 4; bash moves those of any number there.
         inner = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_read, from_write)]
