@@ -79,12 +79,12 @@ def check(
     print(json.dumps(description)) if as_json else _print_description(description)
     for note in description["notes"]:
         print(f"note: {note}", file=sys.stderr)
-    tasks = (
-        f"train pretrain --meta-data {spec}"
-        if description["distortions"]
-        else f"train --data {spec} --labels {min(50, len(data) - len(split_indices(data, SplitConfig()).test))}"
-    )
-    print(f"next: grmp-edge {tasks}", file=sys.stderr)
+    if description["distortions"]:
+        following = f"train pretrain --meta-data {spec}"
+    else:
+        there = len(data) - len(split_indices(data, SplitConfig()).test)
+        following = f"train --data {spec} --labels {min(50, there)}"
+    print(f"next: grmp-edge {following}", file=sys.stderr)
 
 
 def _print_description(description: dict[str, Any]) -> None:
