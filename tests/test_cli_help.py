@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
@@ -81,6 +82,8 @@ def test_commands_are_listed_in_the_order_of_use() -> None:
     assert set(listed) == set(ROOT.commands)
     for line in section(help_of(), "Commands").splitlines():
         assert not line.endswith("...")  # each summary fits into 80 columns
+        name, summary = line.split(maxsplit=1)
+        assert summary == inspect.cleandoc(ROOT.commands[name].help).splitlines()[0]
 
 
 @pytest.mark.parametrize("words", [("train",), ("train", "finetune"), ("evaluate",)])

@@ -1,68 +1,83 @@
 """The command line's frame: one app, and one way for every command to fail.
 
-Nothing heavy is imported at the top of this folder's modules: ``grmp-edge --help`` must be instant, and
-scoring must work without torch. Each command imports what it needs when it runs.
+``grmp-edge --help`` must be instant, and scoring must work without torch: a command's module is imported when
+the command is asked for, and imports nothing heavy at its top, but what it needs when it runs.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
+import importlib
 import os
 import signal
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, cast
 
 import typer
 
 from grmp_edge import __version__
-from grmp_edge.cli import bench as cli_bench
-from grmp_edge.cli import build as cli_build
-from grmp_edge.cli import calibrate as cli_calibrate
-from grmp_edge.cli import check as cli_check
-from grmp_edge.cli import collect as cli_collect
-from grmp_edge.cli import data as cli_data
-from grmp_edge.cli import doctor as cli_doctor
-from grmp_edge.cli import evaluate as cli_evaluate
-from grmp_edge.cli import export as cli_export
-from grmp_edge.cli import label as cli_label
-from grmp_edge.cli import memory as cli_memory
-from grmp_edge.cli import reference as cli_reference
-from grmp_edge.cli import score as cli_score
-from grmp_edge.cli import serve as cli_serve
-from grmp_edge.cli import train as cli_train
-from grmp_edge.cli import watch as cli_watch
 from grmp_edge.cli.groups import Group, option
 from grmp_edge.errors import GrmpError
 
 __all__ = ["app", "main"]
 
 
-# In the order of use, which is the order of --help.
+# In the order of use, which is the order of --help; with each one's summary there, so that --help need not
+# import its module.
 _COMMANDS = {
-    "data": cli_data,
-    "collect": cli_collect,
-    "label": cli_label,
-    "train": cli_train,
-    "evaluate": cli_evaluate,
-    "export": cli_export,
-    "calibrate": cli_calibrate,
-    "score": cli_score,
-    "watch": cli_watch,
-    "check": cli_check,
-    "serve": cli_serve,
-    "memory": cli_memory,
-    "bench": cli_bench,
-    "build": cli_build,
-    "doctor": cli_doctor,
-    "import-reference": cli_reference,
+    "data": "Make and inspect data sets.",
+    "collect": "Collect frames to label: few, and unlike each other.",
+    "label": "Label frames in the browser, by ratings or by pairs.",
+    "train": "Train on a few labelled pictures.",
+    "evaluate": "Measure agreement with human scores on a labelled set.",
+    "export": "Fold a checkpoint into a bundle of ONNX graphs.",
+    "calibrate": "Fit an exported bundle to your labels, on the device.",
+    "score": "Score pictures and videos: 0 is bad, 1 is good.",
+    "watch": "Score live cameras, and alert when one goes bad.",
+    "check": "Look once at each of many cameras, for cron.",
+    "serve": "Score pictures and cameras over HTTP.",
+    "memory": "Show or change what is usual for each camera.",
+    "bench": "Time a bundle, a video, or what folding saves.",
+    "build": "Build a TensorRT or TensorRT-RTX engine for this GPU.",
+    "doctor": "Show what works here, and what to install for the rest.",
+    "import-reference": "Turn released GRMP-IQA weights into a checkpoint.",
 }
+
+
+@functools.cache
+def _load(name: str) -> Any:
+    part = typer.Typer(rich_markup_mode=None)
+    importlib.import_module(f"grmp_edge.cli.{name.replace('-', '_')}").register(part)
+    return typer.main.get_group(part).commands[name]
+
+
+class _Commands(Mapping[str, Any]):
+    """Every command by its name, its module imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in _COMMANDS:
+            raise KeyError(name)
+        return _load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_COMMANDS)
+
+    def __len__(self) -> int:
+        return len(_COMMANDS)
 
 
 class _Frame(Group):
     """Turns whatever a command raises into one line on stderr and an exit status."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(_COMMANDS)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = cast("Any", _Commands())  # typer only reads it
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
 
     def invoke(self, ctx: Any) -> Any:
         if ctx.params.get("debug"):
@@ -136,10 +151,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-for _module in _COMMANDS.values():
-    _module.register(app)
 
 
 def main() -> None:
