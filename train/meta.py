@@ -19,10 +19,9 @@ from torch import Tensor
 
 from grmp_edge.errors import DataError, UsageError
 from grmp_edge.metrics import srcc
-from grmp_edge.train.network.backbone import settings_for
 from grmp_edge.train.network.losses import quality_loss
 from grmp_edge.train.network.model import GrmpIqa
-from grmp_edge.train.network.settings import MetaSettings, given_only
+from grmp_edge.train.network.settings import MetaSettings, given_only, settings_for
 from grmp_edge.train.session.checkpoint import CheckpointWriter, State, copy_parameters
 from grmp_edge.train.session.precision import LossScaler, Numerics, Precision
 from grmp_edge.train.session.progress import Reporter, Silent

@@ -151,8 +151,7 @@ class Preset:
     def split(self, backbone: str, **given: Any) -> SplitConfig:
         """The division of the labels for a backbone, with given settings (not None) in their place."""
         from grmp_edge.train.data.labelled import SplitConfig
-        from grmp_edge.train.network.backbone import settings_for
-        from grmp_edge.train.network.settings import given_only
+        from grmp_edge.train.network.settings import given_only, settings_for
 
         fraction = self.validation_fraction
         if fraction is None:

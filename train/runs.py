@@ -18,7 +18,14 @@ from grmp_edge import __version__
 from grmp_edge.errors import CheckpointError, UsageError
 from grmp_edge.files import sha256_file
 from grmp_edge.metrics import srcc_interval
-from grmp_edge.train.data.labelled import Labelled, SplitConfig, content_digest, data_digest, split_indices
+from grmp_edge.train.data.labelled import (
+    Labelled,
+    SplitConfig,
+    content_digest,
+    data_digest,
+    refuse_no_test_part,
+    split_indices,
+)
 from grmp_edge.train.finetune.choose import (
     learn_head,
     prefers_qgr,
@@ -30,9 +37,9 @@ from grmp_edge.train.finetune.config import FinetuneConfig, Part
 from grmp_edge.train.finetune.loop import finetune, predict_part
 from grmp_edge.train.finetune.seen import predict_labelled, preprocess_of, see, twin_count
 from grmp_edge.train.meta import MetaConfig, meta_train
-from grmp_edge.train.network.backbone import BackboneConfig, embedded_backbone, load_backbone, settings_for
+from grmp_edge.train.network.backbone import BackboneConfig, embedded_backbone, load_backbone
 from grmp_edge.train.network.model import GrmpIqa
-from grmp_edge.train.network.settings import PromptConfig
+from grmp_edge.train.network.settings import PromptConfig, settings_for
 from grmp_edge.train.presets import leaks
 from grmp_edge.train.session.checkpoint import (
     CheckpointWriter,
@@ -54,7 +61,6 @@ __all__ = [
     "build_network",
     "pick_device",
     "put_shipped_prompts",
-    "refuse_no_test_part",
     "run_finetune",
     "run_pretrain",
 ]
@@ -358,18 +364,6 @@ def _about(network: GrmpIqa, pictures: int, closed: bool) -> str:
     if seconds < 5400:
         return f"{most}about {seconds / 60:.0f} minutes on this machine"
     return f"{most}about {seconds / 3600:.0f} hours on this machine"
-
-
-def refuse_no_test_part(select_on: str, tested: float) -> None:
-    """Raise UsageError if the test part is to choose the epoch and there is none.
-
-    The run would silently become one of a fixed schedule. ``tested``: how many pictures, or their share.
-    """
-    if select_on == "test" and not tested:
-        raise UsageError(
-            "the epoch cannot be chosen on the test part: there is none, as with --test-fraction 0",
-            "keep a test part, or drop --select-on-test (and --preset reference)",
-        )
 
 
 def build_network(model: ModelConfig) -> tuple[GrmpIqa, dict[str, Any]]:

@@ -103,15 +103,15 @@ def train(
         return
     spec = _required(data)
     need_torch()
-    from grmp_edge.train.runs import run_finetune
-    from grmp_edge.train.session.checkpoint import CheckpointWriter
-
     # The prompts that ship were learned with the backbone; tasks of the user's own replace them.
     shipped = model.ships and model.preset == "default" and not (no_mpp or tasks.given or meta.meta_epochs)
     config = tuning.config(model.name, run.precision, shipped)
     labelled, division = _read_and_divide(
         sets, spec, model, split, labels, config, model.name, (test_data, test_images)
     )
+    from grmp_edge.train.runs import run_finetune
+    from grmp_edge.train.session.checkpoint import CheckpointWriter
+
     start = None if no_mpp or shipped else output / "pretrain"
     if not run.resume:
         CheckpointWriter(output, {}).refuse_overwrite()  # before the first stage, not after it
@@ -191,8 +191,6 @@ def finetune(
     """
     spec = _required(data)
     need_torch()
-    from grmp_edge.train.runs import run_finetune
-
     if start is not None:
         model.check_start(start)
     backbone = model.name_after(start)
@@ -200,6 +198,8 @@ def finetune(
     labelled, division = _read_and_divide(
         sets, spec, model, split, labels, config, backbone, (test_data, test_images)
     )
+    from grmp_edge.train.runs import run_finetune
+
     network = model.config(shipped_prompts=start is None)
     with working() as reporter:
         result = run_finetune(
@@ -304,8 +304,7 @@ def _read_and_divide(
     tested: tuple[str | None, Path | None],
 ) -> tuple[Labelled, SplitConfig]:
     """Read and divide the set before any long work, so that errors in it are reported at once."""
-    from grmp_edge.train.data.labelled import split_indices
-    from grmp_edge.train.runs import refuse_no_test_part
+    from grmp_edge.train.data.labelled import refuse_no_test_part, split_indices
 
     if tested[0] is None and tested[1] is not None:
         raise UsageError("--test-images without --test-data", "give the set with --test-data")

@@ -124,9 +124,9 @@ class ModelOptions:
     @property
     def ships(self) -> bool:
         """Whether weights and prompts of the backbone ship with the project, and are asked for."""
-        from grmp_edge.train.network.backbone import embedded_backbone
+        from grmp_edge.train.network.settings import EMBEDDED_SETTINGS
 
-        return not self.weights and embedded_backbone(self.name) is not None
+        return not self.weights and self.name in EMBEDDED_SETTINGS
 
     def name_after(self, start: Path | None) -> str:
         """The backbone of a pre-training checkpoint, or of the options if there is none."""

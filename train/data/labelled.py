@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grmp_edge.errors import DataError, ImageError
+from grmp_edge.errors import DataError, ImageError, UsageError
 from grmp_edge.image_files import IMAGE_SUFFIXES
 from grmp_edge.preprocess import Preprocess, read_image, squash
 from grmp_edge.score import MosScale
@@ -33,6 +33,7 @@ __all__ = [
     "data_digest",
     "load_squashed",
     "read_csv",
+    "refuse_no_test_part",
     "split_indices",
 ]
 
@@ -323,6 +324,18 @@ class Split:
     train: tuple[int, ...]
     validation: tuple[int, ...]
     test: tuple[int, ...]
+
+
+def refuse_no_test_part(select_on: str, tested: float) -> None:
+    """Raise UsageError if the test part is to choose the epoch and there is none.
+
+    The run would silently become one of a fixed schedule. ``tested``: how many pictures, or their share.
+    """
+    if select_on == "test" and not tested:
+        raise UsageError(
+            "the epoch cannot be chosen on the test part: there is none, as with --test-fraction 0",
+            "keep a test part, or drop --select-on-test (and --preset reference)",
+        )
 
 
 def split_indices(data: Labelled, config: SplitConfig) -> Split:

@@ -33,8 +33,8 @@ from grmp_edge.train.evaluate.tables import Tables
 from grmp_edge.train.finetune.config import FinetuneConfig
 from grmp_edge.train.finetune.loop import predict
 from grmp_edge.train.finetune.seen import predict_labelled, preprocess_of
-from grmp_edge.train.network.backbone import settings_for
 from grmp_edge.train.network.model import GrmpIqa
+from grmp_edge.train.network.settings import settings_for
 from grmp_edge.train.presets import leaks
 from grmp_edge.train.runs import ModelConfig, build_network, pick_device, put_shipped_prompts, run_finetune
 from grmp_edge.train.session.checkpoint import (

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.metrics import agreement
 from grmp_edge.train.data.labelled import Crops
-from grmp_edge.train.finetune.qgr import Projection
-from grmp_edge.train.network.backbone import settings_for
-from grmp_edge.train.network.settings import LearningSettings, given_only
-from grmp_edge.train.session.precision import Precision
+from grmp_edge.train.network.settings import LearningSettings, given_only, settings_for
+
+if TYPE_CHECKING:  # options are checked before torch is loaded
+    from grmp_edge.train.finetune.qgr import Projection
+    from grmp_edge.train.session.precision import Precision
 
 __all__ = ["FinetuneConfig", "Float32Array", "Method", "Part", "UInt8Array"]
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from grmp_edge.default_bundle import EMBEDDED
 from grmp_edge.errors import ModelError, first_line
 from grmp_edge.train.network import embedded
-from grmp_edge.train.network.settings import BackboneSettings, EmbeddedBackbone
+from grmp_edge.train.network.settings import EmbeddedBackbone
 
 __all__ = [
     "RANDOM",
@@ -29,7 +29,6 @@ __all__ = [
     "BackboneConfig",
     "embedded_backbone",
     "load_backbone",
-    "settings_for",
     "state_digest",
 ]
 
@@ -68,11 +67,6 @@ class Backbone:
 def embedded_backbone(name: str) -> EmbeddedBackbone | None:
     """A backbone whose weights ship with the project, by name; None for any other."""
     return _EMBEDDED.get(name)
-
-
-def settings_for(name: str) -> BackboneSettings:
-    """What goes with a backbone, by name: the reference's settings for a CLIP of open_clip."""
-    return _EMBEDDED[name].settings if name in _EMBEDDED else BackboneSettings()
 
 
 def load_backbone(config: BackboneConfig) -> Backbone:

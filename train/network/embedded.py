@@ -25,12 +25,7 @@ from grmp_edge.errors import ModelError
 from grmp_edge.files import replace_file
 from grmp_edge.train.network.hybrid import NATIVE, build_hybrid
 from grmp_edge.train.network.settings import (
-    CALIBRATION_STEPS,
-    BackboneSettings,
     EmbeddedBackbone,
-    LearningSettings,
-    MetaSettings,
-    PromptConfig,
 )
 from grmp_edge.train.network.stem import Stem, read_stem
 from grmp_edge.train.network.words import cause_prompts, quality_prompts, scene_prompts
@@ -249,30 +244,6 @@ def _header(data: bytes) -> dict[str, str]:
 
 BACKBONE = EmbeddedBackbone(
     name=EMBEDDED,
-    settings=BackboneSettings(
-        # Fewer than a quarter of the 65 tokens that flow; the stem reads what it was trained with.
-        prompts=PromptConfig(visual_tokens=16, dropout=0.0, normalization="lite"),
-        # Tasks are reset, so one epoch at the reference's beta moves the prompts by a hundredth of ten small
-        # steps; and it is for CPUs, where fifty epochs take hours.
-        meta=MetaSettings(epochs=3, inner_lr=1e-3, outer_lr=1.0),
-        finetune=LearningSettings(
-            # Few steps, as more unlearn what it knew (docs/experiments.md, 17 and 19).
-            epochs=12,
-            batch=16,
-            # The reference's was found for CLIP's logit scale of 100; here it is 17, and gradients fall
-            # with it.
-            lr=0.5,
-            qgr_strength=1.0,  # its view of scenes is too dim to be worth more (docs/experiments.md, 17)
-            # Once calibrated, its text side fits the errors of few labels first (docs/experiments.md, 19).
-            calibration_steps=CALIBRATION_STEPS,
-            text_rate=0.0,
-            average=True,  # swings less than the weights of one epoch (docs/experiments.md, 19)
-        ),
-        lr_with_text=0.03,
-        # Of its few epochs, whose weights are averaged, a handful of pictures chooses no better than the
-        # schedule, and they are missed in training (docs/experiments.md, 19).
-        validation_fraction=0.0,
-    ),
     build=build_hybrid,
     load=load_embedded,
     load_prompts=load_prompts,

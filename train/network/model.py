@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grmp_edge.preprocess import NORMALIZATIONS
-from grmp_edge.train.network.backbone import Backbone, settings_for
-from grmp_edge.train.network.settings import PromptConfig
+from grmp_edge.train.network.backbone import Backbone
+from grmp_edge.train.network.settings import PromptConfig, settings_for
 from grmp_edge.train.network.towers import (
     ImageTower,
     TextTower,
