@@ -15,30 +15,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import until
+from helpers_process import EAGER, RANDOM, ROOT, environment, run, start
 from helpers_train import Tensors, write_labelled
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parent.parent
-RANDOM = ["--weights", "random", "--device", "cpu"]
 TASKS = ["--distortions", "jpeg,gaussian_blur", "--max-photos", "2", "--meta-epochs", "1"]
-# Saving at every evaluation instead of every 15 seconds.
-EAGER = (
-    "from grmp_edge.cli import main; "
-    "from grmp_edge.train.finetune import loop; loop._SAVE_EVERY_S = 0; main()"
-)
-
-
-def command(*arguments: object, eager: bool = False) -> list[str]:
-    start = ["-c", EAGER] if eager else ["-m", "grmp_edge"]
-    return [sys.executable, *start, *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-
-
-def run(*arguments: object, **options: bool) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments, **options), capture_output=True, text=True, env=environment())
 
 
 def strict(text: str) -> Any:
@@ -149,7 +130,7 @@ def test_without_the_extra_one_line_names_it(tmp_path: Path, labels: Path) -> No
                 target = site / entry.name
                 if not target.exists():
                     target.symlink_to(entry)
-    variables = {**environment(), "PYTHONPATH": f"{ROOT}{os.pathsep}{site}"}
+    variables = environment(PYTHONPATH=f"{ROOT}{os.pathsep}{site}")
     for stage in ([], ["finetune"]):
         words = ["train", *stage, "--data", str(labels), "-o", str(tmp_path / "run")]
         bare = [sys.executable, "-S", "-m", "grmp_edge"]
@@ -172,14 +153,11 @@ def progress_of(folder: Path) -> dict[str, Any]:
 
 def stopped(folder: Path, arguments: Sequence[object], number: signal.Signals) -> tuple[int, str, str]:
     """Start, wait for the first save, send the signal; returns the finished process's words."""
-    process = subprocess.Popen(
-        command(*arguments, eager=True), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment(),
-    )  # fmt: skip
+    process = start(*arguments, code=EAGER)
     until(lambda: process.poll() is not None or bool(progress_of(folder)), 300)
     process.send_signal(number)
     out, err = process.communicate()
-    return process.returncode, out, err
+    return process.returncode or 0, out, err
 
 
 def tuning(labels: Path, folder: Path, *more: object) -> list[object]:
@@ -191,7 +169,7 @@ def tuning(labels: Path, folder: Path, *more: object) -> list[object]:
 def whole(tmp_path_factory: pytest.TempPathFactory, labels: Path) -> Tensors:
     """The weights of a run that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = run(*tuning(labels, folder), eager=True)
+    done = run(*tuning(labels, folder), code=EAGER)
     assert done.returncode == 0, done.stderr
     return load_file(folder / "weights.safetensors")
 
@@ -211,7 +189,7 @@ def test_stopped_runs_resume_to_the_same_weights(
         assert "Traceback" not in err
     else:
         assert status == -signal.SIGKILL
-    again = run(*tuning(labels, folder, "--resume", "--json"), eager=True)
+    again = run(*tuning(labels, folder, "--resume", "--json"), code=EAGER)
     assert again.returncode == 0, again.stderr
     assert strict(again.stdout)["complete"] is True
     weights = load_file(folder / "weights.safetensors")
@@ -233,7 +211,8 @@ def test_a_finished_run_takes_more_epochs(tmp_path: Path, labels: Path, whole: T
 
 
 def test_help_names_the_stages_and_their_options() -> None:
-    done = run("train", "--help")
+    words = [sys.executable, "-m", "grmp_edge", "train", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment())
     assert done.returncode == 0
     for word in (
         "pretrain",

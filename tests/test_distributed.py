@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -11,17 +10,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import helpers_process
 import numpy as np
 import pytest
 import torch
 from conftest import until
+from helpers_process import COMMAND, EAGER, RANDOM, Process, environment, run
 from helpers_train import Tensors, tiny_model, write_labelled
 from safetensors.torch import load_file
 
 from grmp_edge.train.network.losses import quality_loss, semantic_loss
 from grmp_edge.train.session.ranks import Team
 
-ROOT = Path(__file__).resolve().parent.parent
 TESTS = Path(__file__).resolve().parent
 
 # What every rank runs: a tiny model learns, rank 0 writes what came out.
@@ -68,42 +68,28 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def environment(rank: int | None = None, size: int = 1, port: int = 0) -> dict[str, str]:
-    found = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    if rank is not None:
-        ranks = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
-        found |= {name: str(value) for name, value in ranks.items()}
-        found |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return found
-
-
-def start(arguments: Sequence[object], size: int) -> list[subprocess.Popen[str]]:
+def start(*arguments: object, size: int, code: str = COMMAND) -> list[Process]:
     """The ranks as a user without torchrun starts them."""
-    port = free_port()
+    team = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": free_port()}
+    common = {name: str(value) for name, value in team.items()} | {"MASTER_ADDR": "127.0.0.1"}
     return [
-        subprocess.Popen(
-            [sys.executable, *map(str, arguments)], env=environment(rank, size, port), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
+        helpers_process.start(*arguments, code=code, **common, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank in range(size)
-    ]  # fmt: skip
+    ]
 
 
-def ended(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def ended(processes: Sequence[Process]) -> list[tuple[int, str, str]]:
     """(status, stdout, stderr) by rank."""
-    said = [process.communicate(timeout=900) for process in processes]
-    return [(process.returncode, *words) for process, words in zip(processes, said, strict=True)]
+    said = [process.communicate() for process in processes]
+    return [(process.returncode or 0, *words) for process, words in zip(processes, said, strict=True)]
 
 
 def learn(folder: Path, size: int) -> None:
     folder.mkdir()
     code = LEARN.format(tests=str(TESTS), folder=str(folder))
-    if size == 1:
-        done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    else:
-        for status, _, err in ended(start(["-c", code], size)):
-            assert status == 0, err
+    processes = start(size=size, code=code) if size > 1 else [helpers_process.start(code=code)]
+    for status, _, err in ended(processes):
+        assert status == 0, err
 
 
 def learned(folder: Path, reset: bool, rank: int) -> tuple[Tensors, list[dict[str, float]]]:
@@ -155,12 +141,8 @@ def test_losses_of_shares_add_up_to_the_mean() -> None:
     assert float(shares) == pytest.approx(float(-(t * q.log()).sum(-1).mean()), rel=1e-6)
 
 
-RANDOM = ["--weights", "random", "--device", "cpu", "--curves", "none"]
+OPTIONS = [*RANDOM, "--curves", "none"]
 TASKS = ["--distortions", "jpeg,gaussian_blur", "--max-photos", "2", "--meta-epochs", "1"]
-EAGER = (
-    "from grmp_edge.cli import main; "
-    "from grmp_edge.train.finetune import loop; loop._SAVE_EVERY_S = 0; main()"
-)
 
 
 @pytest.fixture(scope="module")
@@ -176,17 +158,16 @@ def torchrun(*arguments: object) -> list[object]:
 
 
 def test_torchrun_trains_both_stages(tmp_path: Path, labels: Path) -> None:
-    common = ["train", *RANDOM, "--data", labels, "--epochs", "2", "--lr", "0.01", *TASKS, "--json"]
-    both = [sys.executable, *map(str, torchrun("-m", "grmp_edge", *common, "-o", tmp_path / "two"))]
+    common = ["train", *OPTIONS, "--data", labels, "--epochs", "2", "--lr", "0.01", *TASKS, "--json"]
+    program = tmp_path / "program.py"
+    program.write_text(COMMAND)
+    both = [sys.executable, *map(str, torchrun(program, *common, "-o", tmp_path / "two"))]
     done = subprocess.run(both, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()  # of one rank, not of both
     said = json.loads(line)
     assert done.stderr.count("next: grmp-edge export") == 1
-    alone = subprocess.run(
-        [sys.executable, "-m", "grmp_edge", *map(str, common), "-o", str(tmp_path / "one")],
-        env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
+    alone = run(*common, "-o", tmp_path / "one")
     assert alone.returncode == 0, alone.stderr
     expected = json.loads(alone.stdout)
     for part, found in expected["metrics"].items():
@@ -202,12 +183,12 @@ def test_torchrun_trains_both_stages(tmp_path: Path, labels: Path) -> None:
 
 def tuning(labels: Path, folder: Path, *more: object) -> list[object]:
     options = ["--labels", "6", "--epochs", "12", "--no-qgr", "--lr", "0.01", "-o", folder, *more]
-    return ["-c", EAGER, "train", "finetune", *RANDOM, "--data", labels, *options]
+    return ["train", "finetune", *OPTIONS, "--data", labels, *options]
 
 
-def wait_for(file: Path, processes: Sequence[subprocess.Popen[str]]) -> None:
+def wait_for(file: Path, processes: Sequence[Process]) -> None:
     until(lambda: file.exists() or any(process.poll() is not None for process in processes), 300)
-    assert file.exists(), [process.stderr and process.stderr.read() for process in processes]
+    assert file.exists(), [process.communicate() for process in processes]
 
 
 def errors(said: Sequence[tuple[int, str, str]]) -> list[str]:
@@ -218,7 +199,7 @@ def errors(said: Sequence[tuple[int, str, str]]) -> list[str]:
 def whole(tmp_path_factory: pytest.TempPathFactory, labels: Path) -> Tensors:
     """The weights of two ranks that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    said = ended(start(tuning(labels, folder), 2))
+    said = ended(start(*tuning(labels, folder), size=2, code=EAGER))
     assert [status for status, _, _ in said] == [0, 0], said
     assert said[1][1:] == ("", "")
     return load_file(folder / "weights.safetensors")
@@ -227,10 +208,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, labels: Path) -> Tensors:
 @pytest.mark.parametrize("kind", ["killed", "interrupted"])
 def test_stopped_ranks_resume_together(tmp_path: Path, labels: Path, whole: Tensors, kind: str) -> None:
     folder = tmp_path / "stopped"
-    ranks = start(tuning(labels, folder), 2)
+    ranks = start(*tuning(labels, folder), size=2, code=EAGER)
     wait_for(folder / "config.json", ranks)
     if kind == "killed":
-        ranks[1].kill()
+        ranks[1].send_signal(signal.SIGKILL)
     else:
         for rank in ranks:
             rank.send_signal(signal.SIGINT)
@@ -246,7 +227,7 @@ def test_stopped_ranks_resume_together(tmp_path: Path, labels: Path, whole: Tens
         assert "the same command with --resume continues" in said[0][2]  # whichever rank was first to go
         return  # resuming is the same
     assert json.loads((folder / "config.json").read_text())["progress"]["complete"] is False
-    again = ended(start(tuning(labels, folder, "--resume"), 2))
+    again = ended(start(*tuning(labels, folder, "--resume"), size=2, code=EAGER))
     assert [status for status, _, _ in again] == [0, 0], again
     weights = load_file(folder / "weights.safetensors")
     assert weights.keys() == whole.keys()
@@ -256,7 +237,7 @@ def test_stopped_ranks_resume_together(tmp_path: Path, labels: Path, whole: Tens
 def test_a_bad_csv_is_told_once(tmp_path: Path, labels: Path) -> None:
     csv = tmp_path / "labels.csv"
     csv.write_text("image,mos\nnone.png,1\n")
-    said = ended(start(["-m", "grmp_edge", "train", "--data", csv, "-o", tmp_path / "run", *RANDOM], 2))
+    said = ended(start("train", "--data", csv, "-o", tmp_path / "run", *OPTIONS, size=2))
     assert [status for status, _, _ in said] == [1, 1]
     (line,) = errors(said)
     assert line.startswith(f"error: {csv}:2: picture 'none.png' is not in ")
@@ -264,14 +245,20 @@ def test_a_bad_csv_is_told_once(tmp_path: Path, labels: Path) -> None:
 
 
 def test_an_incomplete_environment_is_told(tmp_path: Path, labels: Path) -> None:
-    variables = {**environment(0, 2, 1)}
-    del variables["MASTER_ADDR"]
-    done = subprocess.run(
-        [sys.executable, "-m", "grmp_edge", "train", "--data", str(labels), "-o", str(tmp_path / "run")],
-        env=variables, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.strip() == (
+    process = helpers_process.start(
+        "train",
+        "--data",
+        labels,
+        "-o",
+        tmp_path / "run",
+        WORLD_SIZE="2",
+        RANK="0",
+        LOCAL_RANK="0",
+        MASTER_PORT="1",
+    )
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert err.strip() == (
         "error: WORLD_SIZE is 2, but MASTER_ADDR is not set; start with torchrun, or set it"
     )
 

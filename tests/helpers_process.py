@@ -1,0 +1,101 @@
+"""Commands in processes of their own that need not load torch again: each is a fork of one that has.
+
+Loading torch and open_clip takes six seconds of CPU, more than most commands under test. The process that is
+forked has run nothing, so that its children inherit loaded code alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from unittest import mock
+
+__all__ = ["COMMAND", "EAGER", "RANDOM", "ROOT", "Process", "environment", "run", "start"]
+
+ROOT = Path(__file__).resolve().parent.parent
+# open_clip's own way to add a model, one so small that its training costs nothing: --backbone tiny-clip.
+_TINY = f"import open_clip; open_clip.add_model_config({str(ROOT / 'tests' / 'tiny-clip.json')!r})"
+RANDOM = ["--backbone", "tiny-clip", "--weights", "random", "--device", "cpu"]
+COMMAND = f"{_TINY}; from grmp_edge.cli import main; main()"
+# The command, saving at every evaluation instead of every 15 seconds.
+EAGER = f"from grmp_edge.train.finetune import loop; loop._SAVE_EVERY_S = 0; {COMMAND}"
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a command: wide lines, one thread."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200", **more}
+
+
+@functools.cache
+def _forks() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["grmp_edge.train.runs", "grmp_edge.export.pipeline", "onnxruntime"])
+    with mock.patch.dict(os.environ, environment()):
+        forkserver.ensure_running()
+    return context
+
+
+def _become(code: str, arguments: list[str], variables: dict[str, str], files: list[str]) -> None:
+    """Be what ``python -c code arguments`` is."""
+    for number, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
+    os.environ.clear()
+    os.environ.update(variables)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["grmp-edge", *arguments]
+    exec(compile(code, "<command>", "exec"), {"__name__": "__main__"})
+
+
+class Process:
+    """As much of ``subprocess.Popen`` as the tests use."""
+
+    def __init__(self, code: str, arguments: list[str], variables: Mapping[str, str]) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._files = [Path(self._folder.name, name) for name in ("stdout", "stderr")]
+        for file in self._files:
+            file.touch()
+        given = (code, arguments, dict(variables), list(map(str, self._files)))
+        self._process = _forks().Process(target=_become, args=given, daemon=True)
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self._process.exitcode is None and self._process.pid is not None:
+            os.kill(self._process.pid, number)
+
+    def communicate(self, timeout: float = 600.0) -> tuple[str, str]:
+        """Wait for its end, once, and return what it wrote to stdout and stderr."""
+        self._process.join(timeout)
+        out, err = (file.read_text(encoding="utf-8") for file in self._files)
+        if self._process.exitcode is None:
+            self._process.kill()
+            raise TimeoutError(f"no end within {timeout:g} s; it said: {out}{err}")
+        self._folder.cleanup()
+        return out, err
+
+
+def start(*arguments: object, code: str = COMMAND, **variables: str) -> Process:
+    """Begin ``grmp-edge ARGUMENTS``, or ``code`` with them; ``variables``: more of the environment."""
+    return Process(code, [str(one) for one in arguments], environment(**variables))
+
+
+def run(*arguments: object, code: str = COMMAND) -> subprocess.CompletedProcess[str]:
+    """``start`` it, and wait."""
+    process = start(*arguments, code=code)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess([str(one) for one in arguments], process.returncode or 0, out, err)
