@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import open_clip
 import torch
 from conftest import Float32Array, UInt8Array
 from open_clip.model import CLIP, CustomTextCLIP
@@ -28,6 +29,8 @@ from grmp_edge.train.tasks import Task
 
 Tensors = dict[str, torch.Tensor]
 
+TINY_CLIP = "tiny-clip"  # for open_clip to make: a run on files costs little
+open_clip.add_model_config(Path(__file__).with_name(f"{TINY_CLIP}.json"))
 PROMPTS = PromptConfig(visual_tokens=5, dropout=0.0, normalization="clip")
 
 

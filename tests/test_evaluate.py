@@ -12,10 +12,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-import open_clip
 import pytest
 from conftest import TINY_MOS, encode, make_image, tiny_score, write_tiny_bundle
-from helpers_train import write_labelled
+from helpers_train import TINY_CLIP, write_labelled
 from matplotlib.figure import Figure
 from test_reports import Page
 from typer.testing import CliRunner
@@ -42,27 +41,18 @@ from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.runs import ModelConfig
 from grmp_edge.train.session.progress import Reporter
 
-TINY = {
-    "embed_dim": 12,
-    "vision_cfg": {"image_size": 32, "layers": 3, "width": 24, "head_width": 8, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 3},
-}
-NAME = "ViT-T-8-evaluated"
 TUNING = FinetuneConfig(epochs=10, lr=0.05)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
     folder = tmp_path_factory.mktemp("protocol")
-    config = folder / f"{NAME}.json"
-    config.write_text(json.dumps(TINY))
-    open_clip.add_model_config(config)
     return read_csv(write_labelled(folder / "data", 30, 35), mos_range=(0, 100))
 
 
 @pytest.fixture(scope="module")
 def model() -> ModelConfig:
-    return ModelConfig(BackboneConfig(NAME, "random"), PromptConfig(3), device="cpu")
+    return ModelConfig(BackboneConfig(TINY_CLIP, "random"), PromptConfig(3), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +256,7 @@ def test_the_plot_shows_every_split_and_the_medians() -> None:
 
 def test_the_command(data: Labelled, tmp_path: Path) -> None:
     run = CliRunner()
-    common = ["evaluate", "--data", f"csv:{data.name}", "--mos-range", "0,100", "--backbone", NAME]
+    common = ["evaluate", "--data", f"csv:{data.name}", "--mos-range", "0,100", "--backbone", TINY_CLIP]
     common += ["--weights", "random", "--epochs", "5", "--splits", "1", "--labels", "8", "--device", "cpu"]
     for options, said in (
         (["--from", "x", "--no-mpp"], "--from and --no-mpp contradict each other"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats as stats
-from helpers_train import write_labelled
+from helpers_train import TINY_CLIP, write_labelled
 from typer.testing import CliRunner
 
 from grmp_edge.cli import app
@@ -26,23 +26,12 @@ from grmp_edge.train.network.settings import PromptConfig
 from grmp_edge.train.runs import ModelConfig, build_network
 from grmp_edge.train.session.checkpoint import CheckpointWriter, State, load_checkpoint
 
-NAME = "ViT-T-8-ablated"
-TINY = {
-    "embed_dim": 12,
-    "vision_cfg": {"image_size": 32, "layers": 3, "width": 24, "head_width": 8, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 3},
-}
-MODEL = ModelConfig(BackboneConfig(NAME, "random"), PromptConfig(3), device="cpu")
+MODEL = ModelConfig(BackboneConfig(TINY_CLIP, "random"), PromptConfig(3), device="cpu")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
-    import open_clip
-
     folder = tmp_path_factory.mktemp("ablation")
-    config = folder / f"{NAME}.json"
-    config.write_text(json.dumps(TINY))
-    open_clip.add_model_config(config)
     return read_csv(write_labelled(folder / "data", 24, 35), mos_range=(0, 100))
 
 
@@ -142,7 +131,7 @@ def test_an_unfinished_start_is_refused(data: Labelled, start: Path, tmp_path: P
 
 def test_one_command_pre_trains_ablates_and_compares(data: Labelled, tmp_path: Path) -> None:
     run, output = CliRunner(), tmp_path / "out"
-    words = ["evaluate", "--data", f"csv:{data.name}", "--mos-range", "0,100", "--backbone", NAME]
+    words = ["evaluate", "--data", f"csv:{data.name}", "--mos-range", "0,100", "--backbone", TINY_CLIP]
     words += ["--weights", "random", "--epochs", "5", "--splits", "1", "--labels", "0,8", "--device", "cpu"]
     words += ["--distortions", "jpeg,gaussian_blur", "--max-photos", "2", "--meta-epochs", "1"]
     words += ["--ablate", "--preset", "reference", "--baselines", "laplacian", "-o", str(output), "--json"]

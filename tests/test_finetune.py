@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import UInt8Array
 from helpers_train import (
+    TINY_CLIP,
     Stop,
     Tensors,
     blurred,
@@ -362,14 +363,14 @@ def test_resumes_bit_for_bit(tmp_path: Path, judged: bool, monkeypatch: pytest.M
         assert all(torch.equal(value, told.weights[name]) for name, value in final.weights.items())
 
 
-# The whole stage on files, with the embedded network at random.
-CHOICE = ModelConfig(BackboneConfig(pretrained="random"), PromptConfig(visual_tokens=4), "cpu", 3)
+# The whole stage on files.
+CHOICE = ModelConfig(BackboneConfig(TINY_CLIP, "random"), PromptConfig(visual_tokens=4), "cpu", 3)
 
 
 def stage(
     tmp_path: Path, name: str, csv: Path, resume: bool = False, reporter: Any = None, **settings: Any
 ) -> Any:
-    config = FinetuneConfig.of("embedded-l0", **{"epochs": 3, "evaluate_every": 1, "lr": 0.01, **settings})
+    config = FinetuneConfig.of(TINY_CLIP, **{"epochs": 3, "evaluate_every": 1, "lr": 0.01, **settings})
     split = SplitConfig(labels=6, test_fraction=0.4, validation_fraction=0.34, seed=1)
     return run_finetune(tmp_path / name, CHOICE, None, read_csv(csv), split, config, resume, reporter)
 

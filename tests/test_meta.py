@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import UInt8Array
-from helpers_train import PROMPTS, Stop, Tensors, memory_task, parameters_of, tiny_model
+from helpers_train import PROMPTS, TINY_CLIP, Stop, Tensors, memory_task, parameters_of, tiny_model
 
 from grmp_edge.errors import CheckpointError, DataError, UsageError
 from grmp_edge.metrics import srcc
@@ -387,7 +387,7 @@ def adapt_all(model: GrmpIqa, config: MetaConfig) -> None:
         adapt(model, memory_task("a", seed=seed), config, [seed])
 
 
-CHOICE = ModelConfig(BackboneConfig(pretrained="random"), PROMPTS, "cpu", 3)
+CHOICE = ModelConfig(BackboneConfig(TINY_CLIP, "random"), PROMPTS, "cpu", 3)
 
 
 def trained(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_train import memory_task, parameters_of, pictures, tiny_model, write_labelled
+from helpers_train import TINY_CLIP, memory_task, parameters_of, pictures, tiny_model, write_labelled
 from typer.testing import CliRunner
 
 from grmp_edge.cli import app
@@ -25,7 +25,7 @@ from grmp_edge.train.runs import ModelConfig, build_network, run_finetune, run_p
 from grmp_edge.train.session.checkpoint import CheckpointWriter, State, read_state, refuse_unfinished
 from grmp_edge.train.session.resume_rules import difference, version_notes
 
-CHOICE = ModelConfig(BackboneConfig(pretrained="random"), PromptConfig(visual_tokens=4), "cpu", 3)
+CHOICE = ModelConfig(BackboneConfig(TINY_CLIP, "random"), PromptConfig(visual_tokens=4), "cpu", 3)
 
 
 def part(count: int, seed: int = 0) -> Part:
@@ -129,7 +129,7 @@ def test_an_unfinished_pre_training_is_no_start(unfinished: Path, tmp_path: Path
     with pytest.raises(CheckpointError, match=r"epoch 4 of 9\); finish it with .*--resume -o .*--allow-unf"):
         refuse_unfinished(unfinished)
     data = read_csv(write_labelled(tmp_path / "data", 10))
-    split, config = SplitConfig(6, 0.4, 0.34), FinetuneConfig.of("embedded-l0", epochs=1, lr=0.01, qgr=False)
+    split, config = SplitConfig(6, 0.4, 0.34), FinetuneConfig.of(TINY_CLIP, epochs=1, lr=0.01, qgr=False)
     with pytest.raises(CheckpointError, match="unfinished run"):
         run_finetune(tmp_path / "run", CHOICE, unfinished, data, split, config)
     assert not (tmp_path / "run").exists()
@@ -144,7 +144,7 @@ def test_options_that_contradict_the_start_are_refused(unfinished: Path, tmp_pat
     common = ["--data", str(labels), "--from", str(unfinished), "-o", str(tmp_path / "run")]
     for command in (["train", "finetune"], ["evaluate", "--labels", "4"]):
         for option, value, has in (
-            ("backbone", "ViT-B-32", "embedded-l0"),
+            ("backbone", "ViT-B-32", TINY_CLIP),
             ("normalization", "clip", "imagenet"),
         ):
             shown = CliRunner().invoke(app, [*command, *common, f"--{option}", value])
@@ -181,7 +181,7 @@ def test_the_target_set_chooses_the_epoch_where_it_is_asked_to(tmp_path: Path) -
     # The leak travels with what is fine-tuned from there.
     split, tuning = (
         SplitConfig(6, 0.25, 0.34),
-        FinetuneConfig.of("embedded-l0", epochs=1, lr=0.01, qgr=False),
+        FinetuneConfig.of(TINY_CLIP, epochs=1, lr=0.01, qgr=False),
     )
     tuned = run_finetune(tmp_path / "tuned", CHOICE, tmp_path / "run", data, split, tuning)
     assert tuned["leaks"] == result["leaks"]
