@@ -29,19 +29,20 @@ test-rtx: .venv-rtx/installed
 docs: .venv/installed
 	.venv/bin/python -m mkdocs build
 
-# The page that scores in the browser, in page/: files to serve. It needs npm, for onnxruntime-web. BUNDLE=... for another model.
+# The page that scores in the browser: files to serve. It needs npm, for onnxruntime-web. BUNDLE=... for another model.
 BUNDLE ?= runtime/default_model
-ORT := deploy/browser/node_modules/onnxruntime-web/dist
-page: deploy/browser/node_modules/installed
-	rm -rf page && mkdir -p page/ort page/bundle
-	cp deploy/browser/*.html deploy/browser/*.css deploy/browser/*.js page
-	cp $(addprefix runtime/static/,dashboard.css chart.js words.js favicon.svg) page
-	cp $(addprefix $(ORT)/,ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm) page/ort
-	cp $(BUNDLE)/* page/bundle
-	@echo 'next: python3 -m http.server -b 127.0.0.1 -d page'
+ORT := build/npm/node_modules/onnxruntime-web/dist
+page: build/npm/installed
+	rm -rf build/page && mkdir -p build/page/ort build/page/bundle
+	cp deploy/browser/*.html deploy/browser/*.css deploy/browser/*.js build/page
+	cp $(addprefix runtime/static/,dashboard.css chart.js words.js favicon.svg) build/page
+	cp $(addprefix $(ORT)/,ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm) build/page/ort
+	cp $(BUNDLE)/* build/page/bundle
+	@echo 'next: python3 -m http.server -b 127.0.0.1 -d build/page'
 
-deploy/browser/node_modules/installed: deploy/browser/package-lock.json
-	npm ci --prefix deploy/browser --silent --no-audit --no-fund --ignore-scripts
+build/npm/installed: deploy/browser/package-lock.json
+	mkdir -p $(@D) && cp deploy/browser/package*.json $(@D)
+	npm ci --prefix $(@D) --silent --no-audit --no-fund --ignore-scripts
 	touch $@
 
 # Other examples than those of `test`, so many of each reader.
@@ -65,4 +66,4 @@ coverage: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo .venv-rtx $(DEMO) build dist page site deploy/browser/node_modules *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf .venv .venv-demo .venv-rtx $(DEMO) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage

@@ -133,7 +133,7 @@ def test_the_login(tiny_bundle: Bundle, tmp_path: Path) -> None:
         assert page.value("document.activeElement.id") == "token"
         for token in ("wrong", "s3cret-s3cret-s3cret"):
             page.value(f"document.getElementById('token').value = '{token}'")
-            page.value("document.getElementById('login').requestSubmit()")
+            page.value("document.getElementById('enter').requestSubmit()")
             if token == "wrong":
                 page.until("document.getElementById('wrong').textContent === 'That is not the token.'")
         page.until("document.querySelectorAll('.picture:not([hidden])').length === 1")

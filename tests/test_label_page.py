@@ -145,7 +145,7 @@ def test_the_login_and_strange_names(folder: Path) -> None:
         page.go(served.at + "/")
         page.until("!document.getElementById('login').hidden && document.getElementById('sitting').hidden")
         page.value("document.getElementById('token').value = 's3cret-s3cret-s3cret'")
-        page.value("document.getElementById('login').requestSubmit()")
+        page.value("document.getElementById('enter').requestSubmit()")
         page.until("!document.getElementById('intro').hidden")
         page.value("document.getElementById('begin').click()")
         names = set()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import base64
-import functools
-import http.server
 import io
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +13,13 @@ import cv2
 import numpy as np
 import pytest
 from conftest import encode, make_image
-from helpers_browser import Browser, browser
+from helpers_browser import Browser, browser, served
 
 from grmp_edge.preprocess import Preprocess
 from grmp_edge.runtime import Scorer
 from grmp_edge.views import spread
 
-PAGE = Path(__file__).resolve().parent.parent / "page"
+PAGE = Path(__file__).resolve().parent.parent / "build/page"
 
 pytestmark = [
     pytest.mark.system,
@@ -31,26 +28,14 @@ pytestmark = [
 CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def page() -> Iterator[Browser]:
-    handler = functools.partial(_Quiet, directory=str(PAGE))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, browser(*CAMERA) as tab:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            tab.size(1280, 900)
-            tab.go(f"http://127.0.0.1:{server.server_address[1]}/")
-            tab.until("document.body.dataset.ready", 120)
-            yield tab
-            assert not tab.complaints
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(PAGE) as at, browser(*CAMERA) as tab:
+        tab.size(1280, 900)
+        tab.go(at)
+        tab.until("document.body.dataset.ready", 120)
+        yield tab
+        assert not tab.complaints
 
 
 def as_blob(data: bytes) -> str:

@@ -1,6 +1,7 @@
 // The live page. Whatever comes from a camera (its name, its errors) is set as text, never as markup.
 
 import { Chart, clock } from "./chart.js";
+import { setUpLogin, showLogin } from "./login.js";
 import { badge, causeWords, count, duration, eventWords, levelWords, without } from "./words.js";
 
 const SILENT_MS = 10000; // a message arrives each second; after this long without one the connection is dead
@@ -175,7 +176,7 @@ class Card {
 
 function showEvents(events) {
   const list = find("events");
-  list.setAttribute("aria-live", lastEvent ? "polite" : "off"); // events from before the page was opened are not read aloud
+  find("log").setAttribute("aria-live", lastEvent ? "polite" : "off"); // events from before the page was opened are not read aloud
   for (const event of events) {
     if (event.number <= lastEvent) continue;
     lastEvent = event.number;
@@ -323,7 +324,7 @@ async function askWhy() {
   try {
     const answer = await fetch("v1/cameras");
     if (answer.status === 401) {
-      showLogin();
+      askForToken();
       return;
     }
     if (answer.ok) say("lost", "too many pages follow, trying again");
@@ -350,45 +351,18 @@ document.addEventListener("visibilitychange", () => {
   }
 });
 
-// The login
-
-function showLogin() {
+function askForToken() {
   disconnect();
   say("wait", "token needed");
   find("main").hidden = true;
-  find("logout").hidden = true;
   find("summary").textContent = "";
-  find("login").hidden = false;
-  find("token").focus();
+  showLogin();
 }
 
-find("login").addEventListener("submit", async (event) => {
-  event.preventDefault();
-  find("wrong").textContent = "";
-  try {
-    const answer = await fetch("v1/login", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ token: find("token").value }),
-    });
-    if (answer.ok) {
-      find("token").value = "";
-      find("login").hidden = true;
-      say("wait", "connecting");
-      connect();
-      return;
-    }
-    find("wrong").textContent = answer.status === 401 ? "That is not the token." : `The server says ${answer.status}.`;
-  } catch {
-    find("wrong").textContent = "The server does not answer.";
-  }
-  find("token").select();
-});
-
-find("logout").addEventListener("click", async () => {
-  await fetch("v1/logout", { method: "POST" }).catch(() => {});
-  showLogin();
-});
+setUpLogin(() => {
+  say("wait", "connecting");
+  connect();
+}, askForToken);
 
 find("tiles").addEventListener("click", () => {
   const on = document.body.dataset.tiles !== "on";

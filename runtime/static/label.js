@@ -1,5 +1,7 @@
 // The page for labelling. Names of files, cameras and raters are set as text, never as markup.
 
+import { setUpLogin, showLogin } from "./login.js";
+
 const RETRY_MS = 2000;
 const WATCH_MS = 1000; // between looks at a training that runs
 const PAIR = [["First is better", "1", 1], ["Alike", "2", 0.5], ["Second is better", "3", 0]];
@@ -32,7 +34,7 @@ async function ask(path, data) {
   const options = data === undefined ? { headers } : { method: "POST", headers: { ...headers, "Content-Type": "application/json" }, body: JSON.stringify(data) };
   const answer = await fetch(path, { cache: "no-store", ...options });
   if (answer.status === 401) {
-    showLogin();
+    askForToken();
     throw new Error("token");
   }
   const told = answer.status === 204 ? {} : await answer.json().catch(() => ({}));
@@ -90,6 +92,7 @@ function show(told) {
   state = told;
   if (state.first && !stored(`seen ${rater()}`)) intro = true;
   find("login").hidden = true;
+  find("main").hidden = false;
   find("logout").hidden = !state.login;
   const task = state.task;
   find("intro").hidden = !intro;
@@ -266,10 +269,9 @@ function setMode(next) {
   find("stage").dataset.task = "";
 }
 
-function showLogin() {
-  for (const id of ["sitting", "intro", "end", "learning"]) find(id).hidden = true;
-  find("login").hidden = false;
-  find("token").focus();
+function askForToken() {
+  find("main").hidden = true;
+  showLogin();
 }
 
 find("undo").addEventListener("click", undo);
@@ -285,22 +287,14 @@ find("add").addEventListener("click", async () => { try { await ask("v1/label/mo
 find("train").addEventListener("click", async () => {
   try { showLearning(await ask("v1/label/training", {})); complain(""); } catch (error) { complain(error.message); }
 });
-find("login").addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const given = find("token").value;
-  const answer = await fetch("v1/login", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ token: given }) });
-  find("wrong").textContent = answer.ok ? "" : answer.status === 401 ? "That is not the token." : `status ${answer.status}`;
-  if (!answer.ok) return;
+setUpLogin((given) => {
   token = given;
   try { sessionStorage.setItem("token", token); } catch { /* it is asked for again */ }
-  find("token").value = "";
   load();
-});
-find("logout").addEventListener("click", async () => {
+}, () => {
   token = "";
   try { sessionStorage.removeItem("token"); } catch { /* as above */ }
-  await fetch("v1/logout", { method: "POST" });
-  showLogin();
+  askForToken();
 });
 
 document.addEventListener("keydown", (event) => {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -195,8 +196,12 @@ def _unknown() -> Response:
 
 
 def add_files(app: FastAPI, page: str = "index.html") -> None:
-    """Serve ``page`` at / and all files of the pages, which are read once."""
+    """Serve ``page`` at / and all files of the pages, which are read once.
+
+    A line ``<!-- NAME -->`` of the page stands for the file of that name.
+    """
     files = {path.name: path.read_bytes() for path in _STATIC.iterdir() if path.suffix in _KINDS}
+    files[page] = re.sub(rb"<!-- (\S+) -->\n", lambda match: files[match[1].decode()], files[page])
 
     def answer(name: str, request: Request) -> Response:
         tag = f'"{hashlib.sha256(files[name]).hexdigest()[:16]}"'
