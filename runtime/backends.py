@@ -25,6 +25,7 @@ from grmp_edge.install import install_line, pip_line
 from grmp_edge.runtime.bound import BoundRuns
 from grmp_edge.runtime.machine import check_once
 from grmp_edge.runtime.plugins import PLUGIN, check_name, plugin_devices
+from grmp_edge.runtime.within import within
 from grmp_edge.views import checked_logits, logit
 
 __all__ = [
@@ -52,6 +53,10 @@ PROVIDERS = {
 
 # What runs engines of its own, without onnxruntime. TensorRT is also a provider of onnxruntime.
 NATIVE = ("tensorrt", "rtx")
+
+# A graph from elsewhere may be made to run for ever, or to load for ever: constants are computed then.
+# ViT-B/16 takes a third of a second on two cores. Only on the CPU: elsewhere engines are built, for minutes.
+_FIRST_S, _LOAD_S, _FOR_EACH_S = 60.0, 300.0, 60.0
 
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
@@ -143,7 +148,11 @@ def open_backend(
         digest = bundle.graph_digest(precision) if bundle and precision else graph.sha256
         backend = OnnxRuntimeBackend(path, graph, size, options, digest)
     except BackendError as error:
-        if options.provider == "cpu" or not (options.allow_cpu or options.provider == "auto"):
+        fallback = options.allow_cpu or options.provider == "auto"
+        on_cpu = options.provider == "cpu" or (
+            options.provider == "auto" and resolve_provider("auto") == "cpu"
+        )
+        if on_cpu or not fallback:
             raise
         backend = OnnxRuntimeBackend(path, graph, size, replace(options, provider="cpu"))
         backend.fallback = error.message
@@ -168,6 +177,7 @@ class OnnxRuntimeBackend:
         """``digest`` identifies the graph's content; only TensorRT's engine cache needs it."""
         self._session: Session | None = None
         self._bound: BoundRuns | None = None
+        self._ran = False
         if options.provider.startswith(PLUGIN):
             devices = plugin_devices(load_onnxruntime(), options.provider)
             session = open_session(path, options.threads, devices=devices)
@@ -259,7 +269,13 @@ class OnnxRuntimeBackend:
         if self._bound is not None:
             return self._bound.run(batch, output or self._output)
         try:
-            result = self._session.run([output or self._output], {self._input: batch})[0]
+            result = self._run(self._session, output or self._output, batch)
+        except TimeoutError:
+            raise BackendError(
+                f"the graph's first run, on a batch of {len(batch)}, has not ended after "
+                f"{_first_s(batch):.0f} s, and may never",
+                "ask whoever made the bundle, or run a smaller network",
+            ) from None
         except Exception as error:  # onnxruntime's exceptions have no common base but this
             raise BackendError(
                 f"onnxruntime failed on a batch of {len(batch)}: {first_line(error)}"
@@ -267,11 +283,28 @@ class OnnxRuntimeBackend:
         values = np.asarray(result, dtype=np.float32)
         return values if output else values.reshape(-1)
 
+    def _run(self, session: Session, output: str, batch: UInt8Array) -> npt.NDArray[Any]:
+        """One output. The first run of a session is bounded in time, on the CPU."""
+        if self._ran or self.provider != "cpu":
+            return np.asarray(session.run([output], {self._input: batch})[0])
+        options = load_onnxruntime().RunOptions()
+        result = within(
+            _first_s(batch),
+            lambda: session.run([output], {self._input: batch}, options),
+            lambda: setattr(options, "terminate", True),
+        )
+        self._ran = True
+        return np.asarray(result[0])
+
     def close(self) -> None:
         """Release the session and its memory."""
         if self._bound is not None:
             self._bound.close()
         self._session = None
+
+
+def _first_s(batch: UInt8Array) -> float:
+    return _FIRST_S + _FOR_EACH_S * len(batch)
 
 
 def load_onnxruntime(provider: str = "auto") -> Any:
@@ -323,8 +356,10 @@ def resolve_provider(provider: str) -> str:
 class Session(Protocol):
     """What is used of onnxruntime's InferenceSession, which carries no types."""
 
-    def run(self, outputs: Sequence[str] | None, inputs: Mapping[str, npt.NDArray[Any]]) -> list[Any]:
-        """The named outputs, or all."""
+    def run(
+        self, outputs: Sequence[str] | None, inputs: Mapping[str, npt.NDArray[Any]], options: Any = None
+    ) -> list[Any]:
+        """The named outputs, or all; ``options`` are onnxruntime's RunOptions."""
 
     def get_inputs(self) -> Sequence[Any]:
         """Each with a name, a type and a shape."""
@@ -397,17 +432,26 @@ def open_session(
         named = None  # they stand in the settings
         settings.add_provider_for_devices(list(devices), {})
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    try:
+
+    def load() -> Any:
         # Without enable_fallback=0 onnxruntime answers a failing GPU, now or in a later run, by printing
         # to stdout and continuing on the CPU.
-        session = ort.InferenceSession(
-            source,
-            sess_options=settings,
-            providers=named,
-            enable_fallback=0,
-        )
+        return ort.InferenceSession(source, sess_options=settings, providers=named, enable_fallback=0)
+
+    def stop() -> None:
+        if hasattr(settings, "set_load_cancellation_flag"):  # onnxruntime 1.21
+            settings.set_load_cancellation_flag(True)
+
+    name = source if isinstance(source, str) else "the graph"
+    on_cpu = not devices and set(providers or ()) <= {PROVIDERS["cpu"]}
+    try:
+        session = within(_LOAD_S, load, stop) if on_cpu else load()
+    except TimeoutError:
+        raise BackendError(
+            f"{name}: is not loaded after {_LOAD_S:.0f} s, and may never be",
+            "ask whoever made the bundle, or run a smaller network",
+        ) from None
     except Exception as error:  # onnxruntime's exceptions have no common base but this
-        name = source if isinstance(source, str) else "the graph"
         raise BackendError(
             f"{name}: onnxruntime {ort.__version__} cannot load it: {first_line(error)}",
             "update onnxruntime, or export the checkpoint again",

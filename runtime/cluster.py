@@ -77,7 +77,7 @@ class _Row(TypedDict):
     """One input on its way to an actor: Ray's columns hold plain values only."""
 
     name: bytes  # bytes, since a name that is not UTF-8 fits no text column
-    remote: bool
+    remote: str  # which private addresses an address may lead to; "": a file
     after: int  # index of the last frame of a video to skip
     error: bytes  # a failure as JSON, which the actor passes on; else empty
 
@@ -199,18 +199,19 @@ class _Actor:
 
 def _to_row(item: Listed | Failure, last_frame: Callable[[str], int] | None) -> _Row:
     if isinstance(item, Failure):
-        return {"name": b"", "remote": False, "after": -1, "error": _to_json(item)}
+        return {"name": b"", "remote": "", "after": -1, "error": _to_json(item)}
     name = item.url if isinstance(item, Remote) else str(item)
     last = -1 if last_frame is None else last_frame(name)
-    return {"name": os.fsencode(name), "remote": isinstance(item, Remote), "after": last, "error": b""}
+    remote = item.private if isinstance(item, Remote) else ""
+    return {"name": os.fsencode(name), "remote": remote, "after": last, "error": b""}
 
 
-def _from_row(name: bytes, remote: bool, error: bytes) -> Listed | Failure:
+def _from_row(name: bytes, remote: str, error: bytes) -> Listed | Failure:
     if error:
         failure = _from_json(error)
         assert isinstance(failure, Failure)
         return failure
-    return Remote(os.fsdecode(name)) if remote else Path(os.fsdecode(name))
+    return Remote(os.fsdecode(name), remote) if remote else Path(os.fsdecode(name))
 
 
 def _to_json(result: Score | Failure) -> bytes:

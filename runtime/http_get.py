@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import http.client
 import ipaddress
@@ -13,18 +14,29 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from grmp_edge.errors import SourceError
+from grmp_edge.errors import SourceError, UsageError
 from grmp_edge.redact import scrub, split_credentials
 
-__all__ = ["http_errors", "open_url"]
+__all__ = ["PRIVATE", "check_private", "http_errors", "open_url"]
+
+# Which requests may reach this machine and its networks: those to an address that was named, but not where
+# a public one redirects; none; or all.
+PRIVATE = ("named", "never", "always")
 
 
-def open_url(url: str, timeout_s: float) -> Any:
+def check_private(private: str) -> None:
+    """Raise UsageError unless it is one of :data:`PRIVATE`."""
+    if private not in PRIVATE:
+        raise UsageError(f"unknown choice of private addresses {private!r}", f"use {', '.join(PRIVATE)}")
+
+
+def open_url(url: str, timeout_s: float, private: str = "named") -> Any:
     """Open an http or https address; user and password in it serve for basic or digest authentication.
 
     Args:
         url: the address.
         timeout_s: for connecting and for each read, in seconds.
+        private: one of :data:`PRIVATE`.
 
     Returns:
         An ``http.client.HTTPResponse``.
@@ -38,31 +50,59 @@ def open_url(url: str, timeout_s: float) -> Any:
         passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
         passwords.add_password(None, address, user, password)
         handlers = [_Digest(passwords), _Basic(passwords)]
+    allowed = functools.cache(lambda: private == "always" or (private == "named" and _private(address)))
     opener = urllib.request.OpenerDirector()  # not build_opener's, which knows ftp, file and data too
     for handler in (
         urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
+        _Connections(allowed),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
-        _Redirects(address),
+        _Redirects(),
         *handlers,
     ):
         opener.add_handler(handler)
     return opener.open(address, timeout=timeout_s)
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a few redirects, over http and https, and from a public address to no private one.
+class _Connections(urllib.request.AbstractHTTPHandler):
+    """Connects to no private address that is not allowed, whatever its name meant a moment before."""
 
-    Whoever names the address may mean a machine of this network; whoever answers there may not.
-    """
+    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+    def __init__(self, allowed: Callable[[], bool]) -> None:
+        super().__init__()
+        self._allowed = allowed
+
+    def http_open(self, req: Any) -> Any:
+        return self._open(req, http.client.HTTPConnection)
+
+    def https_open(self, req: Any) -> Any:
+        return self._open(req, http.client.HTTPSConnection)
+
+    def _open(self, req: Any, kind: Callable[..., Any]) -> Any:
+        def connection(*arguments: Any, **settings: Any) -> Any:
+            made = kind(*arguments, **settings)
+            if not req.has_proxy():  # which is usually of this network itself
+                made._create_connection = self._connect
+            return made
+
+        if req.has_proxy() and _private(req.full_url) and not self._allowed():
+            raise OSError(_REFUSED)
+        return self.do_open(connection, req)
+
+    def _connect(self, *arguments: Any, **settings: Any) -> socket.socket:
+        connected = socket.create_connection(*arguments, **settings)
+        if not _is_public(connected.getpeername()[0]) and not self._allowed():
+            connected.close()
+            raise OSError(_REFUSED)
+        return connected
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a few redirects, over http and https."""
 
     max_redirections = 5
     max_repeats = 2
-
-    def __init__(self, address: str) -> None:
-        self._address = address
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         """The next request.
@@ -71,15 +111,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             OSError: it leads where it must not.
         """
         scheme = urlsplit(newurl).scheme
-        refused = ""
         if scheme not in ("http", "https"):
-            refused = f"{scheme}:"
-        elif _private(newurl) and not _private(self._address):
-            refused = "a private address from a public one"
-        if refused:
             fp.close()
-            raise OSError(f"redirected to {refused}, which is not followed")
+            raise OSError(f"redirected to {scheme}:, which is not followed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_REFUSED = "it leads to a private address, which is refused: score --private-addresses"
 
 
 def _private(url: str) -> bool:
@@ -88,7 +126,13 @@ def _private(url: str) -> bool:
         found = socket.getaddrinfo(urlsplit(url).hostname or "", None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return False
-    return not all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_global for entry in found)
+    return not all(_is_public(str(entry[4][0])) for entry in found)
+
+
+def _is_public(address: str) -> bool:
+    """Whether a numeric address is none of this machine or its networks."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    return (getattr(found, "ipv4_mapped", None) or found).is_global
 
 
 def _again(retry: Callable[..., Any], request: urllib.request.Request, refused: Any, *more: Any) -> Any:

@@ -21,16 +21,21 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import until
+from conftest import encode, make_image, tiny_score, until
+from typer.testing import CliRunner
 
-from grmp_edge.bundle import Bundle, manifest_digest
-from grmp_edge.errors import BundleError, GrmpError, UsageError
+from grmp_edge.bundle import Bundle, manifest_digest, write_bundle
+from grmp_edge.cli import app
+from grmp_edge.errors import BackendError, BundleError, GrmpError, SourceError, UsageError
 from grmp_edge.files import csv_row, csv_text
 from grmp_edge.onnx_wire import has_control_flow
-from grmp_edge.runtime import http_get
+from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
+from grmp_edge.runtime import backends, http_get
 from grmp_edge.runtime.score_file import ScoreFile
+from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.runtime.sinks.files import CsvWriter, FrameWriter, JsonlWriter, SqliteWriter
 from grmp_edge.runtime.sinks.queue import Message, QueuedSink, Writer
+from grmp_edge.runtime.sources.http import FetchConfig, fetch_picture
 from grmp_edge.runtime.sources.sources import Failure
 from grmp_edge.runtime.tensorrt.engine_cache import EngineCache, EngineKey, Profile
 from grmp_edge.runtime.video.rtsp import _own
@@ -93,15 +98,79 @@ def test_redirects_stay_on_the_web_and_end(to: str) -> None:
     assert str(error.value).startswith("x: ")
 
 
-def test_a_redirect_leads_into_no_private_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    with redirecting(lambda at: at + "/admin") as url:
-        monkeypatch.setattr(http_get, "_private", lambda address: address.endswith("/admin"))
-        with pytest.raises(GrmpError, match="private address"), http_get.http_errors("x"):
-            http_get.open_url(url, 10.0)
-    monkeypatch.undo()
-    for url in ("http://127.0.0.1/", "http://10.1.2.3", "http://[::1]:80/", "http://169.254.1.1/"):
-        assert http_get._private(url)
-    assert not http_get._private("http://8.8.8.8/")
+@pytest.fixture
+def neighbours(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str, str]]:
+    """Addresses of a picture on a public and on a private machine, and of one that leads from there to here.
+
+    127.0.0.2 plays the public one.
+    """
+    picture = encode(make_image(), "PNG")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302 if self.path == "/away" else 200)
+            self.send_header("Location", f"http://127.0.0.1:{port}/a.png")
+            self.send_header("Content-Type", "image/png")
+            self.end_headers()
+            self.wfile.write(picture if self.path != "/away" else b"")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    real = http_get._is_public
+    monkeypatch.setattr(http_get, "_is_public", lambda address: address == "127.0.0.2" or real(address))
+    with http.server.ThreadingHTTPServer(("0.0.0.0", 0), Handler) as server:
+        port = server.server_address[1]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        public, private = f"http://127.0.0.2:{port}", f"http://127.0.0.1:{port}"
+        yield f"{public}/a.png", f"{private}/a.png", f"{public}/away"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("private", "fetched"),
+    [("named", (True, True, False)), ("never", (True, False, False)), ("always", (True, True, True))],
+)
+def test_private_addresses(
+    neighbours: tuple[str, str, str], private: str, fetched: tuple[bool, bool, bool]
+) -> None:
+    for url, expected in zip(neighbours, fetched, strict=True):
+        if expected:
+            assert fetch_picture(url, FetchConfig(private=private)).startswith(b"\x89PNG")
+        else:
+            with pytest.raises(SourceError, match=f"{url}: cannot be fetched .*private address"):
+                fetch_picture(url, FetchConfig(private=private))
+
+
+def test_a_name_that_is_private_once_it_is_connected_to(
+    neighbours: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNS rebinding: the check is of the connection, not of what the name meant before."""
+    public, private, _ = neighbours
+    monkeypatch.setattr(http_get, "_private", lambda url: False)
+    assert fetch_picture(public)
+    with pytest.raises(SourceError, match="private address"):
+        fetch_picture(private)
+
+
+def test_private_addresses_of_score(
+    tiny_bundle: Bundle, neighbours: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["score", str(tiny_bundle.path), neighbours[1], "--json"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    refused = CliRunner().invoke(app, [*command, "--private-addresses", "never"])
+    assert refused.exit_code == 1 and "--private-addresses" in refused.stderr
+    with pytest.raises(UsageError, match="use named, never, always"):
+        FetchConfig(private="maybe")
+
+
+def test_what_is_private() -> None:
+    for url in (
+        "http://127.0.0.1/", "http://10.1.2.3", "http://[::1]:80/", "http://169.254.1.1/", "http://100.64.1.1/",
+        "http://[::ffff:10.0.0.1]/", "http://[fd00::1]/", "http://0.0.0.0/",
+    ):  # fmt: skip
+        assert http_get._private(url), url
+    assert not http_get._private("http://8.8.8.8/") and not http_get._private("http://[::ffff:8.8.8.8]/")
 
 
 def mode_of(path: Path) -> int:
@@ -261,3 +330,69 @@ def test_a_graph_that_may_run_for_ever(tmp_path: Path) -> None:
         inputs = [helper.make_tensor_value_info("go", TensorProto.BOOL, [])]
         save(helper.make_model(helper.make_graph(nodes, name, inputs, [])), tmp_path / f"{name}.onnx")
     assert has_control_flow(tmp_path / "loop.onnx") and not has_control_flow(tmp_path / "plain.onnx")
+
+
+def endless_bundle(folder: Path, constant: bool) -> Bundle:
+    """Of a graph of a few hundred kB that multiplies for hours; of a constant, when it is loaded already."""
+    from onnx import TensorProto, helper, save
+
+    count = 150 if constant else 2000  # folding a constant is not interrupted
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("ReduceMean", ["mean"], ["one"], keepdims=0),
+        helper.make_node("Expand", ["two" if constant else "one", "shape"], ["m0"]),
+        *(helper.make_node("MatMul", [f"m{i}", "m0"], [f"m{i + 1}"]) for i in range(count)),
+        helper.make_node("ReduceMean", [f"m{count}"], ["large"], keepdims=0),
+        helper.make_node("Add", ["mean", "large"], ["sum"]),
+        helper.make_node("Sigmoid", ["sum"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "endless",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 32, 32, 3])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch"])],
+        [
+            helper.make_tensor("shape", TensorProto.INT64, [2], [700, 700]),
+            helper.make_tensor("two", TensorProto.FLOAT, [], [2.0]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    save(model, str(folder / "endless.onnx"))
+    return write_bundle(
+        folder / "endless.bundle",
+        {"fp32": (folder / "endless.onnx", 17)},
+        backbone={"name": "endless"},
+        preprocess=Preprocess(40, 32),
+        normalization=NORMALIZATIONS["clip"],
+        mos=None,
+        parity={"images": "pictures: none"},
+        provenance={},
+    )
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_a_graph_without_an_end_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, constant: bool
+) -> None:
+    monkeypatch.setattr(backends, "_FIRST_S", 0.3)
+    monkeypatch.setattr(backends, "_FOR_EACH_S", 0.0)
+    monkeypatch.setattr(backends, "_LOAD_S", 0.3 if constant else 60.0)
+    bundle = endless_bundle(tmp_path, constant)
+    said = "is not loaded after" if constant else "first run, on a batch of 1, has not ended after"
+    with (
+        pytest.raises(BackendError, match=f"{said} 0 s, and may never"),
+        Scorer.open(bundle, threads=1) as scorer,
+    ):
+        scorer.score(np.zeros((48, 64, 3), np.uint8))
+    # What was abandoned ends by itself: it was asked to.
+    until(lambda: not [one for one in threading.enumerate() if one.name == "bounded call"], 60.0)
+
+
+def test_a_first_run_that_ends_is_as_any_other(tiny_bundle: Bundle) -> None:
+    image = make_image()
+    with Scorer.open(tiny_bundle) as scorer:
+        values = [scorer.score(image).value for _ in range(3)]
+    assert values == pytest.approx([tiny_score(image)] * 3, abs=1e-6)
+    with pytest.raises(BackendError, match="closed"):
+        scorer.score(image)

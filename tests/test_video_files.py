@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 from collections.abc import Callable
 from fractions import Fraction
@@ -329,6 +330,18 @@ def test_without_pyav(tmp_path: Path, pictures: list[UInt8Array], monkeypatch: p
     still = encode(tmp_path / "still.avi", [picture(1)] * 4, "rawvideo", pix_fmt="bgr24")
     with pytest.raises(SourceError, match=r"gives its first frame twice; install PyAV"):
         list(read_video(still))
+
+
+def test_frames_do_not_wait_for_the_collector(tmp_path: Path, pictures: list[UInt8Array]) -> None:
+    """One of 1080p is 3 MB, and Python looks for circles rarely: cameras would hold hundreds of them."""
+    path = encode(tmp_path / "v.mp4", pictures)
+    gc.collect()
+    gc.disable()
+    try:
+        assert len(read(path)) == 10
+        assert not [one for one in gc.get_objects() if isinstance(one, av.VideoFrame)]
+    finally:
+        gc.enable()
 
 
 def test_a_clock_runs_on() -> None:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import typer
 
@@ -109,6 +109,14 @@ def score(
     max_megapixels: Annotated[
         int, option("--max-megapixels", "Largest picture, in millions of pixels.", min=1)
     ] = 200,
+    private: Annotated[
+        Literal["named", "never", "always"],
+        option(
+            "--private-addresses",
+            "Whether http addresses may lead into private networks: those named here may, but no redirect "
+            "from a public one; never; always.",
+        ),
+    ] = "named",
     strict: Annotated[
         bool, option("--strict", "A picture that is known to be damaged is an error instead of a warning.")
     ] = False,
@@ -148,7 +156,7 @@ def score(
         rows = stack.enter_context(ScoreFile(output, engine.model_id, resume)) if output is not None else None
         if rows is not None and rows.done.rows and not quiet:
             typer.echo(f"{output}: {rows.done.rows} rows are there already", err=True)
-        listed = stack.enter_context(_listing(sources, frames, follow, rows.done if rows else None))
+        listed = stack.enter_context(_listing(sources, frames, private, follow, rows.done if rows else None))
         meter = Meter(live, lines=output is not None and not quiet)
         page = ScoreReport(model_name(model, engine.model_id))
         run = ScoreRun(meter, as_json, page, file, rows, strict)
@@ -298,13 +306,13 @@ class _Local:
 
 @contextlib.contextmanager
 def _listing(
-    sources: list[str], raw: RawFormat | None, follow: bool, done: Done | None
+    sources: list[str], raw: RawFormat | None, private: str, follow: bool, done: Done | None
 ) -> Iterator[Iterator[Listed | Failure | None]]:
     """List what there is to score, without what is ``done``; with ``follow``, signals end it."""
     if not follow:
         from grmp_edge.runtime.sources.sources import list_sources
 
-        listed = list_sources(sources, raw)
+        listed = list_sources(sources, raw, private)
         yield (item for item in listed if done is None or not _is_done(item, done))
         return
     from grmp_edge.runtime.service import end_at_once, on_end_signals

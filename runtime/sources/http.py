@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from grmp_edge.errors import ImageError, SourceError
 from grmp_edge.picture_header import PictureLimits
 from grmp_edge.redact import safe_name
-from grmp_edge.runtime.http_get import http_errors, open_url
+from grmp_edge.runtime.http_get import check_private, http_errors, open_url
 
 __all__ = ["FetchConfig", "fetch_picture"]
 
@@ -20,6 +20,12 @@ class FetchConfig:
     max_bytes: int = 64 << 20  # an endless answer must not fill the memory
     # A few kB can decode to gigabytes. The largest sensors have 150 megapixels: 900 MB while decoded.
     pictures: PictureLimits = field(default_factory=lambda: PictureLimits(200_000_000, 1200 << 20))
+    # named, never or always (grmp_edge.runtime.http_get). Most cameras have private addresses, so whoever
+    # names one means it; for addresses that strangers write down, never.
+    private: str = "named"
+
+    def __post_init__(self) -> None:
+        check_private(self.private)
 
 
 def fetch_picture(url: str, config: FetchConfig | None = None) -> bytes:
@@ -30,7 +36,7 @@ def fetch_picture(url: str, config: FetchConfig | None = None) -> bytes:
     """
     config = config or FetchConfig()
     name = safe_name(url)
-    with http_errors(name), open_url(url, config.timeout_s) as response:
+    with http_errors(name), open_url(url, config.timeout_s, config.private) as response:
         kind = response.headers.get_content_type()
         # Many servers send pictures as an octet stream; the decoder judges those.
         if not kind.startswith("image/") and kind != "application/octet-stream":

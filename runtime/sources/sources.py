@@ -16,7 +16,7 @@ from grmp_edge.errors import GrmpError, SourceError
 from grmp_edge.image_files import IMAGE_SUFFIXES, special_kind
 from grmp_edge.preprocess import Decoded, decode_picture, read_picture
 from grmp_edge.redact import safe_name
-from grmp_edge.runtime.sources.http import fetch_picture
+from grmp_edge.runtime.sources.http import FetchConfig, fetch_picture
 from grmp_edge.runtime.sources.listing import natural_key, sort_names, walk
 from grmp_edge.runtime.sources.stdin import STDIN, RawFormat, read_raw_frames, read_stdin
 from grmp_edge.runtime.video.files import VIDEO_SUFFIXES, Frame, Sampling, read_video
@@ -68,6 +68,7 @@ class Remote:
     """A picture on a web server, by its http or https address."""
 
     url: str
+    private: str = "named"  # as of FetchConfig
 
     def __str__(self) -> str:
         """The address without its credentials."""
@@ -131,7 +132,7 @@ def decode_listed(item: Listed, sampling: Sampling, after: int = -1) -> Iterator
     elif isinstance(item, Stdin):
         yield _frame(decode_picture(read_stdin(), STDIN))
     elif isinstance(item, Remote):
-        yield _frame(decode_picture(fetch_picture(item.url), str(item)))
+        yield _frame(decode_picture(fetch_picture(item.url, FetchConfig(private=item.private)), str(item)))
     elif item.suffix.lower() in VIDEO_SUFFIXES:
         yield from read_video(item, sampling, after)
     else:
@@ -142,14 +143,22 @@ def _frame(picture: Decoded) -> Frame:
     return Frame(picture.pixels, bgr=False, damage=picture.damage, note=picture.note)
 
 
-def list_sources(sources: Iterable[str | Path], raw: RawFormat | None = None) -> Iterator[Listed | Failure]:
-    """List what the sources name, lazily and without opening it; ``raw`` is the format of ``-``."""
+def list_sources(
+    sources: Iterable[str | Path], raw: RawFormat | None = None, private: str = "named"
+) -> Iterator[Listed | Failure]:
+    """List what the sources name, lazily and without opening it.
+
+    Args:
+        sources: the names.
+        raw: the format of ``-``.
+        private: which private addresses are fetched from, as of FetchConfig.
+    """
     for source in sources:
         try:
             if str(source) == "-":
                 yield Stdin(raw)
             else:
-                yield from _expand(str(source))
+                yield from _expand(str(source), private)
         except GrmpError as error:
             yield Failure(safe_name(str(source)), error)
         except OSError as error:
@@ -157,10 +166,10 @@ def list_sources(sources: Iterable[str | Path], raw: RawFormat | None = None) ->
             yield Failure(str(source), reason)
 
 
-def _expand(source: str) -> Iterator[Listed | Failure]:
+def _expand(source: str, private: str) -> Iterator[Listed | Failure]:
     path = Path(source)
     if source.startswith(("http://", "https://")):
-        yield Remote(source)
+        yield Remote(source, private)
     elif "://" in source:
         raise SourceError(
             f"{safe_name(source)}: a live stream never ends",

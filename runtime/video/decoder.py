@@ -160,7 +160,11 @@ class Converter:
 
 def _upright(image: UInt8Array, frame: VideoFrame) -> UInt8Array:
     """Turned and mirrored as the display matrix says, where that is by quarter turns."""
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    from av.sidedata.sidedata import SideDataContainer
+
+    # Not frame.side_data, which makes a circle of references: frames would wait for the collector.
+    container: Any = SideDataContainer  # whose argument its types leave out
+    data = container(frame).get("DISPLAYMATRIX")
     if data is None:
         return image
     matrix = np.frombuffer(bytes(data), np.int32).reshape(3, 3)[:2, :2]
