@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from conftest import Float32Array, UInt8Array
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 
-from grmp_edge.bundle import PRECISIONS, Bundle, write_bundle
+from grmp_edge.bundle import Bundle, write_bundle
 from grmp_edge.export.fold import FoldedModel
 from grmp_edge.export.graph.emit import build_onnx
 from grmp_edge.export.graph.save import data_file, save_graph
@@ -28,6 +29,7 @@ from grmp_edge.train.session.progress import Silent
 from grmp_edge.train.tasks import Task
 
 Tensors = dict[str, torch.Tensor]
+GPU_METHODS: tuple[GpuMethod, ...] = ("int8-fp16", "fp8")
 
 TINY_CLIP = "tiny-clip"  # for open_clip to make: a run on files costs little
 open_clip.add_model_config(Path(__file__).with_name(f"{TINY_CLIP}.json"))
@@ -142,10 +144,11 @@ def parameters_of(model: torch.nn.Module) -> Tensors:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def bundle_of(folded: FoldedModel, folder: Path, method: Method = "static") -> Bundle:
-    """A bundle of a network's graphs, not judged."""
-    files = {precision: folder / f"{precision}.onnx" for precision in PRECISIONS}
-    gpu: tuple[GpuMethod, ...] = ("int8-fp16", "fp8")
+def bundle_of(
+    folded: FoldedModel, folder: Path, method: Method = "static", gpu: Sequence[GpuMethod] = GPU_METHODS
+) -> Bundle:
+    """A bundle of a network's graphs, not judged; ``gpu``: the eight-bit ones of GPUs."""
+    files = {precision: folder / f"{precision}.onnx" for precision in ("fp32", "fp16", "int8", *gpu)}
     for kind in gpu:
         steps = dict.fromkeys(layers(folded), 0.1)
         save_graph(partial(build_int8, folded, kind, steps, frozenset(), None), files[kind])

@@ -6,19 +6,20 @@ What only a GPU can do, load and run the engine, must fail in one clear line and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import write_tiny_bundle
-from helpers_train import bundle_of, tiny_model
+from helpers_train import GPU_METHODS, bundle_of, tiny_model
 from typer.testing import CliRunner
 
-from grmp_edge.bundle import PRECISIONS, Bundle
+from grmp_edge.bundle import Bundle
 from grmp_edge.cli import app
 from grmp_edge.errors import BackendError, UsageError
 from grmp_edge.export.fold import fold
+from grmp_edge.export.precision.quantize import GpuMethod
 from grmp_edge.runtime import Scorer
 from grmp_edge.runtime.tensorrt.bindings import TensorRT, is_rtx, load_rtx, version
 from grmp_edge.runtime.tensorrt.build import BuildConfig, Rehearsal, build, engine_key, rehearse
@@ -67,14 +68,14 @@ def test_engines_of_the_default_model(precision: str, rtx: TensorRT) -> None:
         assert trial.layers["int8"] == 16  # two blocks: seven products' weights and inputs, and shared ones
 
 
-@pytest.mark.parametrize("name", ["ViT-B-16", "ViT-L-14"])
-def test_engines_of_clips_towers(name: str, rtx: TensorRT, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "gpu"), [("ViT-B-16", GPU_METHODS), ("ViT-L-14", ())])
+def test_engines_of_clips_towers(name: str, gpu: Sequence[GpuMethod], rtx: TensorRT, tmp_path: Path) -> None:
     torch.manual_seed(0)
     folded = fold(GrmpIqa(load_backbone(BackboneConfig(name, "random"))).eval())
     width, count = folded.width, len(folded.blocks)
-    bundle = bundle_of(folded, tmp_path)
+    bundle = bundle_of(folded, tmp_path, gpu=gpu)
     del folded
-    for precision in PRECISIONS:
+    for precision in ("fp32", "fp16", "int8", *gpu):
         trial = rehearse(bundle, BuildConfig(precision), rtx)
         check_layers(precision, trial, 12 * width * width * (count - 1) * 4)
 

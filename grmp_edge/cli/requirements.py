@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 from grmp_edge.errors import MissingDependencyError
@@ -11,6 +12,9 @@ __all__ = ["need_export", "need_torch"]
 
 def need_torch(purpose: str = "training") -> None:
     """Raise MissingDependencyError if a package of the extra ``train`` is not installed."""
+    # Read when torch is loaded. Its threads wait for each other by spinning, which beside other work (a
+    # camera being watched, another training) takes four times the CPU and twice as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for package in ("torch", "open_clip", "safetensors"):
         if find_spec(package) is None:
             raise MissingDependencyError(package, "train", purpose)
