@@ -13,12 +13,12 @@ import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from grmp_edge import __version__
 from grmp_edge.errors import MissingDependencyError
 from grmp_edge.runtime.web import prometheus
 from grmp_edge.runtime.web.dashboard import STEPS, Cursor, Dashboard
 from grmp_edge.runtime.web.event_stream import Followers
 from grmp_edge.runtime.web.guard import LOGIN, LOGOUT, Guard, ServeConfig, clear_cookie, session_cookie
+from grmp_edge.runtime.web.openapi import JPEG, JSON_BODY, LOGIN_BODY, answers, new_app
 from grmp_edge.runtime.web.prometheus import CameraMetrics, RequestMetrics
 
 __all__ = [
@@ -36,6 +36,8 @@ __all__ = [
 EVENTS = "/v1/events"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+_METRICS = answers(401) | {501: {"description": "prometheus_client is not installed"}}
+_STREAM = answers(401, 429, content={"text/event-stream": {}}, description="server-sent events")
 _STATIC = Path(__file__).resolve().parent.parent / "static"
 _KINDS = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _FIRST_PICTURE_S = 3.0  # how long the first request waits for a frame
@@ -59,7 +61,7 @@ FRESH = {"Cache-Control": "no-store", **SAFE}
 
 def make_watch_app(dashboard: Dashboard, config: ServeConfig) -> tuple[Guard, Followers]:
     """The ASGI application of ``watch --http``: the dashboard, ``/metrics`` and health, but no scoring."""
-    app = FastAPI(title="grmp-edge watch", version=__version__, openapi_url=None)
+    app = new_app("grmp-edge watch", openapi_url=None)
     followers = add_dashboard(app, dashboard, config)
     add_health(app, dashboard.ready)
     add_metrics(app, dashboard.metrics)
@@ -73,10 +75,11 @@ def add_health(app: FastAPI, ready: Callable[[], bool]) -> None:
     async def healthz() -> dict[str, bool]:
         return {"live": True}
 
-    @app.get("/readyz")
-    async def readyz() -> Response:
+    @app.get("/readyz", responses={503: {"description": "not yet, or no more"}})
+    async def readyz(response: Response) -> dict[str, bool]:
         is_ready = await anyio.to_thread.run_sync(ready)
-        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+        response.status_code = 200 if is_ready else 503
+        return {"ready": is_ready}
 
 
 def add_metrics(app: FastAPI, *metrics: RequestMetrics | CameraMetrics | None) -> None:
@@ -85,7 +88,7 @@ def add_metrics(app: FastAPI, *metrics: RequestMetrics | CameraMetrics | None) -
     def text() -> str:
         return "".join(part.text() for part in metrics if part is not None)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, responses=_METRICS)
     async def scrape() -> Response:
         if not prometheus.AVAILABLE:
             error = MissingDependencyError("prometheus_client", "serve", "/metrics")
@@ -112,19 +115,19 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
         dashboard.thumbnails.watch()
         return {**dashboard.update(cursor), "login": bool(config.token)}
 
-    @app.get(EVENTS)
+    @app.get(EVENTS, response_class=Response, responses=_STREAM)
     async def events() -> Response:
         cursor = dashboard.cursor()
         answer = followers.follow(lambda: update(cursor))
         answer.headers.update(SAFE)
         return answer
 
-    @app.get("/v1/cameras")
+    @app.get("/v1/cameras", responses=answers(401))
     async def cameras() -> Response:
         states = await anyio.to_thread.run_sync(dashboard.cameras)
         return JSONResponse({"cameras": states}, headers=FRESH)
 
-    @app.get("/v1/cameras/{name:path}/history")
+    @app.get("/v1/cameras/{name:path}/history", responses=answers(401, 404, 422))
     async def history(name: str, since: float = 0.0, step: int = 1) -> Response:
         camera = dashboard.find(name)
         if camera is None:
@@ -135,19 +138,24 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
         scores = await anyio.to_thread.run_sync(dashboard.history, camera, since, step)
         return JSONResponse(scores, headers=FRESH)
 
-    @app.get("/v1/cameras/{name:path}/usual")
+    @app.get("/v1/cameras/{name:path}/usual", responses=answers(401, 404))
     async def usual(name: str) -> Response:
         camera = dashboard.find(name)
         return _unknown() if camera is None else JSONResponse(dashboard.usual(camera), headers=FRESH)
 
-    @app.get("/v1/alerts/{number}.jpg")
+    @app.get("/v1/alerts/{number}.jpg", **JPEG)
     async def alert_picture(number: int) -> Response:
         picture = dashboard.picture(number)
         if picture is None:
             return JSONResponse({"detail": "no picture of this alert"}, 404, FRESH)
         return Response(picture, media_type="image/jpeg", headers=FRESH)
 
-    @app.post("/v1/cameras/{name:path}/accept")
+    @app.post(
+        "/v1/cameras/{name:path}/accept",
+        status_code=204,
+        responses=answers(401, 403, 404, 422),
+        openapi_extra=JSON_BODY,
+    )
     async def accept(name: str, request: Request) -> Response:
         camera = dashboard.find(name)
         if camera is None:
@@ -157,14 +165,14 @@ def add_dashboard(app: FastAPI, dashboard: Dashboard, config: ServeConfig) -> Fo
         dashboard.accept(camera)
         return Response(status_code=204, headers=FRESH)
 
-    @app.post("/v1/alerts/again")
+    @app.post("/v1/alerts/again", status_code=204, responses=answers(401, 403, 422), openapi_extra=JSON_BODY)
     async def again(request: Request) -> Response:
         if not is_json(request):
             return JSONResponse({"detail": "send JSON: {}"}, 422, FRESH)
         dashboard.again()
         return Response(status_code=204, headers=FRESH)
 
-    @app.get("/v1/cameras/{name:path}/thumbnail.jpg")
+    @app.get("/v1/cameras/{name:path}/thumbnail.jpg", **JPEG)
     async def thumbnail(name: str, request: Request) -> Response:
         camera = dashboard.find(name)
         if camera is None:
@@ -210,11 +218,11 @@ def add_files(app: FastAPI, page: str = "index.html") -> None:
             return Response(status_code=304, headers=headers)
         return Response(files[name], media_type=_KINDS[Path(name).suffix], headers=headers)
 
-    @app.get("/")
+    @app.get("/", include_in_schema=False)
     async def root(request: Request) -> Response:
         return answer(page, request)
 
-    @app.get("/static/{name}")
+    @app.get("/static/{name}", include_in_schema=False)
     async def file(name: str, request: Request) -> Response:
         return answer(name, request) if name in files else JSONResponse({"detail": "not found"}, 404)
 
@@ -225,7 +233,7 @@ def add_login(app: FastAPI, token: str) -> None:
     def secure(request: Request) -> bool:
         return request.url.scheme == "https"  # a proxy on this machine sends X-Forwarded-Proto
 
-    @app.post(LOGIN)
+    @app.post(LOGIN, status_code=204, responses=answers(401, 422), openapi_extra=LOGIN_BODY)
     async def login(request: Request) -> Response:
         body = await request.body()
         try:
@@ -244,7 +252,7 @@ def add_login(app: FastAPI, token: str) -> None:
             status_code=204, headers={"Set-Cookie": session_cookie(token, secure(request)), **FRESH}
         )
 
-    @app.post(LOGOUT)
+    @app.post(LOGOUT, status_code=204)
     async def logout(request: Request) -> Response:
         return Response(
             status_code=204, headers={"Set-Cookie": clear_cookie(token, secure(request)), **FRESH}

@@ -22,6 +22,7 @@ from fastapi.responses import JSONResponse, Response
 from grmp_edge import __version__
 from grmp_edge.errors import BackendError, GrmpError, UsageError
 from grmp_edge.runtime.scorer import Scorer
+from grmp_edge.runtime.web.openapi import INFER
 from grmp_edge.score import Score
 from grmp_edge.views import sigmoid
 
@@ -110,28 +111,7 @@ def add_kserve(
         shown = {"tags": ["Open Inference Protocol"], "include_in_schema": not version}
         app.get(base, **shown)(metadata)  # type: ignore[arg-type]
         app.get(f"{base}/ready", **shown)(model_ready)  # type: ignore[arg-type]
-        app.post(f"{base}/infer", **shown, openapi_extra=_INFER_BODY)(infer)  # type: ignore[arg-type]
-
-
-_INFER_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["inputs"],
-                    "properties": {
-                        "id": {"type": "string"},
-                        "inputs": {"type": "array", "items": {"type": "object"}},
-                        "outputs": {"type": "array", "items": {"type": "object"}},
-                    },
-                }
-            },
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-        },
-    }
-}
+        app.post(f"{base}/infer", **shown, **INFER)(infer)  # type: ignore[arg-type]
 
 
 def _read(body: bytes, length: str | None) -> tuple[dict[str, Any], dict[str, tuple[str, list[int], Any]]]:

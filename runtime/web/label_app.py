@@ -10,10 +10,9 @@ from typing import Any
 
 import anyio.to_thread
 import cv2
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from grmp_edge import __version__
 from grmp_edge.errors import GrmpError, UsageError
 from grmp_edge.preprocess import fit_within, read_image, swap_red_blue
 from grmp_edge.runtime.labelling.frames import SHOWN_BY_BROWSERS
@@ -21,6 +20,7 @@ from grmp_edge.runtime.labelling.learning import Learning
 from grmp_edge.runtime.labelling.sitting import Mode, Sitting
 from grmp_edge.runtime.web.dashboard_app import FRESH, add_files, add_login, is_json
 from grmp_edge.runtime.web.guard import Guard, ServeConfig
+from grmp_edge.runtime.web.openapi import new_app
 
 __all__ = ["make_label_app"]
 
@@ -37,7 +37,7 @@ def make_label_app(sitting: Sitting, learning: Learning, config: ServeConfig) ->
     ``/v1/label/frames/{name}?small=`` (a picture), ``/v1/label/training``; ``POST /v1/label`` (an answer, an
     undo), ``/v1/label/more`` (``{"count": 20}``), ``/v1/label/training`` (``{}``), and the login.
     """
-    app = FastAPI(title="grmp-edge label", version=__version__, openapi_url=None)
+    app = new_app("grmp-edge label", openapi_url=None)
     add_files(app, "label.html")
     add_login(app, config.token)
     small = functools.lru_cache(maxsize=1000)(_small)

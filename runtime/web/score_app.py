@@ -14,7 +14,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import UploadFile
 
-from grmp_edge import __version__
 from grmp_edge.errors import GrmpError, ImageError, UsageError
 from grmp_edge.picture_header import TooLargeError, UnknownKindError
 from grmp_edge.runtime.scorer import Scorer
@@ -25,7 +24,7 @@ from grmp_edge.runtime.web.decoding import Decoders
 from grmp_edge.runtime.web.event_stream import Followers
 from grmp_edge.runtime.web.guard import Guard, ServeConfig
 from grmp_edge.runtime.web.kserve import MODEL, add_kserve
-from grmp_edge.runtime.web.openapi import BATCH, SCORE, add_docs
+from grmp_edge.runtime.web.openapi import BATCH, SCORE, add_docs, new_app
 from grmp_edge.score import Origin, Score
 
 __all__ = ["MODEL", "ServeConfig", "listen", "make_app"]
@@ -55,7 +54,7 @@ def make_app(
             decoders.start()
             yield
 
-    app = FastAPI(title="grmp-edge", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = new_app("grmp-edge", lifespan=lifespan)
 
     def work(pictures: Sequence[bytes], names: Sequence[str], tiles: bool) -> list[Score | GrmpError]:
         prepared, results = [], dict[int, Score | GrmpError]()
