@@ -116,9 +116,8 @@ def calibrate(
             twins = Twins(made, np.arange(count, dtype=np.int64))
         quality = np.array([scale.to_value(float(value)) for value in mos])
         actual = (mos - scale.low) / (scale.high - scale.low)
-        # Strict: somebody has relied on the bundle as it is.
-        fit = fit_head(seen, quality, twins, config.seed, doubt=0.0)
-        honest = sigmoid(cross_validated(seen, quality, twins, config.seed, doubt=0.0))
+        fit = fit_head(seen, quality, twins, config.seed)
+        honest = sigmoid(cross_validated(seen, quality, twins, config.seed))
         aggregate = bundle.aggregate
         new = head.after(fit.head, aggregate.whole + aggregate.native, aggregate.shift)
         for name in dict.fromkeys(

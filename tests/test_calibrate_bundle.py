@@ -93,7 +93,7 @@ def test_the_head_is_the_one_that_training_fits(hybrid: GrmpIqa, tmp_path: Path)
         bundle, data.picture, mos, MosScale(0, 100), tmp_path / "new",
         CalibrateConfig(threads=1), lambda picture, index: twin(picture, kinds[index % len(kinds)], index),
     )  # fmt: skip
-    fit = fit_head(seen, mos / 100, twins, doubt=0.0)
+    fit = fit_head(seen, mos / 100, twins)
     assert fit.report["chosen"] == "ridge"
     put_head(hybrid, fit.head)
     with Scorer.open(made.bundle, threads=1) as scorer:

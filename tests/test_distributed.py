@@ -181,6 +181,65 @@ def test_torchrun_trains_both_stages(tmp_path: Path, labels: Path) -> None:
     assert settings["finetune"]["precision"] == "fp32"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [["--method", "head"], ["--method", "qgr", "--no-mpp", "--epochs", "2"]],
+    ids=["head", "qgr"],
+)
+def test_torchrun_evaluates_as_one_does(tmp_path: Path, labels: Path, options: list[str]) -> None:
+    common = ["evaluate", "--data", labels, "--splits", "2", "--labels", "0,6", "--json", "--device", "cpu"]
+    common += options
+    both = [sys.executable, *map(str, torchrun("-m", "grmp_edge", *common, "-o", tmp_path / "two"))]
+    done = subprocess.run(both, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    said = json.loads(line)
+    alone = subprocess.run(
+        [sys.executable, "-m", "grmp_edge", *map(str, common), "-o", str(tmp_path / "one")],
+        env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr
+    expected = json.loads(alone.stdout)
+    assert len(said["splits"]) == len(expected["splits"]) > 0
+    names, same = (
+        sorted(file.relative_to(tmp_path / which) for file in (tmp_path / which).rglob("?-0?.json"))
+        for which in ("one", "two")
+    )
+    assert names and names == same
+    for name in names:
+        one, two = (json.loads((tmp_path / which / name).read_bytes()) for which in ("one", "two"))
+        assert two["predictions"]["index"] == one["predictions"]["index"]
+        assert two["predictions"]["value"] == pytest.approx(one["predictions"]["value"], abs=1e-4)
+    assert not (tmp_path / "two" / "runs").exists()
+
+
+def test_what_is_seen_is_shared(tmp_path: Path, labels: Path) -> None:
+    """Each rank looks at its own pictures alone, and has all of them."""
+    code = f"""
+import json, torch
+from pathlib import Path
+from grmp_edge.train.data.labelled import Labelled, read_csv
+from grmp_edge.train.finetune.seen import see_labelled
+from grmp_edge.train.network.backbone import BackboneConfig
+from grmp_edge.train.runs import ModelConfig, build_network
+from grmp_edge.train.session.ranks import joined
+torch.set_num_threads(1)
+read, plain = [], Labelled.picture
+Labelled.picture = lambda self, index: (read.append(index), plain(self, index))[1]
+with joined("cpu") as team:
+    network, _ = build_network(ModelConfig.of(BackboneConfig("embedded-l0", "random"), device="cpu"))
+    seen = see_labelled(network, read_csv(Path({str(labels)!r})), [4, 2, 5, 7, 1])
+    print(json.dumps([read, seen.logits.tolist(), float(seen.statistics.sum()), seen.features[3].tolist()]))
+"""
+    alone = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    one = json.loads(alone.stdout)
+    two = [json.loads(out) for _, out, _ in ended(start(["-c", code], 2))]
+    assert [one[0], two[0][0], two[1][0]] == [[4, 2, 5, 7, 1], [4, 5, 1], [2, 7]]
+    for found in two:
+        assert found[1] == pytest.approx(one[1]) and found[2] == pytest.approx(one[2])
+        assert found[3] == pytest.approx(one[3])
+
+
 def tuning(labels: Path, folder: Path, *more: object) -> list[object]:
     options = ["--labels", "6", "--epochs", "12", "--no-qgr", "--lr", "0.01", "-o", folder, *more]
     return ["train", "finetune", *OPTIONS, "--data", labels, *options]

@@ -213,16 +213,21 @@ def splits_of(values: Sequence[float | None], labels: int | None = 50) -> list[S
 
 def test_tables() -> None:
     splits = [*splits_of([0.5, 0.6, 0.9]), *splits_of([0.8], None), *splits_of([None, 0.2], 100)]
+    for split, ends in zip(splits, ([0.2, 0.9], [0.4, 0.7], [0.5, 0.6]), strict=False):
+        split["metrics"]["srcc_interval"] = ends
     rows = summarize(splits)
     assert [row["labels"] for row in rows] == [50, 100, None]
     assert rows[0]["srcc"]["median"] == 0.6 and rows[1]["srcc"]["mean"] is None
     assert rows[2]["srcc"] == {"median": 0.8, "mean": 0.8, "std": None}
+    assert rows[0]["srcc_interval"] == [0.4, 0.7] and rows[1]["srcc_interval"] is None
     text = text_table(rows)
-    assert re.search(r"^ +50 +3 +0\.600 +0\.667 ± 0\.208", text, re.MULTILINE)
-    assert re.search(r"^ +100 +2 +- +- ± -", text, re.MULTILINE)
+    assert re.search(r"^ +50 +3 +0\.400\.\.0\.700 +0\.600 +0\.667 ± 0\.208", text, re.MULTILINE)
+    assert re.search(r"^ +100 +2 +- +- +- ± -", text, re.MULTILINE)
+    assert len({len(line) for line in text.splitlines()[:2]}) == 1
     markdown = markdown_table(rows, ["a remark"]).splitlines()
     assert len({line.count("|") for line in markdown[:5]}) == 1 and markdown[-1] == "- a remark"
     table = list(csv.DictReader(csv_table(rows).splitlines()))
+    assert (table[0]["srcc_low"], table[0]["srcc_high"], table[1]["srcc_low"]) == ("0.4", "0.7", "")
     assert table[0]["srcc_median"] == "0.6" and table[1]["srcc_median"] == "" and table[2]["labels"] == "all"
 
 

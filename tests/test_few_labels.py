@@ -25,6 +25,7 @@ from grmp_edge.head import (
     _Setting,
     conformal_width,
     fit_head,
+    folds_of,
     start_head,
     target_logits,
 )
@@ -121,6 +122,41 @@ def test_labels_that_the_own_score_follows_are_left_to_it() -> None:
     # Never worse than the start: within the labels, whatever is chosen.
     assert fit.report["start"] == pytest.approx(1.0)
     assert srcc(fit.head(data), quality) > 0.99
+
+
+@pytest.mark.parametrize("count", [12, 24, 50])
+def test_a_head_is_taken_only_if_it_ranks_better_than_the_start(count: int) -> None:
+    chosen = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        logits = rng.normal(size=count)
+        data = Seen(logits, rng.normal(size=(count, 4)), rng.normal(size=(count, 60)))
+        quality = sigmoid(logits + (0.5 + seed / 12) * data.statistics[:, 0] + rng.normal(size=count))
+        report = fit_head(data, quality, seed=seed).report
+        assert report["start"] is not None and report["ridge"] is not None
+        assert (report["chosen"] == "ridge") == (report["ridge"] > report["start"])
+        chosen.append(report["chosen"])
+    assert set(chosen) == {"ridge", "start"}
+
+
+def test_cross_validation_is_not_turned_round_by_the_folds_means() -> None:
+    """A head that knows nothing ranks by chance; with each fold's own mean, the wrong way round."""
+    found, plain = [], []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        data, quality = (
+            Seen(rng.normal(size=30), np.zeros((30, 2)), rng.normal(size=(30, 50))),
+            rng.random(30),
+        )
+        target, folds = target_logits(quality), folds_of(30, seed, 3)
+        setting = _Setting(("statistics",), 30.0, prior=0.0)
+        rounds, _ = _Ridge(data, None, target).left_out(setting, folds)
+        found.append(np.mean([srcc(one, target) for one in rounds]))
+        means = np.zeros(30)
+        for learned, left in folds[:5]:
+            means[left] = target[learned].mean()
+        plain.append(srcc(means, target))
+    assert abs(np.mean(found)) < 0.12 and np.mean(plain) < -0.2
 
 
 def test_plain_ridge_has_no_prior() -> None:
@@ -252,7 +288,8 @@ def test_all_labels_are_learned_from_and_cross_validation_gives_the_figure(
     for left in np.array_split(order, 5):
         rest = sorted(set(range(10)) - set(left.tolist()))
         head = fit_head(seen_all.take(rest), quality[rest], twins.of_pictures(rest)).head
-        logits[left] = head(seen_all.take(left))
+        # Around the mean of all labels: moving all pictures alike ranks none before another.
+        logits[left] = head(seen_all.take(left)) + 4 * (quality.mean() - quality[rest].mean())
     assert honest is not None
     np.testing.assert_allclose(honest, 1 / (1 + np.exp(-logits)), atol=1e-6)
     every = fit_head(seen_all, quality, twins).head

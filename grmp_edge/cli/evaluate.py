@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from grmp_edge.cli import options as opt
 from grmp_edge.cli.evaluate_bundle import BundleOptions, evaluate_bundle
 from grmp_edge.cli.groups import PERFORMANCE, add_command, option
 from grmp_edge.cli.progress import working
+from grmp_edge.cli.ranks import as_team, leads
 from grmp_edge.cli.requirements import need_torch
 from grmp_edge.cli.train import pretrain_into
 from grmp_edge.cli.training_options import (
@@ -149,6 +151,10 @@ class ProtocolOptions:
         return tuple(dict.fromkeys(counts))
 
 
+_HINT = "the same command continues from the last finished split"
+
+
+@partial(as_team, hint=_HINT)
 def evaluate(
     *,
     data: Annotated[str, option("--data", "Labelled set: NAME:PATH (see grmp-edge data check) or a csv.")],
@@ -171,7 +177,7 @@ def evaluate(
 
     Runs the few-shot protocol: random 80/20 splits, N labels of the 80 %, agreement on the 20 %. Finished
     splits are kept, so the same command continues an interrupted run. With --bundle, tests an exported
-    bundle instead.
+    bundle instead. Under torchrun, several processes share the training.
     """
     from grmp_edge.train.data.sides import refuse_shared
 
@@ -187,6 +193,8 @@ def evaluate(
         for note in one.notes:
             print(f"note: {note}", file=sys.stderr)
     if exported.bundle is not None:
+        if not leads():
+            return
         evaluate_bundle(exported.bundle, labelled, exported, split.tested, output, as_json)
         return
     from grmp_edge.train.evaluate.baselines import BaselineConfig, evaluate_baselines
@@ -197,8 +205,8 @@ def evaluate(
     tables = Tables(output, labelled.name, model.preset, split.seed, split.tested)
     if not baselines.only_baselines:
         need_torch()
-    with working("the same command continues from the last finished split") as progress:
-        if baselines.names:
+    with working(_HINT) as progress:
+        if baselines.names and leads():
             metrics = BaselineConfig(baselines.names, baselines.niqe_photos)
             evaluate_baselines(metrics, labelled, config, tables, progress)
         if not baselines.only_baselines:
@@ -228,13 +236,14 @@ def evaluate(
                 protocol.allow_unfinished,
             )
             evaluate_models(training, labelled, config, tables, others, progress)
-    tables.write()
-    _show(tables, as_json)
+    if leads():
+        tables.write()
+        _show(tables, as_json)
 
 
 def _show(tables: Tables, as_json: bool) -> None:
     """Print the table, or all of it as JSON, and what comes next."""
-    from grmp_edge.train.evaluate.protocol import text_table
+    from grmp_edge.train.evaluate.protocol import INTERVAL, text_table
 
     result = tables.result()
     if as_json:
@@ -242,6 +251,7 @@ def _show(tables: Tables, as_json: bool) -> None:
     else:
         print(tables.title)
         print(text_table(result["rows"]))
+        print(INTERVAL)
         for leak in tables.leaks:
             print(f"not an honest figure: {leak}")
     print(

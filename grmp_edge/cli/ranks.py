@@ -14,15 +14,21 @@ import typer
 from grmp_edge.cli.progress import RESUME_HINT
 from grmp_edge.cli.requirements import need_torch
 
-__all__ = ["as_team"]
+__all__ = ["as_team", "leads"]
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
-def as_team(command: Command) -> Command:
+def leads() -> bool:
+    """Whether this process is rank 0 of a team, or alone; without torch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def as_team(command: Command, hint: str = RESUME_HINT) -> Command:
     """Let a training command run as one rank of a team; only rank 0 prints.
 
-    The rank that fails first reports the error, once. The command has the option group ``model``.
+    The rank that fails first reports the error, once. The command has the option group ``model``; ``hint``
+    says how an interrupted one goes on.
     """
 
     @functools.wraps(command)
@@ -43,7 +49,7 @@ def as_team(command: Command) -> Command:
                 command(**options)
         except PeerFailedError as error:
             if error.status == 130 and os.environ.get("RANK") == "0":  # another rank was interrupted first
-                typer.echo(f"stopped; {RESUME_HINT}", err=True)
+                typer.echo(f"stopped; {hint}", err=True)
             raise typer.Exit(error.status) from None
 
     return cast(Command, run)

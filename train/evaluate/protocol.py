@@ -21,6 +21,7 @@ from grmp_edge.score import MosScale
 from grmp_edge.train.data.labelled import SplitConfig
 
 __all__ = [
+    "INTERVAL",
     "MEASURES",
     "Measures",
     "ProtocolConfig",
@@ -39,6 +40,11 @@ Measure = Literal["srcc", "plcc", "krcc", "rmse"]
 Statistic = Literal["median", "mean", "std"]
 MEASURES: tuple[Measure, ...] = ("srcc", "plcc", "krcc", "rmse")
 _STATISTICS: tuple[Statistic, ...] = ("median", "mean", "std")
+# What the tables' column of that name says.
+INTERVAL = (
+    "SRCC 95 %: where it may lie by chance of the test pictures, bootstrapped within a split; both ends are "
+    "medians over the splits"
+)
 
 
 class _Interval(TypedDict, total=False):
@@ -100,6 +106,7 @@ class Row(TypedDict):
     labels: int | None
     tested: str  # the set it was tested on; "" for the test part
     splits: int
+    srcc_interval: list[float] | None  # medians over the splits of low and high; None where one is unknown
     srcc: Spread
     plcc: Spread
     krcc: Spread
@@ -179,6 +186,7 @@ def summarize(splits: Sequence[SplitResult]) -> list[Row]:
             labels=None if math.isinf(labels) else int(labels),
             tested=tested,
             splits=len(group),
+            srcc_interval=_interval(group),
             srcc=_spread([one["srcc"] for one in group]),
             plcc=_spread([one["plcc"] for one in group]),
             krcc=_spread([one["krcc"] for one in group]),
@@ -186,6 +194,14 @@ def summarize(splits: Sequence[SplitResult]) -> list[Row]:
         )
         for (place, labels, tested), group in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def _interval(group: Sequence[Measures]) -> list[float] | None:
+    known = [ends for one in group if (ends := one.get("srcc_interval")) is not None]
+    if len(known) < len(group):
+        return None
+    low, high = np.median(known, axis=0).tolist()
+    return [low, high]
 
 
 def _spread(values: Sequence[float | None]) -> Spread:
@@ -200,13 +216,15 @@ def _spread(values: Sequence[float | None]) -> Spread:
 
 
 def text_table(rows: Sequence[Row]) -> str:
-    """Rows for a terminal: median, and mean ± standard deviation, of each measure."""
+    """Rows for a terminal: median, and mean ± standard deviation, of each measure; the interval of SRCC."""
     wide = max((len(row["method"]) for row in rows), default=0)
     first = wide + 2 if wide else 0
+    titles = "  ".join(f"{name.upper():^24}" for name in MEASURES)
+    columns = "  ".join(f"{'median':>7}  {'mean ± std':>15}" for _ in MEASURES)
     lines = [
-        " " * first + f"{'labels':>6} {'splits':>6}  " + "  ".join(f"{name.upper():^24}" for name in MEASURES)
+        " " * first + f"{'labels':>6} {'splits':>6}  {'SRCC 95 %':>13}  {titles}",
+        " " * (first + 30) + columns,
     ]
-    lines.append(" " * (first + 15) + "  ".join(f"{'median':>7}  {'mean ± std':>15}" for _ in MEASURES))
     for row in rows:
         cells = [
             f"{_number(row[name]['median']):>7}  "
@@ -215,7 +233,10 @@ def text_table(rows: Sequence[Row]) -> str:
         ]
         labels = label_name(row["labels"])
         tested = f"  on {row['tested']}" if row["tested"] else ""
-        lines.append(f"{row['method']:{first}}{labels:>6} {row['splits']:>6}  " + "  ".join(cells) + tested)
+        sure = _ends(row)
+        lines.append(
+            f"{row['method']:{first}}{labels:>6} {row['splits']:>6}  {sure:>13}  {'  '.join(cells)}{tested}"
+        )
     return "\n".join(lines)
 
 
@@ -227,28 +248,35 @@ def markdown_table(rows: Sequence[Row], remarks: Sequence[str] = ()) -> str:
         "labels",
         "tested on",
         "splits",
+        "SRCC 95 %",
         *(f"{name.upper()} {statistic}" for name in MEASURES for statistic in _STATISTICS),
     ]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in rows:
         cells = [row["method"]] if several else []
-        cells += [label_name(row["labels"]), row["tested"] or "test part", str(row["splits"])]
+        cells += [label_name(row["labels"]), row["tested"] or "test part", str(row["splits"]), _ends(row)]
         cells += [_number(row[name][statistic]) for name in MEASURES for statistic in _STATISTICS]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks)]) + "\n"
 
 
 def csv_table(rows: Sequence[Row]) -> str:
-    """Rows as csv with full precision: method,labels,tested,splits,srcc_median,..."""
+    """Rows as csv with full precision: method,labels,tested,splits,srcc_low,srcc_high,srcc_median,..."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["method", "labels", "tested", "splits", *(f"{n}_{s}" for n in MEASURES for s in _STATISTICS)]
-    )
+    first = ["method", "labels", "tested", "splits", "srcc_low", "srcc_high"]
+    writer.writerow([*first, *(f"{n}_{s}" for n in MEASURES for s in _STATISTICS)])
     for row in rows:
         numbers = [row[name][statistic] for name in MEASURES for statistic in _STATISTICS]
-        writer.writerow([row["method"], label_name(row["labels"]), row["tested"], row["splits"], *numbers])
+        first = [row["method"], label_name(row["labels"]), row["tested"], str(row["splits"])]
+        writer.writerow([*first, *(row["srcc_interval"] or ("", "")), *numbers])
     return text.getvalue()
+
+
+def _ends(row: Row) -> str:
+    """The interval of SRCC, or "-"."""
+    ends = row["srcc_interval"]
+    return "-" if ends is None else f"{_number(ends[0])}..{_number(ends[1])}"
 
 
 def _number(value: float | None) -> str:

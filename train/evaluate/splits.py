@@ -45,6 +45,7 @@ from grmp_edge.train.session.checkpoint import (
     refuse_unfinished,
 )
 from grmp_edge.train.session.progress import Reporter, Silent
+from grmp_edge.train.session.ranks import current_team
 
 __all__ = ["InMemory", "TrainingConfig", "Variant", "ablation", "evaluate_models", "run_variants"]
 
@@ -170,7 +171,8 @@ def evaluate_models(
 
     def on_split(splits: list[SplitResult]) -> None:
         tables.models = splits
-        tables.write()
+        if current_team().leads:
+            tables.write()
 
     tables.models = run_variants(
         variants, training.model, data, protocol, cross, reporter, on_split, training.allow_unfinished
@@ -222,6 +224,8 @@ def run_variants(
 ) -> list[SplitResult]:
     """Run what is missing of the protocol: split by split, all variants on each.
 
+    The ranks of a team share the work within each split, through one folder; rank 0 writes the results.
+
     Args:
         variants: the ways of training, each with a folder of its own. Splits already finished there with the
             same settings are reused; more splits or numbers of labels may be added.
@@ -240,7 +244,7 @@ def run_variants(
         CheckpointError: a folder holds a protocol of other settings, or a start is not a checkpoint.
         DataError: too few pictures for a number of labels, or an unreadable picture.
     """
-    reporter = reporter or Silent()
+    reporter, team = reporter or Silent(), current_team()
     for labels in config.labels:
         for split in range(config.splits):
             split_indices(data, config.split(labels, split))  # too few pictures: fail before the work
@@ -256,7 +260,8 @@ def run_variants(
     for variant in variants:
         name = _backbone_name(_config_of(variant.start), model)
         settings = _settings(model, variant, data, config, cross)
-        check_settings(variant.output, settings, partial(_completed, backbone=name))
+        completed = partial(_completed, backbone=name)
+        team.lead(partial(check_settings, variant.output, settings, completed))
     cached, others = InMemory.of(data), [InMemory.of(other) for other in cross]
     jobs = [
         _Job(variant, labels, split)
@@ -265,7 +270,8 @@ def run_variants(
         for variant in variants
         if variant.zero_shot or labels != 0
     ]
-    results = {job: result for job in jobs if (result := read_result(job.file))}
+    finished = team.lead(lambda: [read_result(job.file) for job in jobs])
+    results = {job: result for job, result in zip(jobs, finished, strict=True) if result}
     reporter.start("splits", len(jobs), len(results))
     for job in jobs:
         if job in results:
@@ -273,9 +279,10 @@ def run_variants(
         variant, labels, split = job
         folder = variant.output / "runs" / f"{label_name(labels)}-{split:02d}"
         result = _run_split(folder, job, model, cached, config, others, reporter)
-        write_result(job.file, result)
-        if not config.keep_checkpoints:
-            shutil.rmtree(folder, ignore_errors=True)
+        if team.leads:
+            write_result(job.file, result)
+            if not config.keep_checkpoints:
+                shutil.rmtree(folder, ignore_errors=True)
         results[job] = result
         reporter.step(1)
         metrics, name = result["metrics"], f"{variant.method}, " if variant.method else ""
@@ -285,7 +292,7 @@ def run_variants(
         )
         if on_split:
             on_split(_by_variant(variants, jobs, results))
-    if not config.keep_checkpoints:
+    if team.leads and not config.keep_checkpoints:
         for variant in variants:
             shutil.rmtree(variant.output / "runs", ignore_errors=True)
     return _by_variant(variants, jobs, results)
@@ -371,7 +378,9 @@ def _run_split(
             folder, built, variant.start, data, division, tuned, True, _Within(reporter),
             allow_unfinished=True,
         )  # fmt: skip
+        current_team().wait()  # rank 0 has written it
         loaded = load_checkpoint(folder, weights)
+        current_team().wait()  # and may remove it
         network, scale = loaded.model, loaded.mos or data.scale_of(whole)
         epoch, on_test = progress["epoch"], progress["selected_on_test"]
         zero_shot = progress["metrics"].get("zero_shot_test")
@@ -400,7 +409,7 @@ def _predict(network: GrmpIqa, data: Labelled, indices: Sequence[int]) -> npt.ND
     """Score pictures of a set, (n,) in 0..1, by all views that the network looks at."""
     if network.native or len(network.head_row):
         return predict_labelled(network, data, indices)
-    return predict(network, data.squashed(indices, preprocess_of(network).resize))
+    return predict(network, data.squashed(indices, preprocess_of(network).resize), team=current_team())
 
 
 def _test_on(network: GrmpIqa, data: Labelled) -> Measures:

@@ -12,7 +12,7 @@ from grmp_edge.errors import MissingDependencyError
 from grmp_edge.files import replace_file
 from grmp_edge.train.data.named_sets import READERS
 from grmp_edge.train.evaluate.plot import plot_svg
-from grmp_edge.train.evaluate.protocol import SplitResult, csv_table, markdown_table, summarize
+from grmp_edge.train.evaluate.protocol import INTERVAL, SplitResult, csv_table, markdown_table, summarize
 
 __all__ = ["Tables"]
 
@@ -67,6 +67,7 @@ class Tables:
         remarks = [
             f"{self.title}, seed {self.seed}; test part {self.test_fraction:.0%} of the set; RMSE on a scale "
             "of 0 to 1",
+            INTERVAL,
             *self.remarks.get("models", ()),
             *self.remarks.get("baselines", ()),
             *(f"not an honest figure: {leak}" for leak in self.leaks),

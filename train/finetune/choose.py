@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from grmp_edge.head import Fit, FitReport, Head, Seen, cross_validated, fit_head, start_head
+from grmp_edge.head import Fit, FitReport, Head, Seen, cross_validated, fit_head, start_head, target_logits
 from grmp_edge.metrics import srcc
 from grmp_edge.train.data.labelled import Labelled
 from grmp_edge.train.finetune.config import FinetuneConfig, Part
@@ -150,6 +150,7 @@ def prefers_qgr(
     order = np.random.default_rng([config.seed, 0xC0]).permutation(len(train))
     before = copy_parameters([*network.prompt_parameters(), *network.finetune_parameters()])
     named = dict(network.named_parameters())
+    target = target_logits(part.quality)
     by_head, by_qgr = np.zeros(len(train)), np.zeros(len(train))
     for left in np.array_split(order, min(_FOLDS, len(train))):
         learned = np.sort(np.setdiff1d(order, left))
@@ -161,6 +162,8 @@ def prefers_qgr(
         finetune(network, known, None, replace(config, seed=config.seed), reporter=reporter)
         scores = predict_part(network, part.take(left.tolist())).astype(np.float64)
         by_qgr[left] = np.log(np.clip(scores, 1e-6, 1 - 1e-6) / (1 - np.clip(scores, 1e-6, 1 - 1e-6)))
+        for one in (by_head, by_qgr):  # a fold's own mean would count against both: see head.py
+            one[left] += target.mean() - target[learned].mean()
         with torch.no_grad():
             for name, value in before.items():
                 named[name].copy_(value)

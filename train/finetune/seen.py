@@ -15,6 +15,7 @@ from grmp_edge.preprocess import Preprocess
 from grmp_edge.train.data.labelled import Labelled
 from grmp_edge.train.network.model import GrmpIqa
 from grmp_edge.train.pictures.twins import TWINS, twin
+from grmp_edge.train.session.ranks import Team, current_team
 from grmp_edge.views import sigmoid
 
 __all__ = [
@@ -69,8 +70,6 @@ def see(model: GrmpIqa, pictures: Iterator[UInt8Array]) -> Seen:
         parts = []
         for at in range(0, len(views), size):
             pixels = model.pixels(torch.from_numpy(views[at : at + size]).to(device))
-            # Depthwise convolutions of a stem take two thirds of the time so.
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
             tokens, statistics = _read(model, pixels)
             features = model.image_head(model.image_tokens(tokens, 0, len(model.image.blocks)))
             high, low = model.logits(features, texts).unbind(dim=-1)
@@ -166,20 +165,34 @@ def twin_count(indices: Sequence[int]) -> int:
 def _recalled(
     model: GrmpIqa, data: Labelled, keys: Sequence[tuple[int, str]], on_image: Callable[[], None]
 ) -> Seen:
-    mark, memo = fingerprint(model), data.memo
+    """What a model sees in pictures and twins; the ranks of a team, which must all ask alike, share them."""
+    mark, memo, team = fingerprint(model), data.memo, current_team()
     preprocess = preprocess_of(model)
     known = {} if memo is None else memo
     missing = [key for key in dict.fromkeys(keys) if (mark, key) not in known]
 
     def pictures() -> Iterator[UInt8Array]:
-        for index, kind in missing:
-            picture = data.picture(index)
-            yield preprocess.views(twin(picture, kind, index) if kind else picture).pixels
+        for place, (index, kind) in enumerate(missing):
+            if team.mine(place):
+                picture = data.picture(index)
+                yield preprocess.views(twin(picture, kind, index) if kind else picture).pixels
             on_image()
 
-    seen = see(model, pictures())
+    seen = _shared(see(model, pictures()), len(missing), team)
     for place, key in enumerate(missing):
         known[mark, key] = (seen.logits[place], seen.features[place], seen.statistics[place])
     rows = [known[mark, key] for key in keys]
     logits, features, statistics = (np.array(part, dtype=np.float64) for part in zip(*rows, strict=True))
     return Seen(logits, features, statistics)
+
+
+def _shared(own: Seen, count: int, team: Team) -> Seen:
+    """All ranks' pictures, of which each has seen its own."""
+    if team.size == 1:
+        return own
+    table = np.column_stack([own.logits, own.features, own.statistics])
+    every = torch.zeros(count, table.shape[1], dtype=torch.float64)
+    every[team.rank :: team.size] = torch.from_numpy(table)
+    team.sum([every])
+    found, width = every.numpy(), 1 + own.features.shape[1]
+    return Seen(found[:, 0], found[:, 1:width], found[:, width:])

@@ -117,6 +117,15 @@ class Stem(nn.Module):
             The grid of block 10 (B, 112, 14, 14), that of block 14 (B, 192, 7, 7), and the statistics
             (B, 2976): of each block in order its means (C), then its deviations (C).
         """
+        if pixels.device.type != "cpu":
+            return self._read(pixels)
+        # One view at a time fits a cache, and depthwise convolutions are fast in this layout: together a
+        # third of the time of a batch as it comes.
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        fine, grid, statistics = zip(*(self._read(one[None]) for one in pixels), strict=True)
+        return torch.cat(fine), torch.cat(grid), torch.cat(statistics)
+
+    def _read(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = F.relu6(_conv(pixels, self.conv))
         taps, fine = [], x
         for index, block in enumerate(self.stages):

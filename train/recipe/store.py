@@ -81,7 +81,7 @@ def extract(folder: Path, views: Iterable[tuple[Record, Picture]], reporter: Rep
     if folder.exists() and any(folder.glob("*.npz")):
         raise DataError(f"{folder}: holds a store already", "remove it, or name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    stem, norm = load_shipped_stem().to(memory_format=torch.channels_last), NORMALIZATIONS["lite"]
+    stem, norm = load_shipped_stem(), NORMALIZATIONS["lite"]
     mean, std = torch.tensor(norm.mean), torch.tensor(norm.std)
     reporter.start(f"stem outputs of {folder.name}", 0)
     for number, many in enumerate(_batches(views, _CHUNK)):

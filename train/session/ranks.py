@@ -25,9 +25,9 @@ from grmp_edge.errors import GrmpError, UsageError, first_line
 
 __all__ = ["ALONE", "PeerFailedError", "Team", "current_team", "joined", "local_device"]
 
-# Longer than the longest time between two exchanges, such as reading all pictures of a task: a rank that dies
+# Longer than the longest time between two exchanges, such as measuring NIQE on a large set: a rank that dies
 # is detected by its closed connection, not by this timeout.
-_TIMEOUT = timedelta(hours=2)
+_TIMEOUT = timedelta(days=1)
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 T = TypeVar("T")
@@ -74,6 +74,10 @@ class Team:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         _exchange(lambda: dist.broadcast(flat, src=0))
         _put(flat, tensors)
+
+    def wait(self) -> None:
+        """Return once all ranks have come here."""
+        self.sum([torch.zeros(1)])
 
     def lead(self, action: Callable[[], T]) -> T:
         """The result of ``action``, plain JSON, which runs on rank 0 only."""
@@ -190,7 +194,7 @@ def _exchange(action: Callable[[], Any]) -> None:
     except RuntimeError as error:  # raised by gloo and nccl for any failure
         raise GrmpError(
             f"lost the other processes of this training ({first_line(error, 160)})",
-            "see their messages; the same command with --resume continues from the last save",
+            "see their messages; the same command (of train: with --resume) continues from the last save",
         ) from None
 
 
