@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from typer.testing import CliRunner
 
 from grmp_edge.bundle import GPU_PRECISIONS, Bundle
 from grmp_edge.cli import app
+from grmp_edge.default_bundle import DEFAULT_BUNDLE
 from grmp_edge.errors import DataError, ParityError
 from grmp_edge.export import pipeline
 from grmp_edge.export.fold import fold
@@ -101,6 +105,38 @@ def test_dynamic_products_are_those_of_rounded_numbers() -> None:
     step = (max(read.max(), 0) - min(read.min(), 0)) / 255
     wanted = np.rint(read / step).astype(np.float64) * step @ quantized(weight)
     assert product == pytest.approx(wanted, abs=float(2 * step * np.abs(weight).max()))
+
+
+SCORE = """
+import os, sys
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import numpy as np
+import onnxruntime
+for graph in sys.argv[2:]:
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    shape = session.get_inputs()[0].shape[1:]
+    images = np.load(sys.argv[1])[:, :shape[0], :shape[1]]
+    print(*map(repr, map(float, session.run(["scores"], {"images": images})[0])))
+"""
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("cpu", ["Nehalem", "Haswell"])
+def test_a_cpu_without_vnni_gives_the_same_scores(cpu: str, tmp_path: Path) -> None:
+    """Emulated: SSE or AVX2 alone, whose unsigned-by-signed products end at 16 bits."""
+    (tmp_path / "dynamic.onnx").write_bytes(build_int8(fold(tiny_model()), "dynamic", {}).SerializeToString())
+    graphs = [DEFAULT_BUNDLE / "model.int8.onnx", tmp_path / "dynamic.onnx"]
+    images = pictures(1, 224)
+    np.save(tmp_path / "images.npy", images)
+    program = ["qemu-x86_64", "-cpu", cpu, os.path.realpath(sys.executable), "-c", SCORE]
+    variables = {"PYTHONPATH": str(Path(onnx.__path__[0]).parent), "OMP_NUM_THREADS": "1"}
+    files = map(str, (tmp_path / "images.npy", *graphs))
+    said = subprocess.run([*program, *files], env=variables, check=True, capture_output=True, text=True)
+    for graph, line in zip(graphs, said.stdout.splitlines(), strict=True):
+        session = open_session(graph)
+        side = session.get_inputs()[0].shape[1]
+        expected = graph_runner(session)(np.ascontiguousarray(images[:, :side, :side]))
+        assert [float(word) for word in line.split()] == pytest.approx(expected, abs=1e-5)
 
 
 def quantized(weight: np.ndarray) -> np.ndarray:
