@@ -34,6 +34,7 @@ from grmp_edge.redact import scrub
 from grmp_edge.runtime.live.config import read_streams
 from grmp_edge.runtime.video.capture_http import MjpegCapture, _Body, jpeg_end
 from grmp_edge.runtime.video.rtsp import _Connection, with_delimiters
+from grmp_edge.runtime.video.rtsp_login import Login
 from grmp_edge.runtime.web.event_stream import Followers
 from grmp_edge.train.data.tables import csv_lines
 from grmp_edge.train.network.backbone import read_state_dict
@@ -47,6 +48,7 @@ PICTURES = [
     *(data for data in hostile().values() if len(data) < 3000),
 ]
 RTSP = (
+    b'RTSP/1.0 401 No\r\nWWW-Authenticate: Digest realm="a", nonce="b", algorithm=SHA-256, qop="auth"\r\n\r\n'
     b"RTSP/1.0 200 OK\r\nContent-Length: 40\r\n\r\na=rtpmap:96 H264/90000\r\na=control:track1\r\n"
     b"$\0\0\x10\x80\xe0\0\1\0\0\0\1abcd\x65\xff\xff\xff$\0\0\x10\x80\xe0\0\2\0\0\0\2abcd\x65\xff\xff\xff"
 )
@@ -99,10 +101,12 @@ def picture(data: bytes) -> None:
 
 
 def rtsp(data: bytes) -> None:
-    passed, rest, state = b"", bytearray(), _Connection(trial=0)
+    login = Login("rtsp://u:p@h/")
+    passed, rest, state = b"", bytearray(), _Connection(trial=0, login=login)
     for at in range(0, len(data), 13):
         rest += data[at : at + 13]
         passed += with_delimiters(rest, state)
+        login.request(data[at:])
     assert len(rest) < 1 << 17
 
 

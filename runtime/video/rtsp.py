@@ -24,6 +24,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from grmp_edge.errors import SourceError
 from grmp_edge.redact import scrub, split_credentials
 from grmp_edge.runtime.video.config import CaptureConfig
+from grmp_edge.runtime.video.rtsp_login import Login, messages
 
 __all__ = ["RtspRelay", "escaped", "with_delimiters"]
 
@@ -32,12 +33,13 @@ _DELIMITERS = {"H264": b"\x09\xf0", "H265": b"\x46\x01\x50"}
 _RTPMAP = re.compile(rb"a=rtpmap:(\d+) +(H26[45])/90000", re.IGNORECASE)
 _TRANSPORT = re.compile(rb"^transport: *(.*)$", re.IGNORECASE | re.MULTILINE)
 _MAX_STEP = 10 * 90_000  # ten seconds between frames; RTP's video clock runs at 90 kHz
-_MAX_TEXT = 1 << 16  # bytes of one answer
 
 _TRIAL = 4  # frames whose marker bits are checked before they are relied on
 
 # Sources whose packets did not come through the connection, so that the relay was useless.
 _BESIDE: set[str] = set()
+# Sources that ask for digests by SHA-256, and are read through a relay whatever the policy.
+_BY_SHA256: set[str] = set()
 
 
 @dataclass
@@ -62,8 +64,9 @@ class _Channel:
 class _Connection:
     """The state of one connection."""
 
-    def __init__(self, trial: int = _TRIAL) -> None:
-        self.trial = trial
+    def __init__(self, trial: int = _TRIAL, login: Login | None = None, delimited: bool = True) -> None:
+        """``delimited``: whether frames are to be marked; ``login``: what answers the camera, if anything."""
+        self.trial, self.login, self.delimited = trial, login, delimited
         self.types: dict[int, bytes] = {}  # video payload types, with their delimiters
         self.channels: dict[int, _Channel] = {}
         self.beside = False  # packets are sent outside it
@@ -81,32 +84,15 @@ def with_delimiters(data: bytearray, state: _Connection) -> bytes:
         ValueError: ``data`` is neither.
     """
     out = bytearray()
-    while len(data) >= 4:
-        if data[0] == 0x24:
-            size = 4 + int.from_bytes(data[2:4], "big")
-            if len(data) < size:
-                break
-            packet = bytes(data[:size])
-            del data[:size]
-            out += _packet(packet, state)
+    for message in messages(data):
+        if message[0] == 0x24:
+            out += _packet(message, state) if state.delimited else message
             continue
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
-            if len(data) > _MAX_TEXT:
-                raise ValueError("it does not speak RTSP")
-            break
-        length = re.search(rb"(?im)^content-length: *(\d+)", data[:end])
-        size = end + 4 + (int(length[1]) if length else 0)
-        if size > _MAX_TEXT:
-            raise ValueError("an answer without an end")
-        if len(data) < size:
-            break
-        transport = _TRANSPORT.search(data[:end])
+        transport = _TRANSPORT.search(message)
         state.beside |= transport is not None and b"interleaved" not in transport.group(1).lower()
-        for kind, name in _RTPMAP.findall(data[:size]):
+        for kind, name in _RTPMAP.findall(message):
             state.types[int(kind)] = _DELIMITERS[name.decode().upper()]
-        out += data[:size]
-        del data[:size]
+        out += message if state.login is None else state.login.answer(message)
     return bytes(out)
 
 
@@ -147,6 +133,10 @@ def escaped(source: str) -> str:
     return f"{scheme}://{quote(user, safe='')}{secret}@{rest}"
 
 
+def _low_delay(config: CaptureConfig) -> bool:
+    return config.policy == "latest" if config.low_delay is None else config.low_delay
+
+
 def _own(client: socket.socket) -> bool:
     """Whether the other end of a local connection is this process's too: by the kernel's tables, on Linux."""
     port, here = client.getpeername()[1], client.getsockname()[1]
@@ -174,8 +164,16 @@ class RtspRelay:
     @staticmethod
     def helps(config: CaptureConfig) -> bool:
         """Whether a camera should have a relay, and one would have an effect."""
-        enabled = config.policy == "latest" if config.low_delay is None else config.low_delay
-        return enabled and config.source.startswith("rtsp://") and config.source not in _BESIDE
+        wanted = _low_delay(config) and config.source not in _BESIDE
+        return config.source.startswith("rtsp://") and (wanted or config.source in _BY_SHA256)
+
+    @staticmethod
+    def log_in(config: CaptureConfig) -> bool:
+        """Read a camera that asks for SHA-256 through a relay from now on; False: it cannot, or is."""
+        if not config.source.startswith("rtsp://") or config.source in _BY_SHA256:
+            return False
+        _BY_SHA256.add(config.source)
+        return True
 
     def __init__(self, config: CaptureConfig) -> None:
         """Listen on a local port; the camera is contacted when FFmpeg connects.
@@ -191,6 +189,8 @@ class RtspRelay:
                 f"{config.label}: {scrub(str(error))}", "escape its user and password"
             ) from None
         self._source, self._timeout_s = config.source, config.open_timeout_s
+        self._login = Login(config.source)
+        self._delimited = _low_delay(config)
         self._label = config.label
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -234,19 +234,22 @@ class RtspRelay:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 back = threading.Thread(target=self._back, args=(server, client), daemon=True)
                 back.start()
-                with contextlib.suppress(OSError):
-                    while data := client.recv(1 << 16):
-                        server.sendall(data)
+                data = bytearray()
+                with contextlib.suppress(OSError, ValueError):
+                    while piece := client.recv(1 << 16):
+                        data += piece
+                        for message in messages(data):
+                            server.sendall(self._login.request(message))
                 self._end()
                 back.join()
 
     def _back(self, server: socket.socket, client: socket.socket) -> None:
-        data, state = bytearray(), _Connection()
+        data, state = bytearray(), _Connection(login=self._login, delimited=self._delimited)
         with contextlib.suppress(OSError, ValueError):
             while piece := server.recv(1 << 16):
                 data += piece
                 client.sendall(with_delimiters(data, state))
-                if state.beside:
+                if state.beside and self._source not in _BY_SHA256:
                     _BESIDE.add(self._source)
                     break
         self._end()

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from grmp_edge.errors import SourceError
 from grmp_edge.install import install_line
+from grmp_edge.redact import split_credentials
 from grmp_edge.runtime.video.base import Capture, DamagedFrame, EndOfStream, PermanentSourceError
 from grmp_edge.runtime.video.config import CaptureConfig
 from grmp_edge.runtime.video.decoder import (
@@ -26,6 +27,7 @@ from grmp_edge.runtime.video.decoder import (
     pick_stream,
 )
 from grmp_edge.runtime.video.rtsp import RtspRelay, escaped
+from grmp_edge.runtime.video.rtsp_login import SHA256, challenges
 
 if TYPE_CHECKING:
     from av.codec.hwaccel import HWAccel
@@ -62,18 +64,37 @@ def open_stream(config: CaptureConfig, within_s: float | None = None) -> Capture
         SourceError: it cannot be opened now.
     """
     need_pyav(config)
+    started = time.monotonic()
     relay = RtspRelay(config) if RtspRelay.helps(config) else None
     try:
-        started = time.monotonic()
         if relay is not None:
             relay.connect()
         target = relay.url if relay else escaped(config.source)
         left = (within_s or config.open_timeout_s) - (time.monotonic() - started)
         return StreamCapture(config, target, _options(), relay, left)
-    except BaseException:
+    except BaseException as error:
         if relay is not None:
             relay.close()
-        raise
+        if not isinstance(error, LoginRefused):
+            raise
+        refused = error
+    left = max(1.0, (within_s or config.open_timeout_s) - (time.monotonic() - started))
+    asked = challenges(config.source, left)
+    # The last one is the one that FFmpeg would have answered. A wrong password is not tried twice.
+    if asked[-1:] == [SHA256] and relay is None and RtspRelay.log_in(config):
+        return open_stream(config, left)
+    raise SourceError(refused.message, _login_remedy(config.source, asked)) from None
+
+
+def _login_remedy(source: str, asked: list[str]) -> str:
+    """What to do about a camera that lets nobody in; ``asked``: what it wants to be answered by."""
+    known = {"MD5", SHA256, "BASIC"} - ({SHA256} if source.startswith("rtsps://") else set())
+    if asked and not known & set(map(str.upper, asked)):
+        ways = " and ".join(dict.fromkeys(asked))
+        return f"it asks for {ways}, which FFmpeg cannot answer: set it to digest by MD5"
+    if not split_credentials(source)[1]:
+        return f"it asks for a user and password: {source.partition('://')[0]}://USER:PASSWORD@..."
+    return "check its user and password"
 
 
 def need_pyav(config: CaptureConfig) -> None:
@@ -86,6 +107,10 @@ def _options() -> dict[str, str]:
     """The options for FFmpeg, with those of the environment as OpenCV reads them: ``key;value|key;value``."""
     pairs = (pair.partition(";") for pair in os.environ.get("OPENCV_FFMPEG_CAPTURE_OPTIONS", "").split("|"))
     return {**_OPTIONS, **{key: value for key, _, value in pairs if key}}
+
+
+class LoginRefused(SourceError):  # noqa: N818 - the name says that it is the camera's answer
+    """The camera lets nobody in; why, is found out apart."""
 
 
 class KeyFrames:
@@ -201,9 +226,12 @@ class StreamCapture:
         remedy = "check that the camera is on, its address, and its user and password"
         if late or isinstance(error, av.error.ExitError):
             return SourceError(f"{self._label}: no answer after {waited:.1f} s", remedy)
+        said = f"{self._label}: it cannot be opened ({describe(error)})"
+        if isinstance(error, av.error.HTTPUnauthorizedError) and self._config.source.startswith("rtsp"):
+            return LoginRefused(said)
         if isinstance(error, (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)):
             remedy = "check its user and password"
-        return SourceError(f"{self._label}: it cannot be opened ({describe(error)})", remedy)
+        return SourceError(said, remedy)
 
     def grab(self) -> None:
         """Wait for the next frame and take it in; of a file, EndOfStream at its end."""
