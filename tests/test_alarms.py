@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -131,8 +132,47 @@ def test_another_model_or_a_damaged_file_begins_anew(tmp_path: Path) -> None:
     learn(alarms, 2)
     alarms.save(2.0 * DAY)
     assert "another model" in CameraAlarms(NORMAL, "gate", "other", tmp_path).fresh
-    next(tmp_path.iterdir()).write_text('{"memory": {"version": 1, "mod')
-    assert CameraAlarms(NORMAL, "gate", "m", tmp_path).fresh == "it is new"
+    (tmp_path / "gate.before").unlink()
+    (tmp_path / "gate.json").write_text('{"memory": {"version": 1, "mod')
+    assert CameraAlarms(NORMAL, "gate", "m", tmp_path).fresh == "its file is damaged"
+
+
+ODD = (None, -1, 10**400, "x", [], {}, [[]], True, float("nan"), float("inf"), 1e300, [1, [2]])
+
+
+def edited(data: object, rng: np.random.Generator) -> object:
+    """The same with one value changed, wherever it is."""
+    if not isinstance(data, (dict, list)) or not data or rng.random() < 0.1:
+        return ODD[rng.integers(len(ODD))]
+    if isinstance(data, dict):
+        key = list(data)[rng.integers(len(data))]
+        return {**data, key: edited(data[key], rng)}
+    index = int(rng.integers(len(data)))
+    return [*data[:index], edited(data[index], rng), *data[index + 1 :]]
+
+
+def test_a_strangers_file_is_learned_anew_and_never_believed(tmp_path: Path) -> None:
+    alarms = CameraAlarms(NORMAL, "gate", "m", tmp_path, Tamper(), now=0.0)
+    learn(alarms, 3)
+    scene = make_image(96, 160, seed=3)
+    for second in range(20):
+        alarms.picture(float(second), START + second, scene)
+    alarms.save(3.0 * DAY)
+    data = json.loads((tmp_path / "gate.json").read_text())
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        (tmp_path / "gate.json").write_text(json.dumps(edited(data, rng)))
+        found = CameraAlarms(NORMAL, "gate", "m", tmp_path, Tamper(), now=3.0 * DAY)
+        for second in range(0, 160, 8):
+            found.score(3.0 * DAY + second, START + 3.0 * DAY + second, 0.1)
+            found.picture(3.0 * DAY + second, START + 3.0 * DAY + second, scene)
+        found.again()
+        # A half hour that is known is known by numbers: nothing has become blind.
+        usual = found.usual(START + 3.0 * DAY)
+        assert usual is None or -1.0 < usual.floor <= usual.centre <= usual.ceiling < 2.0
+        found.save(4.0 * DAY)
+        json.loads((tmp_path / "gate.json").read_text(), parse_constant=pytest.fail)
+        (tmp_path / "gate.before").unlink(missing_ok=True)
 
 
 def test_accepted_as_the_new_normal() -> None:

@@ -18,7 +18,7 @@ def proposal(values: list[float]) -> Proposal:
     calibration = Calibration()
     for minute, value in enumerate(values):
         for part in (-0.2, 0.0, 0.0):  # a lorry
-            calibration.add("gate", 1_700_000_040.0 + 60.0 * minute, value + part)
+            calibration.add("gate", 1_700_000_040.0 + 60.0 * minute, value + part, "m")
     (one,) = calibration.proposals()
     return one
 
@@ -32,8 +32,12 @@ def test_what_is_proposed() -> None:
     assert rough.preset == "calm" and rough.drop == pytest.approx(0.3)
     assert proposal([0.6] * 100 + [0.3] + [0.6] * 99).preset == "sensitive"  # one minute is a lorry
     few = Calibration()
-    few.add("gate", 0.0, 0.5)
+    few.add("gate", 0.0, 0.5, "m")
     assert few.proposals() == []
+    changed = Calibration()  # to another model, in the middle
+    for minute in range(60):
+        changed.add("gate", 60.0 * minute, 0.3 + 0.4 * (minute > 30), "old" if minute <= 30 else "new")
+    assert changed.proposals()[0].low == pytest.approx(0.7)
 
 
 def test_durations() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import UInt8Array, make_image, write_tiny_bundle
-from helpers_live import FakeCapture, opener
+from helpers_live import FakeCapture, opener, take
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.files import replace_folder
@@ -16,8 +16,9 @@ from grmp_edge.runtime import Scorer
 from grmp_edge.runtime.live import takeover
 from grmp_edge.runtime.live.alarms import CameraAlarms
 from grmp_edge.runtime.live.alert import AlertRule
-from grmp_edge.runtime.live.config import CameraConfig
+from grmp_edge.runtime.live.config import CameraConfig, LiveConfig
 from grmp_edge.runtime.live.live import Live, LiveScore
+from grmp_edge.runtime.live.memory import read_json
 
 
 def other_version(bundle: Bundle, folder: Path, shift: float = -3.0) -> Bundle:
@@ -114,3 +115,48 @@ def test_alarms_of_scores_end_with_the_model_and_those_of_the_camera_stay() -> N
     alarms.tick(10.0)
     assert list(alarms.raised) == ["offline"] and alarms.new_model(11.0, "three") == []
     assert list(alarms.raised) == ["offline"]
+
+
+def test_the_memory_is_of_the_model_that_scores(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    new = other_version(tiny_bundle, tmp_path / "other")
+    folder = tmp_path / "memory"
+    rule = AlertRule(preset="normal")
+    known = CameraAlarms(rule, "a", tiny_bundle.id, folder, now=0.0)
+    folder.mkdir()
+    known.memory.seed([(None, 0.6), (None, 0.7)])
+    known.save(0.0)
+
+    def model_in(suffix: str) -> object:
+        memory = read_json(folder / f"a{suffix}")["memory"]
+        assert isinstance(memory, dict)
+        return memory["model"]
+
+    live = Live(
+        Scorer.open(tiny_bundle, threads=1),
+        [CameraConfig("a", alert=rule)],
+        LiveConfig(memory=str(folder)),
+        opener({"a": lambda: FakeCapture(frame, 0.01)}),
+    )
+
+    def scored_by(bundle: Bundle) -> None:
+        take(live, lambda found: isinstance(found[-1], LiveScore) and found[-1].score.model == bundle.id)
+
+    with live:
+        scored_by(tiny_bundle)
+        assert live.memory("a").middle == pytest.approx(0.65)
+        live.take_over(Scorer.open(new, threads=1))
+        scored_by(new)
+        (status,) = live.status()
+        assert (live.memory("a").model, live.memory("a").days) == (new.id, 0)
+        assert "another model" in status.fresh
+    live.scorer.close()
+    assert (model_in(".json"), model_in(".before")) == (new.id, tiny_bundle.id)
+
+    # Whoever goes back to the bundle before, within a run or by a restart, finds what it knew.
+    again = CameraAlarms(rule, "a", tiny_bundle.id, folder, now=0.0)
+    assert again.memory.middle == pytest.approx(0.65) and not again.fresh
+    assert (model_in(".json"), model_in(".before")) == (tiny_bundle.id, new.id)
+    again.new_model(1.0, "third")
+    assert again.memory.days == 0 and again.fresh
+    again.new_model(2.0, tiny_bundle.id)
+    assert again.memory.middle == pytest.approx(0.65) and not again.fresh

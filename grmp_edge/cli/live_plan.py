@@ -178,11 +178,19 @@ def _memory(given: str | None, streams: Path | None, cameras: Sequence[CameraCon
 
 def describe_memory(live: Live) -> None:
     """Say on stderr what is remembered, and where."""
+    from grmp_edge.runtime.live.alarms import NEW
+
     if live.config.memory is None:
         return
     statuses = live.status()
     known = sum(status.days > 0 for status in statuses)
     typer.echo(f"memory: {known} of {len(statuses)} cameras known, in {live.config.memory}", err=True)
+    lost: dict[str, list[str]] = {}
+    for status in statuses:
+        if status.fresh not in ("", NEW):
+            lost.setdefault(status.fresh, []).append(status.camera)
+    for why, cameras in lost.items():
+        typer.echo(f"memory: begins anew for {', '.join(cameras)}: {why}", err=True)
 
 
 class Doubts:

@@ -138,11 +138,13 @@ def accept(*, camera: Camera, place: Place) -> None:
 
 def forget(*, camera: Camera, place: Place) -> None:
     """Forget a camera, to learn it anew."""
-    from grmp_edge.runtime.live.memory import only_user
+    from grmp_edge.runtime.live.memory import ACCEPT, BEFORE, only_user
 
     file = place.file(camera)
     with only_user(file.parent):
         file.unlink()
+        for suffix in (BEFORE, ACCEPT):
+            file.with_suffix(suffix).unlink(missing_ok=True)
     print(f"{camera}: forgotten; next: grmp-edge watch{place.options()}", file=sys.stderr)
 
 
@@ -170,7 +172,7 @@ def seed(
     from grmp_edge.bundle import Bundle
     from grmp_edge.default_bundle import DEFAULT_BUNDLE
     from grmp_edge.redact import safe_name
-    from grmp_edge.runtime.live.memory import Memory, memory_file, only_user, read_json, write_json
+    from grmp_edge.runtime.live.memory import BEFORE, Memory, memory_file, only_user, read_json, write_json
     from grmp_edge.runtime.live.seed import past_scores
 
     path, camera = bundle or DEFAULT_BUNDLE, safe_name(camera)
@@ -179,8 +181,9 @@ def seed(
     file = memory_file(folder, camera)
     folder.mkdir(parents=True, exist_ok=True)
     with only_user(folder):
-        known: Any = read_json(file).get("memory") or {}
-        before = Memory.from_json(known, model)
+        data = read_json(file)
+        known = data.get("memory")
+        before = Memory.from_json(known, model) if isinstance(known, dict) else None
         if before is not None and before.days:
             raise UsageError(
                 f"{camera} is known for {before.days} days already",
@@ -193,6 +196,8 @@ def seed(
             )
         memory = Memory(model)
         memory.seed(scores)
+        if known and before is None:  # of another model
+            write_json(file.with_suffix(BEFORE), data)
         write_json(file, {"camera": camera, "memory": memory.to_json(), "at": round(time.time(), 1)})
     timed = sum(at is not None for at, _ in scores)
     usual = memory.middle

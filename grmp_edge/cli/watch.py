@@ -199,7 +199,7 @@ def _show(live: Live, sinks: list[QueuedSink], as_json: bool, calibration: Calib
             if record["event"] == "score":
                 trends.add(record)
                 if calibration is not None:
-                    calibration.add(record["camera"], record["at"], record["value"])
+                    calibration.add(record["camera"], record["at"], record["value"], record["model"])
     return bool(gone)
 
 

@@ -12,15 +12,23 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.files import Closing
-from grmp_edge.runtime.live.alert import Alert, AlertKind, AlertRule, AlertTracker
+from grmp_edge.runtime.live.alert import SEVERITY, Alert, AlertKind, AlertRule, AlertTracker
 from grmp_edge.runtime.live.change import shifted, trend
-from grmp_edge.runtime.live.memory import ACCEPT, Memory, Usual, memory_file, read_json, write_json
+from grmp_edge.runtime.live.memory import (
+    ACCEPT,
+    BEFORE,
+    Memory,
+    Usual,
+    memory_file,
+    read_json,
+    write_json,
+)
 from grmp_edge.runtime.live.no_picture import Verdict
 
 if TYPE_CHECKING:
     from grmp_edge.runtime.live.tamper import Tamper
 
-__all__ = ["CameraAlarms", "Keeper"]
+__all__ = ["NEW", "CameraAlarms", "Keeper"]
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -29,6 +37,9 @@ _CLOSE_S = 5.0
 _HOLD_S = 2.0  # a black or no-signal picture must last this long: some cameras send one at every switch
 _BACK_S = 2.0  # and a good one this long to clear it
 _FALLEN = 0.04  # least fall that a trend reports
+_OTHER = "its memory is of another model"
+NEW = "it is new"
+_DAMAGED = "its file is damaged"
 _OVER = 0.02  # the daily level within this of normal ends a trend
 
 
@@ -73,7 +84,7 @@ class CameraAlarms:
         self._judged = False  # `doubts` are known
         self._saved = time.monotonic() if now is None else now
         if self._path is not None:
-            self._restore(read_json(self._path), self._saved)
+            self._restore(self._saved)
 
     @property
     def raised(self) -> tuple[AlertKind, ...]:
@@ -183,11 +194,18 @@ class CameraAlarms:
         return alerts
 
     def new_model(self, now: float, model: str) -> list[Alert]:
-        """Forget what scores are usual: another bundle's follow. Returns the alarms that this clears."""
+        """Begin anew with what scores are usual: another bundle's follow. Returns the alarms that this clears.
+
+        What was known is kept beside it, and comes back with its model.
+        """
         kinds = [*self.tracker.raised, *(["trend"] if self._trend is not None else [])]
         alerts = [Alert(cast("AlertKind", kind), False, detail="another model scores now") for kind in kinds]
-        self.tracker, self.memory, self._trend = AlertTracker(self.rule), Memory(model), None
-        self._judged, self.doubts, self.fresh = False, (), "its memory is of another model"
+        earlier = self._earlier(model)
+        if self._path is not None:
+            self._write(self._path.with_suffix(BEFORE), self._known())
+        self.tracker, self.memory, self._trend = AlertTracker(self.rule), earlier, None
+        self._judged, self.doubts = False, ()
+        self.fresh = "" if self.memory.days else _OTHER
         self.save(now)
         return alerts
 
@@ -210,10 +228,8 @@ class CameraAlarms:
         if self._path is None:
             return
         data: dict[str, object] = {
-            "camera": self.camera,
-            "memory": self.memory.to_json(),
+            **self._known(),
             "tracker": self.tracker.to_json(now),
-            "at": round(time.time(), 1),
             "fault": self._fault,
             "from_picture": self._from_picture,
             "trend": self._trend,
@@ -264,22 +280,54 @@ class CameraAlarms:
             self.save(now)
         return alerts
 
-    def _restore(self, data: Mapping[str, object], now: float) -> None:
-        memory = Memory.from_json(cast("dict[str, object]", data.get("memory") or {}), self.memory.model)
+    def _known(self) -> dict[str, object]:
+        return {"camera": self.camera, "memory": self.memory.to_json(), "at": round(time.time(), 1)}
+
+    def _earlier(self, model: str) -> Memory:
+        """What was known of a model that was used before the last one; else nothing."""
+        data = {} if self._path is None else read_json(self._path.with_suffix(BEFORE))
+        return Memory.from_json(_table(data, "memory"), model) or Memory(model)
+
+    def _restore(self, now: float) -> None:
+        assert self._path is not None
+        data, model = read_json(self._path), self.memory.model
+        memory = Memory.from_json(_table(data, "memory"), model)
         if memory is None:
-            self.fresh = "its memory is of another model" if data else "it is new"
-            return
-        self.memory = memory
-        away = max(0.0, time.time() - float(cast("float", data.get("at", 0.0))))
-        # A baseline of yesterday is no baseline; what the alert was, is.
-        self.tracker.restore(cast("dict[str, object]", data.get("tracker") or {}), now - min(away, 300.0))
-        self._fault = cast("AlertKind | None", data.get("fault"))
-        self._from_picture = bool(data.get("from_picture")) and self.tamper is not None
-        self._trend = cast("str | None", data.get("trend"))
+            self.memory = self._earlier(model)
+            if "memory" in data:
+                self._write(self._path.with_suffix(BEFORE), data)
+            if not self.memory.days:
+                self.fresh = _OTHER if "memory" in data else _DAMAGED if self._path.exists() else NEW
+        try:
+            self._restore_faults(data, now)
+            if memory is not None:
+                self.memory = memory
+                away = max(0.0, time.time() - float(cast("float", data.get("at", 0.0))))
+                # A baseline of yesterday is no baseline; what the alert was, is.
+                self.tracker.restore(_table(data, "tracker"), now - min(away, 300.0))
+                self._trend = str(data["trend"]) if data.get("trend") else None
+                self._judge()
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # edited, or not ours
+            self.tracker, self._fault, self._from_picture = AlertTracker(self.rule), None, False
+            self._trend = None
+        if memory is None and "memory" in data:
+            self.save(now)
+
+    def _restore_faults(self, data: Mapping[str, object], now: float) -> None:
+        """What has nothing to do with the model."""
         self._since = now
-        self._judge()
         if self.tamper is not None:
-            self.tamper.restore(cast("dict[str, object]", data.get("tamper") or {}))
+            self.tamper.restore(_table(data, "tamper"))
+        fault = data.get("fault")
+        if fault in SEVERITY:
+            self._fault = cast("AlertKind", fault)
+            self._from_picture = bool(data.get("from_picture")) and self.tamper is not None
+
+
+def _table(data: Mapping[str, object], key: str) -> dict[str, object]:
+    """A part of a file, if it is there and is a table."""
+    inner = data.get(key)
+    return inner if isinstance(inner, dict) else {}
 
 
 class Keeper(Closing):

@@ -42,9 +42,12 @@ class Calibration:
     def __init__(self) -> None:
         self._minutes: dict[str, list[float]] = {}
         self._now: dict[str, tuple[int, list[float]]] = {}
+        self._model = ""
 
-    def add(self, camera: str, at: float, value: float) -> None:
-        """Take a score, 0..1, of a time in seconds since 1970."""
+    def add(self, camera: str, at: float, value: float, model: str) -> None:
+        """Take a score, 0..1, of a time in seconds since 1970. Another model's begin anew."""
+        if model != self._model:
+            self._model, self._minutes, self._now = model, {}, {}
         minute, values = self._now.get(camera, (int(at // 60), []))
         if minute != int(at // 60):
             self._minutes.setdefault(camera, []).append(statistics.median(values))

@@ -73,6 +73,7 @@ class CameraStatus:
     doubts: tuple[str, ...] = ()  # what is wrong with its limits, as lines to read
     days: int = 0  # for which its usual scores are known
     trend: str = ""  # what a slow fall leads to, while it is raised
+    fresh: str = ""  # why nothing was known of it at the start
 
 
 class Live:
@@ -139,7 +140,7 @@ class Live:
         """Score with another bundle from the next batch on; the old scorer is closed. Safe on any thread.
 
         Its preprocessing must be that of the old one: frames that wait are prepared already. What is usual
-        for the cameras is learned anew, since its scores mean something else.
+        for the cameras is learned anew, since its scores mean something else, or comes back with their model.
 
         Raises:
             ValueError: it prepares pictures in another way.
@@ -215,6 +216,7 @@ class Live:
                 doubts=self._alarms[camera.label].doubts,
                 days=self._alarms[camera.label].memory.days,
                 trend=self._alarms[camera.label].trend,
+                fresh=self._alarms[camera.label].fresh,
             )
             for camera, camera_stats in zip(self._cameras, stats, strict=True)
         ]

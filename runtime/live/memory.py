@@ -27,6 +27,7 @@ from grmp_edge.redact import slug
 
 __all__ = [
     "ACCEPT",
+    "BEFORE",
     "BINS",
     "DRIFT",
     "SEASON",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 ACCEPT = ".accept"  # suffix of an empty file that asks a running watch to make the present the normal
+BEFORE = ".before"  # suffix of the memory of the model before: it may come back
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -59,6 +61,7 @@ _DAYS = 120  # of levels kept: four months show the slowest trend
 _MINUTES = 5  # with scores, at least, for a half hour to count
 _PART = 8  # half hours, at least, for a day to count
 _VERSION = 1
+_LARGEST = 1_000_000  # bytes of a file; what is written has a tenth of it at most
 
 
 @dataclass(frozen=True)
@@ -272,9 +275,29 @@ class Memory:
             memory._clean, memory._bin = bool(data["clean"]), int(data["bin"])  # type: ignore[call-overload]
             minute, total, count = data["minute"]  # type: ignore[misc]
             memory._minute, memory._sum, memory._count = int(minute), float(total), int(count)  # type: ignore[has-type]
-        except (KeyError, TypeError, ValueError, AttributeError):
+            memory._check()
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             return None
         return memory
+
+    def _check(self) -> None:
+        """A half hour that counts as known, and is not, would be watched by nobody.
+
+        Raises:
+            ValueError: this is no memory that :meth:`to_json` gave.
+        """
+        known = self._days > 0
+        profiles = np.stack([self._anchor, self._centre, self._spread])[:, known]
+        levels, days = np.array([level for _, level in self._levels]), [day for day, _ in self._levels]
+        if not (
+            np.all(self._days >= 0)
+            and np.all(np.abs(profiles) <= 2)  # false for what is not known
+            and np.all(self._spread > 0)
+            and np.all(np.abs(levels) <= 2)
+            and days == sorted(days)
+            and all(0 <= index < BINS for index in self._today)
+        ):
+            raise ValueError("not a memory")
 
 
 def memory_folder(streams: Path | None) -> Path:
@@ -331,12 +354,23 @@ def write_json(path: Path, data: Mapping[str, object]) -> None:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """What :func:`write_json` wrote; empty if there is none or it is damaged."""
+    """What :func:`write_json` wrote; empty if there is none, or it is damaged, or holds what is no number."""
     try:
-        data = json.loads(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):
+        with path.open("rb") as stream:
+            text = stream.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            return {}
+        data = json.loads(text.decode("ascii"), parse_constant=_finite, parse_float=_finite)
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def _plain(values: FloatArray) -> list[float | None]:

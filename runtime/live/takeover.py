@@ -73,7 +73,10 @@ def _follow(
                     scorer.close()
                     raise
                 live.take_over(scorer)
-                tell(f"{folder} changed: scoring with model {bundle.id} now")
+                tell(
+                    f"{folder} changed: scoring with model {bundle.id} now; "
+                    "each camera's memory begins anew, or where it left off with that model"
+                )
             seen, told = mark, ""
         except (GrmpError, OSError) as error:
             reason = first_line(error)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import base64
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+from grmp_edge.picture_header import read_header
 
 __all__ = ["Tamper", "TamperKind"]
 
@@ -203,17 +205,23 @@ class Tamper:
         """Take what :meth:`to_json` gave; what is damaged is learned again."""
         try:
             for slot, text in data["slots"].items():  # type: ignore[attr-defined]
-                picture = cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), cv2.IMREAD_GRAYSCALE)
+                jpeg = base64.b64decode(text)
+                header = read_header(jpeg)
+                if header is None or (header.width, header.height) != (_WIDTH, _HEIGHT):
+                    continue
+                picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
                 if picture is not None and picture.shape == (_HEIGHT, _WIDTH):
-                    self._slots[int(slot)] = picture.astype(np.float32)
+                    self._slots[int(slot) % _SLOTS] = picture.astype(np.float32)
             still, fine = np.array(data["still"], np.float32), data["fine"]
-            if still.shape == self._still.shape:
+            if still.shape == self._still.shape and np.isfinite(still).all():
                 self._still = still
             if fine is not None:
-                self._fine = np.array(fine, np.float32).reshape(_ROWS * _COLUMNS)
-            self._white = float(data["white"])  # type: ignore[arg-type]
-            self._kind = self._next = data["kind"]  # type: ignore[assignment]
-        except (KeyError, TypeError, ValueError, AttributeError):
+                detail = np.array(fine, np.float32).reshape(_ROWS * _COLUMNS)
+                self._fine = detail if np.isfinite(detail).all() else None
+            self._white = min(1.0, max(0.0, float(data["white"])))  # type: ignore[arg-type]
+            if data["kind"] in get_args(TamperKind):
+                self._kind = self._next = data["kind"]  # type: ignore[assignment]
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, cv2.error):
             return
 
 
