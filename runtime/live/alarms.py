@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.files import Closing
 from grmp_edge.runtime.live.alert import SEVERITY, Alert, AlertKind, AlertRule, AlertTracker
-from grmp_edge.runtime.live.change import shifted, trend
+from grmp_edge.runtime.live.change import slow_fall
 from grmp_edge.runtime.live.memory import (
     ACCEPT,
     BEFORE,
@@ -24,6 +25,8 @@ from grmp_edge.runtime.live.memory import (
     write_json,
 )
 from grmp_edge.runtime.live.no_picture import Verdict
+from grmp_edge.runtime.live.parts import Part, Parts, Place
+from grmp_edge.score import Tile
 
 if TYPE_CHECKING:
     from grmp_edge.runtime.live.tamper import Tamper
@@ -68,7 +71,7 @@ class CameraAlarms:
         """
         self.rule, self._write = rule, write
         self.tracker = AlertTracker(rule)
-        self.memory = Memory(model)
+        self.memory, self.parts = Memory(model), Parts()
         self.tamper = tamper
         self.camera = camera
         self.fresh = ""  # why nothing is remembered
@@ -81,6 +84,7 @@ class CameraAlarms:
         self._reported = False  # the camera has said anything since the start
         self._detail = ""
         self._trend: str | None = None  # what it says while it is raised
+        self._part: Part | None = None  # that is raised
         self._judged = False  # `doubts` are known
         self._saved = time.monotonic() if now is None else now
         if self._path is not None:
@@ -91,12 +95,20 @@ class CameraAlarms:
         """The kinds of alarm raised now."""
         fault: tuple[AlertKind, ...] = () if self._fault is None else (self._fault,)
         slow: tuple[AlertKind, ...] = () if self._trend is None else ("trend",)
-        return fault + self.tracker.raised + slow
+        part: tuple[AlertKind, ...] = () if self._part is None else ("part",)
+        return fault + self.tracker.raised + slow + part
 
     @property
     def trend(self) -> str:
-        """What a slow fall leads to, while it is raised."""
-        return self._trend or ""
+        """What a slow fall leads to, of the whole or a part, while it is raised."""
+        trend, part = self._trend, self._part  # read once: the scoring thread may clear them
+        return "; ".join(text for text in (trend or "", "" if part is None else part.detail) if text)
+
+    @property
+    def part(self) -> Place | None:
+        """The part of the picture that is raised."""
+        part = self._part
+        return None if part is None else part.place
 
     def usual(self, at: float) -> Usual | None:
         """What its score should be now; None: not known yet."""
@@ -115,18 +127,24 @@ class CameraAlarms:
         drop = self.tracker.limit(self.usual(at))
         return limits if drop is None else {**limits, "drop": drop}
 
-    def score(self, now: float, at: float, value: float) -> list[Alert]:
-        """Take a score."""
+    def score(
+        self, now: float, at: float, value: float, tiles: Iterable[Tile] = (), size: tuple[int, int] = (0, 0)
+    ) -> list[Alert]:
+        """Take a score, and those of the parts of the picture, whose ``size`` is (width, height)."""
         if self._fault is not None:
             self.tracker.interrupted()
             self.memory.add(at, value, learn=False)
+            self.parts.add(at, (), size, learn=False)
             return []
         alerts = self.tracker.step(now, value, self.memory.usual(at))
         if not self._judged:
             self._judge()
-        if self.memory.add(at, value, learn=not self.raised):
+        if self.memory.add(at, value, learn=not (self.tracker.raised or self._trend)):
             alerts += self._slow()
             self._judge()
+        # A fault of the whole would be learned as one of no part.
+        if self.parts.add(at, tiles, size, learn=not (self.tracker.raised or self._part)):
+            alerts += self._slow_part()
         return self._done(now, alerts)
 
     def picture(self, now: float, at: float, image: UInt8Array) -> list[Alert]:
@@ -185,6 +203,10 @@ class CameraAlarms:
         if self._trend is not None:
             self._trend = None
             alerts.append(Alert("trend", False, detail=detail))
+        self.parts.accept()
+        if self._part is not None:
+            alerts.append(Alert("part", False, detail=detail, part=self._part.place))
+            self._part = None
         if self.tamper is not None:
             self.tamper.accept()
             if self._fault is not None and self._from_picture:
@@ -194,16 +216,17 @@ class CameraAlarms:
         return alerts
 
     def new_model(self, now: float, model: str) -> list[Alert]:
-        """Begin anew with what scores are usual: another bundle's follow. Returns the alarms that this clears.
+        """Begin anew with what is usual: another bundle's scores follow. Returns the alarms this clears.
 
         What was known is kept beside it, and comes back with its model.
         """
-        kinds = [*self.tracker.raised, *(["trend"] if self._trend is not None else [])]
-        alerts = [Alert(cast("AlertKind", kind), False, detail="another model scores now") for kind in kinds]
+        kinds = [kind for kind in self.raised if kind != self._fault]
+        alerts = [Alert(kind, False, detail="another model scores now") for kind in kinds]
         earlier = self._earlier(model)
         if self._path is not None:
             self._write(self._path.with_suffix(BEFORE), self._known())
-        self.tracker, self.memory, self._trend = AlertTracker(self.rule), earlier, None
+        self.tracker, self._trend, self._part = AlertTracker(self.rule), None, None
+        self.memory, self.parts = earlier
         self._judged, self.doubts = False, ()
         self.fresh = "" if self.memory.days else _OTHER
         self.save(now)
@@ -219,8 +242,13 @@ class CameraAlarms:
 
     def again(self) -> list[Alert]:
         """All alarms that are raised, once more."""
-        details = {"trend": self._trend or "", str(self._fault): self._detail}
-        return [Alert(kind, True, detail=details.get(kind, ""), repeated=True) for kind in self.raised]
+        details = {
+            "trend": self._trend or "",
+            "part": "" if self._part is None else self._part.detail,
+            str(self._fault): self._detail,
+        }
+        alerts = [Alert(kind, True, detail=details.get(kind, ""), repeated=True) for kind in self.raised]
+        return [replace(alert, part=self.part) if alert.kind == "part" else alert for alert in alerts]
 
     def save(self, now: float) -> None:
         """Write its file; does nothing without a folder."""
@@ -233,6 +261,7 @@ class CameraAlarms:
             "fault": self._fault,
             "from_picture": self._from_picture,
             "trend": self._trend,
+            "part": None if self._part is None else asdict(self._part),
             "raised": list(self.raised),
         }
         if self.tamper is not None:
@@ -262,18 +291,23 @@ class CameraAlarms:
         if usual is None:
             return []
         left = usual / 2 if self.rule.below is None else max(0.0, usual - self.rule.below)
-        falling = trend(levels, left, preset.sure, _FALLEN)
-        detail = ""
-        if falling is not None:
-            day = levels[-1][0] + falling.days_left
-            date = time.strftime("%d %B %Y", time.gmtime(day * 86400.0)).lstrip("0")
-            detail = f"falls by {-falling.per_day:.3f} a day: at this rate unusable on {date}"
-        elif now < -_FALLEN and shifted(levels, preset.shift):
-            detail = f"{-now:.2f} below its normal for days"
+        detail = slow_fall(levels, left, preset.shift, preset.sure, _FALLEN)
         if not detail:
             return []
         self._trend = detail
         return [Alert("trend", True, usual + now, usual, detail=detail)]
+
+    def _slow_part(self) -> list[Alert]:
+        """The tests of a day's end for each part; what the whole has raised is no fault of a part."""
+        if self._part is not None:
+            part, over = self._part, self.parts.over(self._part)
+            self._part = None if over else part
+            return [Alert("part", False, part=part.place)] if over else []
+        usual = self.memory.middle
+        if usual is None or self._trend is not None or self.tracker.raised:
+            return []
+        self._part = found = self.parts.worst(usual, self.rule.settings)
+        return [] if found is None else [Alert("part", True, detail=found.detail, part=found.place)]
 
     def _done(self, now: float, alerts: list[Alert]) -> list[Alert]:
         if alerts or now - self._saved >= _SAVE_S:
@@ -281,19 +315,27 @@ class CameraAlarms:
         return alerts
 
     def _known(self) -> dict[str, object]:
-        return {"camera": self.camera, "memory": self.memory.to_json(), "at": round(time.time(), 1)}
+        return {
+            "camera": self.camera,
+            "memory": self.memory.to_json(),
+            "parts": self.parts.to_json(),
+            "at": round(time.time(), 1),
+        }
 
-    def _earlier(self, model: str) -> Memory:
+    def _earlier(self, model: str) -> tuple[Memory, Parts]:
         """What was known of a model that was used before the last one; else nothing."""
         data = {} if self._path is None else read_json(self._path.with_suffix(BEFORE))
-        return Memory.from_json(_table(data, "memory"), model) or Memory(model)
+        memory = Memory.from_json(_table(data, "memory"), model)
+        return (
+            (Memory(model), Parts()) if memory is None else (memory, Parts.from_json(_table(data, "parts")))
+        )
 
     def _restore(self, now: float) -> None:
         assert self._path is not None
         data, model = read_json(self._path), self.memory.model
         memory = Memory.from_json(_table(data, "memory"), model)
         if memory is None:
-            self.memory = self._earlier(model)
+            self.memory, self.parts = self._earlier(model)
             if "memory" in data:
                 self._write(self._path.with_suffix(BEFORE), data)
             if not self.memory.days:
@@ -301,15 +343,16 @@ class CameraAlarms:
         try:
             self._restore_faults(data, now)
             if memory is not None:
-                self.memory = memory
+                self.memory, self.parts = memory, Parts.from_json(_table(data, "parts"))
                 away = max(0.0, time.time() - float(cast("float", data.get("at", 0.0))))
                 # A baseline of yesterday is no baseline; what the alert was, is.
                 self.tracker.restore(_table(data, "tracker"), now - min(away, 300.0))
                 self._trend = str(data["trend"]) if data.get("trend") else None
+                self._part = Part(**cast("Any", _table(data, "part"))) if data.get("part") else None
                 self._judge()
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # edited, or not ours
             self.tracker, self._fault, self._from_picture = AlertTracker(self.rule), None, False
-            self._trend = None
+            self._trend = self._part = None
         if memory is None and "memory" in data:
             self.save(now)
 

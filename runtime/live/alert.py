@@ -15,16 +15,16 @@ from grmp_edge.runtime.live.memory import Usual
 __all__ = ["SEVERITY", "TOPICS", "Alert", "AlertKind", "AlertRule", "AlertTracker", "Preset", "Severity"]
 
 AlertKind = Literal[
-    "low", "drop", "trend", "offline", "black", "frozen", "no_signal", "covered", "moved", "blurred", "dark",
-    "bright",
+    "low", "drop", "trend", "part", "offline", "black", "frozen", "no_signal", "covered", "moved", "blurred",
+    "dark", "bright",
 ]  # fmt: skip
 Severity = Literal["critical", "warning", "notice"]
 
 # Critical: the camera shows nothing of its scene. Warning: badly. Notice: not yet.
 SEVERITY: Mapping[AlertKind, Severity] = {
-    "low": "warning", "drop": "warning", "trend": "notice", "offline": "critical", "black": "critical",
-    "frozen": "critical", "no_signal": "critical", "covered": "critical", "moved": "critical",
-    "blurred": "warning", "dark": "warning", "bright": "warning",
+    "low": "warning", "drop": "warning", "trend": "notice", "part": "notice", "offline": "critical",
+    "black": "critical", "frozen": "critical", "no_signal": "critical", "covered": "critical",
+    "moved": "critical", "blurred": "warning", "dark": "warning", "bright": "warning",
 }  # fmt: skip
 
 # The ONVIF imaging topics (tns1:VideoSource/...) that a video management system knows these faults by.
@@ -138,6 +138,8 @@ class Alert:
     since_s: float = 0.0  # how long the condition had held
     detail: str = ""  # in one line, without credentials
     repeated: bool = False  # sent again, on request or by `repeat_s`: not a new alert
+    # The part of the picture that it is about, as shares: left, top, width, height.
+    part: tuple[float, float, float, float] | None = None
 
     @property
     def severity(self) -> Severity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 
 from grmp_edge.runtime.live.memory import Usual
 
-__all__ = ["Recent", "Trend", "shifted", "trend"]
+__all__ = ["Recent", "Trend", "shifted", "slow_fall", "trend"]
 
 _PART_S = 300.0  # seconds of one mean
 _KEEP_S = 12 * 3600.0
@@ -25,6 +26,7 @@ _STEADY = 0.05  # between two neighbouring half hours; where they differ more, d
 _SLACK = 1.0  # standard deviations by which a day may be worse without adding to the CUSUM
 _LEAST = 0.015  # least spread of daily levels: a week of still weather is not the whole truth
 _WINDOWS = (7, 14, 28, 56)  # days
+_FAR = 730.0  # days ahead: no line through weeks says what comes in years
 
 
 class Recent:
@@ -152,3 +154,30 @@ def trend(levels: Sequence[tuple[int, float]], usable: float, sure: float, least
         if best is None or slope < best.per_day:
             best = Trend(slope, fallen, max(0.0, usable + now) / -slope, window)
     return best
+
+
+def slow_fall(
+    levels: Sequence[tuple[int, float]], usable: float, shift: float, sure: float, least: float
+) -> str:
+    """What the daily levels say of a slow fall, in words; empty: there is none.
+
+    Args:
+        levels: (days since 1970, difference from normal).
+        usable: how far the level may fall before the picture is of no use.
+        shift: threshold of :func:`shifted`.
+        sure: the t statistic that a :func:`trend` must have.
+        least: by how much the level must have fallen.
+    """
+    falling = trend(levels, usable, sure, least)
+    if falling is not None:
+        rate = f"falls by {-falling.per_day:.3f} a day"
+        if not falling.days_left:
+            return f"{rate}, and is of little use already"
+        day = levels[-1][0] + falling.days_left
+        if falling.days_left > _FAR:
+            return rate
+        date = time.strftime("%d %B %Y", time.gmtime(day * 86400.0)).lstrip("0")
+        return f"{rate}: at this rate unusable on {date}"
+    if levels and levels[-1][1] < -least and shifted(levels, shift):
+        return f"is {-levels[-1][1]:.2f} below its normal for days"
+    return ""

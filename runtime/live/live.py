@@ -73,6 +73,7 @@ class CameraStatus:
     doubts: tuple[str, ...] = ()  # what is wrong with its limits, as lines to read
     days: int = 0  # for which its usual scores are known
     trend: str = ""  # what a slow fall leads to, while it is raised
+    part: tuple[float, float, float, float] | None = None  # of the picture that is worse, as shares
     fresh: str = ""  # why nothing was known of it at the start
 
 
@@ -216,6 +217,7 @@ class Live:
                 doubts=self._alarms[camera.label].doubts,
                 days=self._alarms[camera.label].memory.days,
                 trend=self._alarms[camera.label].trend,
+                part=self._alarms[camera.label].part,
                 fresh=self._alarms[camera.label].fresh,
             )
             for camera, camera_stats in zip(self._cameras, stats, strict=True)
@@ -341,5 +343,6 @@ class Live:
             yield LiveScore(frame.camera, score, frame.image)
             alarms, at = self._alarms[frame.camera], time.time() - (now - frame.captured_s)
             alerts = alarms.picture(frame.captured_s, at, frame.image)
-            for alert in alerts + alarms.score(frame.captured_s, at, score.value):
+            size = (frame.image.shape[1], frame.image.shape[0])
+            for alert in alerts + alarms.score(frame.captured_s, at, score.value, score.tiles or (), size):
                 yield AlertEvent(frame.camera, alert, score, frame.image)

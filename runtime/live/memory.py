@@ -268,7 +268,7 @@ class Memory:
             memory._anchor = _array(data["anchor"], (BINS,))
             memory._centre = _array(data["centre"], (BINS,))
             memory._spread = _array(data["spread"], (BINS,))
-            memory._days = _array(data["days"], (BINS,)).astype(np.int64)
+            memory._days = np.nan_to_num(_array(data["days"], (BINS,)), nan=-1.0).astype(np.int64)
             memory._levels = [(int(day), float(level)) for day, level in data["levels"]]  # type: ignore[attr-defined]
             memory._today = {int(index): float(value) for index, value in data["today"].items()}  # type: ignore[attr-defined]
             memory._minutes = [float(value) for value in data["minutes"]]  # type: ignore[attr-defined]

@@ -74,6 +74,7 @@ class _Alerted(_Measurements, total=False):
     topic: str  # ONVIF, where there is one
     detail: str
     repeated: bool  # True: sent again, not new
+    part: list[float]  # of the picture, where it is about one: left, top, width, height, as shares
 
 
 class AlertRecord(_Alerted):
@@ -222,6 +223,8 @@ def _of(alert: Alert) -> dict[str, object]:
     }  # fmt: skip
     if alert.limit is not None:
         record["limit"] = round(alert.limit, 6)
+    if alert.part is not None:
+        record["part"] = [round(share, 3) for share in alert.part]
     optional = {"topic": alert.topic, "detail": alert.detail, "repeated": alert.repeated}
     return record | {key: value for key, value in optional.items() if value}
 

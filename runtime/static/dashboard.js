@@ -8,7 +8,7 @@ const SILENT_MS = 10000; // a message arrives each second; after this long witho
 const RETRY_MS = 5000;
 const SURE_MS = 5000; // for the second click
 const USUAL_MS = 300000; // what is usual changes by half hours
-const ACCEPTED = new Set(["drop", "trend", "covered", "moved", "blurred", "dark", "bright"]);
+const ACCEPTED = new Set(["drop", "trend", "part", "covered", "moved", "blurred", "dark", "bright"]);
 const CAPACITY = { 1: 3600, 60: 1440 }; // points for each step length, as many as the server stores
 const EVENTS = 100;
 
@@ -115,11 +115,16 @@ class Card {
     this.draw();
   }
 
-  showTiles({ tiles, size }) {
+  showTiles({ tiles, size, part }) {
     const svg = this.at("svg.tiles");
     svg.replaceChildren();
-    if (document.body.dataset.tiles !== "on" || !size) return;
+    if (!size) return;
     svg.setAttribute("viewBox", `0 0 ${size[0]} ${size[1]}`);
+    if (part) { // shown without being asked for
+      const [x, width] = [part[0] * size[0], part[2] * size[0]], [y, height] = [part[1] * size[1], part[3] * size[1]];
+      svg.append(drawn("rect", { x, y, width, height, class: "part" }));
+    }
+    if (document.body.dataset.tiles !== "on") return;
     for (const [left, top, width, height, score] of tiles) {
       const colour = `hsl(${Math.round(score * 120)} 90% 55%)`; // red is 0, green 1
       const box = { x: left, y: top, width, height, stroke: colour };

@@ -27,7 +27,7 @@ export function causeWords(cause) {
 const STATES = { not_started: "starting", running: "running", restarting: "reconnecting", error: "error", stopped: "stopped" };
 const PICTURES = { frozen: "frozen picture", black: "black picture", no_signal: "no signal" };
 const ALERTS = {
-  low: "low score", drop: "score dropped", trend: "slowly worse", offline: "camera lost", black: "black picture",
+  low: "low score", drop: "score dropped", trend: "slowly worse", part: "a part is worse", offline: "camera lost", black: "black picture",
   frozen: "frozen picture", no_signal: "no signal", covered: "covered", moved: "moved", blurred: "out of focus",
   dark: "too dark", bright: "too bright",
 };

@@ -211,6 +211,7 @@ class Dashboard:
             "doubts": status.doubts,
             "days": status.days,
             "trend": status.trend,
+            "part": None if status.part is None else [round(share, 3) for share in status.part],
             "thumbnail": None
             if picture is None
             else {"number": picture[0], "at": round(picture[1] + offset, 3)},

@@ -44,7 +44,8 @@ class CameraJson(TypedDict):
     baseline: float | None
     doubts: tuple[str, ...]  # what is wrong with its limits, as lines to read
     days: int  # for which its usual scores are known
-    trend: str  # what a slow fall leads to, while it is raised
+    trend: str  # what a slow fall leads to, of the whole or of a part, while it is raised
+    part: list[float] | None  # of the picture that is worse: left, top, width, height, as shares
     thumbnail: ThumbnailJson | None
 
 
