@@ -137,7 +137,20 @@ def test_another_model_or_a_damaged_file_begins_anew(tmp_path: Path) -> None:
     assert CameraAlarms(NORMAL, "gate", "m", tmp_path).fresh == "its file is damaged"
 
 
-ODD: tuple[object, ...] = (None, -1, 10**400, "x", [], {}, [[]], True, float("nan"), float("inf"), 1e300, [1, [2]])
+ODD: tuple[object, ...] = (
+    None,
+    -1,
+    10**400,
+    "x",
+    [],
+    {},
+    [[]],
+    True,
+    float("nan"),
+    float("inf"),
+    1e300,
+    [1, [2]],
+)
 
 
 def edited(data: object, rng: np.random.Generator) -> object:
