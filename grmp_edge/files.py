@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Closing",
+    "csv_plain",
     "csv_row",
     "csv_text",
     "naming",
@@ -180,6 +181,7 @@ def umask() -> int:
 # What a spreadsheet takes for a formula, and what a terminal obeys.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_ESCAPED = re.compile(r"\\x(0[0-8b-f]|1[0-9a-f]|7f|8[0-9a-f]|9[0-9a-f])")
 
 
 def csv_text(text: str) -> str:
@@ -190,6 +192,12 @@ def csv_text(text: str) -> str:
     """
     quoted = f"'{text}" if text.startswith(_FORMULA) else text
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", quoted)
+
+
+def csv_plain(cell: str) -> str:
+    """The text that :func:`csv_text` made a cell of; a cell that it did not change is returned as it is."""
+    text = cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text)
 
 
 def csv_row(cells: Iterable[object], errors: str = "surrogateescape") -> bytes:

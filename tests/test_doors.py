@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from grmp_edge.bundle import Bundle, manifest_digest, write_bundle
 from grmp_edge.cli import app
 from grmp_edge.errors import BackendError, BundleError, GrmpError, SourceError, UsageError
-from grmp_edge.files import csv_row, csv_text
+from grmp_edge.files import csv_plain, csv_row, csv_text
 from grmp_edge.onnx_wire import has_control_flow
 from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
 from grmp_edge.runtime import backends, http_get
@@ -51,6 +51,8 @@ def test_cells_of_a_csv_are_texts() -> None:
     assert cells[len(FORMULAS) :] == ["-1.5", "", "a\nb", "plain"]
     assert "\x1b" not in row and "\\x1b]0;x\\x07" in row
     assert all(csv_text(csv_text(text)) == csv_text(text) for text in FORMULAS)
+    assert [csv_plain(cell) for cell in cells[: len(FORMULAS)]] == list(FORMULAS)
+    assert [csv_plain(cell) for cell in ("'quoted'", "plain", r"a\x41")] == ["'quoted'", "plain", r"a\x41"]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])

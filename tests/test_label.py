@@ -360,3 +360,20 @@ def test_training_that_cannot_be_is_told(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "new.bundle").exists()
     learning.close()
     assert not (folder / "runs" / "1" / "weights.safetensors").exists()
+
+
+def test_names_that_a_csv_must_quote_come_back(folder: Path, tmp_path: Path) -> None:
+    names = ["=1+1.png", "-b.png", "@c.png", "'d.png", "e\x1b[31m.png", "'=f.png"]
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(encode(make_image(seed=90 + number), "PNG"))
+    sitting = Sitting(folder, count=18)
+    sitting.import_answers([rate("ann", name, 1.0 + number % 5) for number, name in enumerate(names)])
+    labelled = read_csv(folder / LABELS)
+    assert {path.name: round(mos) for path, mos in zip(labelled.paths, labelled.mos, strict=True)} == {
+        name: 1 + number % 5 for number, name in enumerate(names)
+    }
+    export_answers(tmp_path / "other.csv", sitting.standing)
+    again = import_answers(tmp_path / "other.csv", list(sitting.frames))
+    assert [(one.images[0], one.value) for one in again] == [
+        (name, 1.0 + number % 5) for number, name in enumerate(names)
+    ]

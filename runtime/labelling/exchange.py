@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from grmp_edge.errors import DataError
-from grmp_edge.files import csv_row, read_text, replace_file
+from grmp_edge.files import csv_plain, csv_row, read_text, replace_file
 from grmp_edge.runtime.labelling.answers import SCALE, Answer
 
 __all__ = ["export_answers", "import_answers"]
@@ -138,7 +138,7 @@ def _rating(cell: Any, where: str) -> float | None:
 
 def _known(given: str, names: Mapping[str, str]) -> str | None:
     name = re.split(r"[/\\=]", unquote(given))[-1]
-    for each in (name, re.sub(r"^[0-9a-f]{8}-", "", name)):
+    for each in (given, csv_plain(given), name, re.sub(r"^[0-9a-f]{8}-", "", name)):
         found = names.get(each) or names.get(Path(each).stem)
         if found:
             return found

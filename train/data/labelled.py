@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import DataError, ImageError, UsageError
+from grmp_edge.files import csv_plain
 from grmp_edge.image_files import IMAGE_SUFFIXES
 from grmp_edge.preprocess import Preprocess, read_image, squash
 from grmp_edge.score import MosScale
@@ -278,9 +279,13 @@ class _CaseIndex:
 
 
 def _find(where: str, name: str, folders: Sequence[Path], index: _CaseIndex) -> Path:
-    """The file of a picture; a name from Windows may have backslashes, or a drive and folders of its own."""
+    """The file of a picture.
+
+    A name from Windows may have backslashes, or a drive and folders of its own; one that begins like a
+    formula was written with an apostrophe before it.
+    """
     windows = PureWindowsPath(name)
-    names = [name, windows.as_posix(), *([windows.name] if windows.drive else [])]
+    names = [name, csv_plain(name), windows.as_posix(), *([windows.name] if windows.drive else [])]
     for candidate in names:
         for folder in folders:
             if (folder / candidate).is_file():
