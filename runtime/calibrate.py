@@ -31,7 +31,7 @@ from grmp_edge.runtime.graph_head import GraphHead, Reading, ViewReader, read_he
 from grmp_edge.score import Interval, MosScale
 from grmp_edge.views import sigmoid
 
-__all__ = ["CalibrateConfig", "Calibrated", "calibrate"]
+__all__ = ["CalibrateConfig", "Calibrated", "calibrate", "see"]
 
 UInt8Array = npt.NDArray[np.uint8]
 Float = npt.NDArray[np.float64]
@@ -108,11 +108,11 @@ def calibrate(
         probe.mkdir()
         work.mkdir()
         read = ViewReader(bundle, probe, config.threads)
-        seen, first = _see(bundle, read, (pictures(i) for i in range(len(mos))), on_picture)
+        seen, first = see(bundle, read, (pictures(i) for i in range(len(mos))), on_picture)
         twins = None
         if twin is not None and bundle.preprocess.native:
             count = min(len(mos), config.twins)
-            made, _ = _see(bundle, read, (twin(pictures(i), i) for i in range(count)), on_picture)
+            made, _ = see(bundle, read, (twin(pictures(i), i) for i in range(count)), on_picture)
             twins = Twins(made, np.arange(count, dtype=np.int64))
         quality = np.array([scale.to_value(float(value)) for value in mos])
         actual = (mos - scale.low) / (scale.high - scale.low)
@@ -162,7 +162,7 @@ def _same_head(head: GraphHead, other: GraphHead) -> bool:
     return len(head.row) == len(other.row) and np.allclose(head.direction, other.direction, atol=1e-4)
 
 
-def _see(
+def see(
     bundle: Bundle, read: ViewReader, pictures: Any, on_picture: Callable[[], None]
 ) -> tuple[Seen, list[tuple[UInt8Array, Reading]]]:
     """What the network sees in pictures, aggregated over views; and views of the first for the gate."""

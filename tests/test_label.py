@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import stat
 from pathlib import Path
@@ -19,6 +20,7 @@ from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 from grmp_edge.cli import app
+from grmp_edge.default_bundle import DEFAULT_BUNDLE
 from grmp_edge.errors import DataError, SourceError, UsageError
 from grmp_edge.runtime.labelling.answers import (
     ANSWERS,
@@ -32,14 +34,16 @@ from grmp_edge.runtime.labelling.answers import (
     standing,
     wanted_images,
 )
-from grmp_edge.runtime.labelling.choose import choose_frames
+from grmp_edge.runtime.labelling.choose import Sight, _corput, _Doubt, choose_frames
 from grmp_edge.runtime.labelling.exchange import export_answers, import_answers
 from grmp_edge.runtime.labelling.frames import Frame
 from grmp_edge.runtime.labelling.learning import Learning, commands
 from grmp_edge.runtime.labelling.looks import LOOK_SIZE
 from grmp_edge.runtime.labelling.pairs import PRIOR_STD, Judged, fit_pairs, next_pair
 from grmp_edge.runtime.labelling.sitting import Sitting
+from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.train.data.labelled import read_csv
+from grmp_edge.views import sigmoid
 
 
 @pytest.fixture
@@ -235,6 +239,50 @@ def test_choice_is_spread_over_quality_and_cameras_and_no_two_are_alike() -> Non
     assert sorted(choose_frames(frames, 500, chosen)) == sorted(set(range(200)) - set(chosen))
     plain = [Frame(f"{n}.png") for n in range(5)]
     assert sorted(choose_frames(plain, 9)) == list(range(5)) and choose_frames(plain, 1, range(5)) == []
+
+
+def test_more_are_chosen_by_the_trained_model_where_its_head_is_unsure(folder: Path) -> None:
+    # The variance of a ridge regression, by the textbook's formula.
+    rng = np.random.default_rng(1)
+    points = rng.normal(size=(40, 6)) * np.linspace(1, 3, 40)[:, None]
+    frames = [Frame(f"{index}.png") for index in range(40)]
+    taken = list(range(0, 40, 4))
+    sight = Sight(np.zeros(40), points)
+    centred = points - points[taken].mean(axis=0)
+    rows = centred / np.sqrt((centred**2).sum(axis=1).mean())
+    known = rows[taken]
+    inner = np.linalg.inv(known @ known.T + 0.3 * np.eye(len(taken)))
+    variance = (rows**2).sum(axis=1) - np.einsum("ij,jk,ik->i", rows @ known.T, inner, rows @ known.T)
+    doubt = _Doubt(points, taken)
+    for index in taken:
+        doubt.label(index)
+    assert doubt.variance == pytest.approx(variance)
+    # Of equal scores, the nine next to a place are asked about where the variance is largest.
+    (first,) = choose_frames(frames, 1, taken, sight=sight)
+    left = [index for index in range(40) if index not in taken]
+    at = _corput(len(taken)) * 40
+    window = sorted(left, key=lambda place: abs(place - at))[:9]
+    assert first == max(window, key=lambda index: variance[index])
+
+    # And the sitting takes scores and points of the bundle that training has written.
+    bundle = folder.parent / "bundle"
+    sitting = Sitting(folder, 6, bundle)
+    asked = list(sitting.chosen)
+    sitting.import_answers([rate("ann", name, 1.0 + number % 5) for number, name in enumerate(asked)])
+    shutil.copytree(DEFAULT_BUNDLE, bundle)
+    assert sitting.more(3) == 3
+    with Scorer.open(threads=1) as scorer:
+        expected = {name: scorer.score(folder / name).value for name in sitting.frames}
+    told = sitting._sight(list(sitting.frames))
+    assert told is not None and told.points.shape[1] > 1000
+    assert sigmoid(told.values) == pytest.approx(list(expected.values()), abs=1e-4)
+    order = list(sitting.frames)
+    again = choose_frames(list(sitting.frames.values()), 3, [order.index(name) for name in asked], sight=told)
+    assert sitting.chosen == [*asked, *(order[index] for index in again)]
+    # One whose head cannot be read is no help and no harm.
+    shutil.rmtree(bundle)
+    write_tiny_bundle(bundle)
+    assert sitting.more(2) == 2 and sitting._sight(order) is None
 
 
 def test_other_tools(tmp_path: Path, folder: Path) -> None:

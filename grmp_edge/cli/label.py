@@ -67,8 +67,10 @@ def label(
     from grmp_edge.runtime.labelling.learning import Learning, commands
     from grmp_edge.runtime.labelling.sitting import Sitting
 
-    sitting = Sitting(folder, count)
     target = output or Path("bundles") / folder.resolve().name
+    if target.is_dir():
+        print(f"{target} has been trained: it looks at the pictures before more are chosen", file=sys.stderr)
+    sitting = Sitting(folder, count, target)
     start = resolve_bundle(bundle) if bundle else DEFAULT_BUNDLE
     run, torch = folder / "runs" / "1", find_spec("torch") is not None
     named = bundle or Path(DEFAULT_NAME)
@@ -93,7 +95,7 @@ def label(
     if as_json:
         raise UsageError("--json belongs to --import and --export")
     config = ServeConfig(host=host, port=port, token=server_token())
-    learning = Learning(folder, start, target)
+    learning = Learning(folder, start, target, sitting.look)
     with contextlib.closing(learning), listen(config) as door:
         at = address(host, door)
         print(

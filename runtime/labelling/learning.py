@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from grmp_edge.runtime.scorer import Scorer
 __all__ = ["Learning", "Phase", "commands"]
 
 Float64Array = npt.NDArray[np.float64]
-Phase = Literal["idle", "train", "export", "compare", "done", "failed"]
+Phase = Literal["idle", "train", "export", "compare", "look", "done", "failed"]
 _LEAST = 8  # labels; fewer rank nothing
 _LINES = 6  # of what the commands say that the page shows
 _WORST = 8
@@ -51,9 +51,11 @@ def commands(folder: Path, run: Path, before: Path, bundle: Path, torch: bool) -
 class Learning:
     """Trains, exports and compares, one run at a time. Safe on several threads."""
 
-    def __init__(self, folder: Path, before: Path, bundle: Path) -> None:
-        """``before`` is the bundle to compare with, ``bundle`` the one to write."""
-        self.folder, self._before, self.bundle = folder, before, bundle
+    def __init__(
+        self, folder: Path, before: Path, bundle: Path, look: Callable[[], None] = lambda: None
+    ) -> None:
+        """``before`` is the bundle to compare with, ``bundle`` the one to write; ``look`` is called then."""
+        self.folder, self._before, self.bundle, self._look = folder, before, bundle, look
         self._lock = threading.Lock()
         self._phase: Phase = "idle"
         self._lines: deque[str] = deque(maxlen=_LINES)
@@ -121,6 +123,8 @@ class Learning:
                 "honest_before": start.get("srcc"),
                 "commands": [f"grmp-edge {' '.join(line)}" for line in lines],
             }
+            self._phase = "look"
+            self._look()
             self._phase = "done"
         except (GrmpError, OSError, ValueError) as error:
             self._lines.append(str(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -12,9 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from grmp_edge.errors import UsageError
+from grmp_edge.bundle import Bundle
+from grmp_edge.errors import BundleError, ImageError, UsageError
 from grmp_edge.files import replace_file
+from grmp_edge.preprocess import read_image
+from grmp_edge.runtime.calibrate import see
+from grmp_edge.runtime.graph_head import ViewReader
 from grmp_edge.runtime.labelling.answers import (
     CHOSEN,
     LABELS,
@@ -27,11 +33,13 @@ from grmp_edge.runtime.labelling.answers import (
     labels_of,
     write_labels,
 )
-from grmp_edge.runtime.labelling.choose import choose_frames
+from grmp_edge.runtime.labelling.choose import Sight, choose_frames
 from grmp_edge.runtime.labelling.frames import Frame, read_frames
 from grmp_edge.runtime.labelling.pairs import next_pair
 
 __all__ = ["Mode", "Sitting"]
+
+Float64Array = npt.NDArray[np.float64]
 
 Mode = Literal["scale", "pair"]
 _PAIRS = 3  # asked for each picture: docs/experiments.md compares with ratings
@@ -42,8 +50,14 @@ _RANGE = 5  # pictures shown before the first answer: what bad and good mean her
 class Sitting:
     """The state behind the page. Safe on several threads."""
 
-    def __init__(self, folder: Path, count: int = 50) -> None:
+    def __init__(self, folder: Path, count: int = 50, model: Path | None = None) -> None:
         """Read the folder; chooses ``count`` pictures unless that was done before.
+
+        Args:
+            folder: of frames.
+            count: how many are to be labelled.
+            model: the bundle that training writes. Once it is there, more pictures are chosen by its scores
+                and by what its head is unsure of.
 
         Raises:
             SourceError: there is no such folder, or no picture in it.
@@ -53,8 +67,10 @@ class Sitting:
             raise UsageError(
                 f"--count {count}: nothing can be learned from so few", "use 4 or more; 50 will do"
             )
-        self.folder = folder
+        self.folder, self._model = folder, model
         self._lock = threading.RLock()
+        self._looking = threading.Lock()
+        self._seen_by, self._seen = "", dict[str, tuple[float, Float64Array]]()
         self._rng = np.random.default_rng()
         self._answers = Answers(folder)
         self._read()
@@ -85,17 +101,52 @@ class Sitting:
 
     def more(self, count: int) -> int:
         """Choose more pictures to label, of those collected since then, too; returns how many there were."""
+        self.look()
         with self._lock:
             self._read()
             order = list(self.frames)
             place = {name: index for index, name in enumerate(order)}
             self.chosen = [name for name in self.chosen if name in place]
             taken = [place[name] for name in self.chosen]
-            fresh = choose_frames([self.frames[name] for name in order], count, taken)
+            fresh = choose_frames(
+                [self.frames[name] for name in order], count, taken, sight=self._sight(order)
+            )
             self.chosen += [order[index] for index in fresh]
             with replace_file(self.folder / CHOSEN, private=True) as file:
                 file.write_text("".join(f"{json.dumps(name)}\n" for name in self.chosen), encoding="utf-8")
             return len(fresh)
+
+    def look(self) -> None:
+        """Have the trained model look at all pictures, for :meth:`more`: a tenth of a second each, once."""
+        if self._model is None or not self._model.is_dir() or not self._answers.standing:
+            return
+        with self._looking, tempfile.TemporaryDirectory() as folder:
+            try:
+                bundle = Bundle.load(self._model)
+                if bundle.id != self._seen_by:
+                    self._seen_by, self._seen = bundle.id, {}
+                left = [frame.image for frame in read_frames(self.folder) if frame.image not in self._seen]
+                read = ViewReader(bundle, Path(folder)) if left else None
+            except BundleError:  # damaged, or of a kind whose head cannot be read: chosen as at first
+                self._seen_by, self._seen = "", {}
+                return
+            for name in left:
+                try:
+                    picture = read_image(self.folder / name)
+                except ImageError:
+                    continue
+                assert read is not None
+                seen, _ = see(bundle, read, [picture], lambda: None)
+                point = seen.statistics[0] if seen.statistics.shape[1] else seen.features[0]
+                self._seen[name] = float(seen.logits[0]), point
+
+    def _sight(self, order: Sequence[str]) -> Sight | None:
+        if not self._seen:
+            return None
+        values, points = zip(*self._seen.values(), strict=True)
+        usual = float(np.median(values)), np.mean(points, axis=0)  # of a picture that cannot be read
+        told = [self._seen.get(name, usual) for name in order]
+        return Sight(np.array([value for value, _ in told]), np.stack([point for _, point in told]))
 
     def add(self, data: Mapping[str, Any]) -> Answer:
         """Take in an answer as the page sends it: it is on the disk when this returns.

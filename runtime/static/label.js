@@ -165,10 +165,10 @@ function showEnd() {
   }));
 }
 
-const running = (training) => ["train", "export", "compare"].includes(training.phase);
+const running = (training) => ["train", "export", "compare", "look"].includes(training.phase);
 
 function showLearning(training) {
-  const titles = { train: "Training", export: "Exporting, through the gate", compare: "Comparing before and after", done: "The new model is ready", failed: "It failed" };
+  const titles = { train: "Training", export: "Exporting, through the gate", compare: "Comparing before and after", look: "Looking at the other pictures", done: "The new model is ready", failed: "It failed" };
   find("learning").hidden = training.phase === "idle" || intro;
   find("learning-title").textContent = titles[training.phase] || "";
   find("learning-lines").textContent = training.lines.join("\n");
@@ -283,7 +283,12 @@ find("help").addEventListener("click", () => { intro = !intro; if (state) show(s
 find("begin").addEventListener("click", () => { intro = false; stored(`seen ${rater()}`, "yes"); if (state) show(state); });
 find("rater").addEventListener("change", () => { stored("rater", rater()); find("stage").dataset.task = ""; load(); });
 find("mode").addEventListener("change", (event) => { setMode(event.target.value); load(); });
-find("add").addEventListener("click", async () => { try { await ask("v1/label/more", { count: 20 }); } catch (error) { complain(error.message); } load(); });
+find("add").addEventListener("click", async () => {
+  find("add").disabled = true;
+  find("end-words").textContent = "Choosing. After a training the model looks at every picture first, which may take a minute.";
+  try { await ask("v1/label/more", { count: 20 }); complain(""); } catch (error) { complain(error.message); }
+  load();
+});
 find("train").addEventListener("click", async () => {
   try { showLearning(await ask("v1/label/training", {})); complain(""); } catch (error) { complain(error.message); }
 });

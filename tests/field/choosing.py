@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.metrics import srcc
-from grmp_edge.runtime.labelling.choose import choose_frames
+from grmp_edge.runtime.labelling.choose import Sight, choose_frames
 from grmp_edge.runtime.labelling.frames import Frame
 from grmp_edge.runtime.labelling.looks import look
 
@@ -28,6 +28,7 @@ Float64Array = npt.NDArray[np.float64]
 COUNTS = (50, 60, 70, 85, 100)
 PENALTY = 0.3
 DRAWS = 5  # at random, of each pool
+MORE = 20
 
 
 def main() -> None:
@@ -91,12 +92,26 @@ def main() -> None:
             for weight in (0.0, 2.0):
                 spread = np.column_stack([base, weight * rank])
                 ways[f"located: {title}, quality {weight:g}"] = located(spread, COUNTS[-1])
+        # Twenty more after a training from the first fifty.
+        first = ways["as label chooses"][: COUNTS[0]]
+        sight = Sight(learned(pool[first], pool), np.asarray(seen[pool], np.float64))
+        left = np.setdiff1d(np.arange(len(pool)), first)
+        again = {
+            "20 more by the new model": np.array(choose_frames(frames, MORE, first.tolist(), sight=sight)),
+            **{f"20 more random {draw}": rng.permutation(left)[:MORE] for draw in range(DRAWS)},
+        }
+        for title, chosen in again.items():
+            key = ("20 more random" if "random" in title else title, COUNTS[0] + MORE)
+            train = pool[np.concatenate([first, chosen])]
+            found.setdefault(key, []).append(srcc(learned(train, test), mos[test]))
         for title, chosen in ways.items():
             for count in COUNTS:
                 key = ("random" if title.startswith("random") else title, count)
                 found.setdefault(key, []).append(srcc(learned(pool[chosen[:count]], test), mos[test]))
     for title in dict.fromkeys(title for title, _ in found):
-        figures = "  ".join(f"{count}: {np.mean(found[title, count]):.3f}" for count in COUNTS)
+        figures = "  ".join(
+            f"{count}: {np.mean(found[title, count]):.3f}" for count in COUNTS if (title, count) in found
+        )
         print(f"{title:32}{figures}")
 
 
