@@ -34,13 +34,14 @@ from grmp_edge.runtime.labelling.answers import (
     standing,
     wanted_images,
 )
+from grmp_edge.runtime.labelling.checks import blurred, original_of
 from grmp_edge.runtime.labelling.choose import Sight, _corput, _Doubt, choose_frames
 from grmp_edge.runtime.labelling.exchange import export_answers, import_answers
 from grmp_edge.runtime.labelling.frames import Frame
 from grmp_edge.runtime.labelling.learning import Learning, commands
 from grmp_edge.runtime.labelling.looks import LOOK_SIZE
 from grmp_edge.runtime.labelling.pairs import PRIOR_STD, Judged, fit_pairs, next_pair
-from grmp_edge.runtime.labelling.sitting import Sitting
+from grmp_edge.runtime.labelling.sitting import Mode, Sitting
 from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.train.data.labelled import read_csv
 from grmp_edge.views import sigmoid
@@ -283,6 +284,40 @@ def test_more_are_chosen_by_the_trained_model_where_its_head_is_unsure(folder: P
     shutil.rmtree(bundle)
     write_tiny_bundle(bundle)
     assert sitting.more(2) == 2 and sitting._sight(order) is None
+
+
+@pytest.mark.parametrize("mode", ["scale", "pair"])
+def test_checks_show_who_pays_attention_and_are_no_labels(folder: Path, mode: Mode) -> None:
+    sitting = Sitting(folder, 12, checks=3)
+    twins = 0
+    for rater, careful in (("ann", True), ("bob", False)):
+        asked: list[list[str]] = []
+        while task := sitting.state(rater, mode)["task"]:
+            is_twin = [name.endswith("~twin") for name in task]
+            if any(is_twin):
+                twins += 1
+                assert original_of(task[0]) in [name for earlier in asked[:-5] for name in earlier]
+            if mode == "scale":
+                value = (2.0 if is_twin[0] else 4.0) if careful else 4.0
+            else:
+                value = float(not is_twin[0]) if careful else 1.0
+            sitting.add({"kind": mode, "rater": rater, "images": task, "value": value})
+            asked.append(task)
+        assert len(asked) == (12 if mode == "scale" else 36) + sum(
+            "~twin" in name for task in asked for name in task
+        )
+    state = sitting.state("ann", mode)
+    passed, given = state["attention"]["ann"]
+    assert passed == given >= 1 and state["attention"]["bob"][0] < state["attention"]["bob"][1]
+    assert state["done"] == state["total"] and twins == given + state["attention"]["bob"][1]
+    assert not any("~" in label.image for label in sitting.labels) and len(sitting.labels) == 12
+    assert not any("~" in image for one in sitting.standing for image in one.images)
+    # Taken back, a check is asked again.
+    last = next(one for one in reversed(list(read_answers(folder))) if one.rater == "bob")
+    sitting.add({"kind": "undo", "rater": "bob", "images": []})
+    assert sitting.state("bob", mode)["task"] is not None and last.rater == "bob"
+    noise = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
+    assert blurred(noise).std() < noise.std() / 4 and blurred(noise).shape == noise.shape
 
 
 def test_other_tools(tmp_path: Path, folder: Path) -> None:

@@ -29,6 +29,15 @@ def label(
     ],
     *,
     count: Annotated[int, option("--count -n", "How many pictures to choose for labelling.")] = 50,
+    checks: Annotated[
+        int,
+        option(
+            "--checks",
+            "Blurred copies of a rater's own pictures among them, to see who pays attention; no labels.",
+            min=0,
+            max=20,
+        ),
+    ] = 0,
     host: Annotated[str, option("--host", "Address to listen on; beyond this machine only with a token.")] = (
         "127.0.0.1"
     ),
@@ -70,7 +79,7 @@ def label(
     target = output or Path("bundles") / folder.resolve().name
     if target.is_dir():
         print(f"{target} has been trained: it looks at the pictures before more are chosen", file=sys.stderr)
-    sitting = Sitting(folder, count, target)
+    sitting = Sitting(folder, count, target, checks)
     start = resolve_bundle(bundle) if bundle else DEFAULT_BUNDLE
     run, torch = folder / "runs" / "1", find_spec("torch") is not None
     named = bundle or Path(DEFAULT_NAME)

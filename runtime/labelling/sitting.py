@@ -33,6 +33,7 @@ from grmp_edge.runtime.labelling.answers import (
     labels_of,
     write_labels,
 )
+from grmp_edge.runtime.labelling.checks import attention, check_due, original_of, without_checks
 from grmp_edge.runtime.labelling.choose import Sight, choose_frames
 from grmp_edge.runtime.labelling.frames import Frame, read_frames
 from grmp_edge.runtime.labelling.pairs import next_pair
@@ -50,7 +51,7 @@ _RANGE = 5  # pictures shown before the first answer: what bad and good mean her
 class Sitting:
     """The state behind the page. Safe on several threads."""
 
-    def __init__(self, folder: Path, count: int = 50, model: Path | None = None) -> None:
+    def __init__(self, folder: Path, count: int = 50, model: Path | None = None, checks: int = 0) -> None:
         """Read the folder; chooses ``count`` pictures unless that was done before.
 
         Args:
@@ -58,6 +59,8 @@ class Sitting:
             count: how many are to be labelled.
             model: the bundle that training writes. Once it is there, more pictures are chosen by its scores
                 and by what its head is unsure of.
+            checks: distorted twins among the pictures, for each rater; see
+                :mod:`grmp_edge.runtime.labelling.checks`.
 
         Raises:
             SourceError: there is no such folder, or no picture in it.
@@ -67,7 +70,7 @@ class Sitting:
             raise UsageError(
                 f"--count {count}: nothing can be learned from so few", "use 4 or more; 50 will do"
             )
-        self.folder, self._model = folder, model
+        self.folder, self._model, self._checks = folder, model, checks
         self._lock = threading.RLock()
         self._looking = threading.Lock()
         self._seen_by, self._seen = "", dict[str, tuple[float, Float64Array]]()
@@ -91,13 +94,13 @@ class Sitting:
     def labels(self) -> list[Label]:
         """What follows from all answers."""
         with self._lock:
-            return labels_of(self._answers.standing)
+            return labels_of(without_checks(self._answers.standing))
 
     @property
     def standing(self) -> list[Answer]:
-        """The answers that no undo has taken back."""
+        """The answers that no undo has taken back, without those of checks."""
         with self._lock:
-            return list(self._answers.standing)
+            return without_checks(self._answers.standing)
 
     def more(self, count: int) -> int:
         """Choose more pictures to label, of those collected since then, too; returns how many there were."""
@@ -157,7 +160,7 @@ class Sitting:
         answer = Answer.from_json({**data, "at": round(time.time(), 3)})
         with self._lock:
             for image in answer.images:
-                if image not in self.frames:
+                if original_of(image) not in self.frames:
                     raise UsageError(f"no such picture: {image[:80]}", "load the page again")
             if self._answers.add(answer):
                 self._write()
@@ -185,7 +188,9 @@ class Sitting:
         """
         with self._lock:
             self._answers.refresh()
-            own = [one for one in self._answers.standing if one.rater == rater]
+            standing = self.standing
+            judged = [one for one in self._answers.standing if one.rater == rater]
+            own = without_checks(judged)
             labels = self.labels
             if image is not None and image in self.frames and mode == "scale":
                 tasks: list[list[str]] = [[image]]
@@ -193,8 +198,10 @@ class Sitting:
                 tasks = self._to_rate(rater, own)
             else:
                 tasks = self._to_compare(rater, own)
-            given = Counter(one.rater for one in self._answers.standing if one.kind != "skip")
+            given = Counter(one.rater for one in standing if one.kind != "skip")
             done, total = self._progress(own, mode)
+            if tasks and image is None and (check := check_due(judged, mode, self._checks, total)):
+                tasks.insert(0, check)
             return {
                 "rater": rater,
                 "mode": mode,
@@ -203,7 +210,7 @@ class Sitting:
                 "done": done,
                 "task": tasks[0] if tasks else None,
                 "following": sorted({name for task in tasks[1:3] for name in task}),
-                "can_undo": bool(own),
+                "can_undo": bool(judged),
                 "first": not own,
                 "anchors": _anchors(labels),
                 "range": self._range(),
@@ -211,7 +218,8 @@ class Sitting:
                 "chosen": len(self.chosen),
                 "labels": len(labels),
                 "raters": dict(given),
-                "agreement": agreement(self._answers.standing),
+                "agreement": agreement(standing),
+                "attention": attention(self._answers.standing),
             }
 
     def _progress(self, own: Sequence[Answer], mode: Mode) -> tuple[int, int]:
@@ -234,9 +242,7 @@ class Sitting:
         if done >= total:
             return []
         place = {name: index for index, name in enumerate(self.chosen)}
-        pairs = [
-            one for one in self._answers.standing if one.kind in ("pair", "skip") and len(one.images) == 2
-        ]
+        pairs = [one for one in self.standing if one.kind in ("pair", "skip") and len(one.images) == 2]
         pairs = [one for one in pairs if all(name in place for name in one.images)]
         mine = {frozenset(one.images) for one in pairs if one.rater == rater}
         if done % _SHARED == _SHARED - 1:

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 
 from grmp_edge.errors import GrmpError, UsageError
 from grmp_edge.preprocess import fit_within, read_image, swap_red_blue
+from grmp_edge.runtime.labelling.checks import UInt8Array, blurred, original_of
 from grmp_edge.runtime.labelling.frames import SHOWN_BY_BROWSERS
 from grmp_edge.runtime.labelling.learning import Learning
 from grmp_edge.runtime.labelling.sitting import Mode, Sitting
@@ -91,9 +92,9 @@ def make_label_app(sitting: Sitting, learning: Learning, config: ServeConfig) ->
 
     @app.get("/v1/label/frames/{name}")
     def picture(name: str, small_one: bool = False) -> Response:
-        if name not in sitting.frames:
+        if original_of(name) not in sitting.frames:
             return JSONResponse({"detail": "no such picture"}, 404, FRESH)
-        path = sitting.folder / name
+        path = sitting.folder / original_of(name)
         # A collected frame never changes; only this browser keeps it.
         headers = {**FRESH, "Cache-Control": "private, max-age=3600"}
         try:
@@ -101,15 +102,21 @@ def make_label_app(sitting: Sitting, learning: Learning, config: ServeConfig) ->
                 return Response(
                     small(path, path.stat().st_mtime_ns), media_type="image/jpeg", headers=headers
                 )
+            if name != path.name:
+                return _png(blurred(read_image(path)), headers)
             if path.suffix.lower() in SHOWN_BY_BROWSERS:
                 kind = _KINDS.get(path.suffix.lower(), "image/jpeg")
                 return Response(path.read_bytes(), media_type=kind, headers=headers)
-            data = cv2.imencode(".png", swap_red_blue(read_image(path)))[1].tobytes()
-            return Response(data, media_type="image/png", headers=headers)
+            return _png(read_image(path), headers)
         except (GrmpError, OSError) as error:
             return JSONResponse({"detail": str(error)}, 404, FRESH)
 
     return Guard(app, config, lambda path, status, seconds: None)
+
+
+def _png(image: UInt8Array, headers: Mapping[str, str]) -> Response:
+    data = cv2.imencode(".png", swap_red_blue(image))[1].tobytes()
+    return Response(data, media_type="image/png", headers=headers)
 
 
 def _small(path: Path, _: int) -> bytes:
