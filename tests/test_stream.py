@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import subprocess
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -13,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import UInt8Array, make_image
+from conftest import UInt8Array, make_image, until
 from test_video_files import HEIGHT, WIDTH, damaged, encode, off, picture
 
 from grmp_edge.errors import SourceError, UsageError
@@ -68,8 +70,9 @@ def test_key_frames_alone(video: Path) -> None:
 
 @pytest.mark.parametrize(
     ("max_fps", "gap_s", "enough"),
-    [(None, 0.5, False), (1.0, 2.0, False), (1.0, 1.0, True), (1.0, 1.04, True), (1.0, 0.5, True),
-     (1.0, 0.667, False), (2.0, 0.5, True), (0.1, 2.0, True), (5.0, 0.04, True), (5.0, 1.0, False)],
+    [(None, 0.5, False), (1.0, 2.0, True), (1.0, 2.5, False), (1.0, 1.0, True), (1.0, 1.04, True),
+     (1.0, 0.5, True), (1.0, 0.667, True), (2.0, 0.667, False), (2.0, 0.5, True), (0.1, 2.0, True),
+     (5.0, 0.04, True), (5.0, 1.0, False)],
 )  # fmt: skip
 def test_auto_takes_key_frames_where_they_are_enough(
     max_fps: float | None, gap_s: float, enough: bool
@@ -79,6 +82,10 @@ def test_auto_takes_key_frames_where_they_are_enough(
         assert not keys.enough or index >= 3
         keys.step(100.0 + index * gap_s)
     assert keys.enough is enough
+    told = {(1.0, 2.0): "2.0", (1.0, 0.667): "1.3"}.get((max_fps or 0.0, gap_s))  # the others reach max_fps
+    assert keys.notice == (
+        f'key frames alone, one every {told} s (decode = "all" for max_fps)' if told else ""
+    )
     keys.give_up()
     assert not keys.enough
 
@@ -161,17 +168,40 @@ def test_user_and_password_are_escaped() -> None:
     assert escaped("rtsp://host/a") == "rtsp://host/a"
 
 
-def test_a_video_over_http(video: Path) -> None:
+@contextlib.contextmanager
+def web(folder: Path, password: str = "") -> Iterator[int]:
+    """A web server of a folder; with a password, for the user me alone. Its port."""
+    allowed = f"Basic {base64.b64encode(f'me:{password}'.encode()).decode()}"
+
     class Quiet(SimpleHTTPRequestHandler):
-        extensions_map = {".ts": "video/mp2t"}  # noqa: RUF012 - as its base class has it
+        extensions_map = {  # noqa: RUF012 - as its base class has it
+            ".ts": "video/mp2t", ".m3u8": "application/vnd.apple.mpegurl",
+        }  # fmt: skip
+
+        def do_GET(self) -> None:
+            if not password or self.headers.get("Authorization") == allowed:
+                super().do_GET()
+                return
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="cam"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(video.parent)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        source = open_capture(CaptureConfig(f"http://me:x@127.0.0.1:{server.server_port}/{video.name}"))
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_video_over_http(video: Path) -> None:
+    with web(video.parent) as port:
+        source = open_capture(CaptureConfig(f"http://me:x@127.0.0.1:{port}/{video.name}"))
         assert isinstance(source, StreamCapture)
         pictures: list[UInt8Array | None] = []
         with pytest.raises(SourceError, match="the stream has ended; it is opened again") as ended:
@@ -179,9 +209,52 @@ def test_a_video_over_http(video: Path) -> None:
                 pictures.append(image)
         assert len(pictures) == 20 and all(image is not None for image in pictures)
         assert not isinstance(ended.value, EndOfStream)  # which would be for good
-    finally:
-        server.shutdown()
-        server.server_close()
+
+
+@pytest.mark.system
+def test_hls_of_a_recording(video: Path, tmp_path: Path) -> None:
+    """Every piece is fetched with the password, and all pictures are those of the file."""
+    cut = ["-c", "copy", "-f", "hls", "-hls_time", "0.5", "-hls_list_size", "0", str(tmp_path / "a.m3u8")]
+    subprocess.run(["ffmpeg", "-v", "error", "-i", str(video), *cut], check=True)
+    assert (tmp_path / "a3.ts").exists()
+    with web(tmp_path, "p@ss w") as port:
+        source = open_capture(CaptureConfig(f"http://me:p@ss w@127.0.0.1:{port}/a.m3u8", decode="all"))
+        pictures: list[UInt8Array | None] = []
+        with pytest.raises(SourceError, match="the stream has ended"):
+            assert isinstance(source, StreamCapture)
+            pictures.extend(played(source))
+        assert len(pictures) == 20
+        for seed, image in enumerate(pictures):
+            assert image is not None and off(image[:, :, ::-1], seed) < 4
+        with pytest.raises(SourceError, match=r"401.*check its user and password"):
+            open_capture(CaptureConfig(f"http://me:wrong@127.0.0.1:{port}/a.m3u8"))
+
+
+@pytest.mark.system
+def test_hls_as_it_is_made(tmp_path: Path) -> None:
+    """From the newest piece on, into pieces that did not exist when it was opened."""
+    test_card = ["-re", "-f", "lavfi", "-i", "testsrc2=s=128x96:r=10"]
+    encoder = ["-c:v", "libx264", "-preset", "ultrafast", "-g", "5", "-pix_fmt", "yuv420p"]
+    pieces = ["-f", "hls", "-hls_time", "0.5", "-hls_list_size", "20", "-hls_flags", "delete_segments"]
+    command = ["ffmpeg", "-v", "error", *test_card, *encoder, *pieces, str(tmp_path / "live.m3u8")]
+    with web(tmp_path) as port, subprocess.Popen(command) as ffmpeg:
+        try:
+            until(lambda: (tmp_path / "live3.ts").exists())
+            newest = max(int(path.stem[4:]) for path in tmp_path.glob("live*.ts"))
+            source = open_capture(CaptureConfig(f"http://127.0.0.1:{port}/live.m3u8"))
+            pictures, stamps = 0, list[float]()
+            with contextlib.closing(source):
+                while len(stamps) < 25:  # two seconds and a half, five pieces
+                    source.grab()
+                    stamp = source.stamp_s()
+                    assert stamp is not None
+                    stamps.append(stamp)
+                    pictures += not source.passed_over() and source.retrieve().shape == (96, 128, 3)
+        finally:
+            ffmpeg.kill()
+    assert pictures >= 24
+    assert np.diff(stamps) == pytest.approx(0.1, abs=1e-3)
+    assert stamps[0] - 1.4 >= 0.5 * (newest - 3) - 1e-3  # MPEG-TS begins at 1.4 s
 
 
 class Lying:

@@ -51,7 +51,7 @@ class CameraOptions:
         option(
             "--decode",
             "Frames of a stream to decode: all, key (key frames only), or auto (default): key frames if "
-            "--max-fps is reached with them.",
+            "--max-fps is reached with them, or is 1 or less and one comes every 2 s.",
             PERFORMANCE,
         ),
     ] = None

@@ -179,7 +179,6 @@ class Camera:
             with self._ready:
                 if self._mine(generation):
                     self._stats.connects += 1
-            self._notice = capture.notice()
             self._read(capture, generation)
         finally:
             if capture is not None:
@@ -238,6 +237,7 @@ class Camera:
                     raise
                 continue
             damaged = 0
+            self._notice = capture.notice()
             verdict = check(image, now)
             frame = None
             if verdict == "ok":

@@ -30,7 +30,7 @@ class CaptureConfig:
     # the age of every frame matters; `every` does not repay the relay's work.
     low_delay: bool | None = None
     # Streams and files: all frames, key frames only (a tenth of the work, and less), or `auto`: key frames
-    # where max_fps is reached with them.
+    # where max_fps is reached with them, or is 1 or less and one comes every two seconds, as is usual.
     decode: str = "auto"
     hardware: str | None = None  # decodes there if it can, else in software, and says so; None: software
     score_damaged: bool = False  # a frame that the decoder knows not to be whole says nothing of the camera

@@ -49,6 +49,7 @@ _OPTIONS = {
     "live_start_index": "-1",
 }
 _KEYLESS_S = 10.0  # a stream without a key frame for so long has none (intra refresh), and is decoded anyway
+_USUAL_GAP_S = 2.1  # 50 frames at 25 a second, as most cameras send, and a little
 _GAPS = 4  # between key frames, of which their rate is the mean
 
 
@@ -129,15 +130,37 @@ class KeyFrames:
 
     @property
     def enough(self) -> bool:
-        """Whether key frames alone are wanted; by ``auto`` where ``max_fps`` is reached with them."""
+        """Whether key frames alone are wanted; by ``auto`` where ``max_fps`` is reached with them.
+
+        Whoever scores a frame a second at most is content with the usual key frame every two seconds.
+        """
         if self._decode != "auto":
             return self._decode == "key"
         if self._max_fps is None or len(self._stamps) < 3:
             return False
-        rate = (len(self._stamps) - 1) / (self._stamps[-1] - self._stamps[0])
+        return self._scored(self._max_fps) >= 0.9 * self._max_fps or (
+            self._max_fps <= 1.0 and 1.0 / self._rate <= _USUAL_GAP_S
+        )
+
+    @property
+    def notice(self) -> str:
+        """That fewer frames are scored than ``max_fps`` allows, if so; else empty."""
+        if self._decode != "auto" or self._max_fps is None or not self.enough:
+            return ""
+        scored = self._scored(self._max_fps)
+        if scored >= 0.9 * self._max_fps:
+            return ""
+        return f'key frames alone, one every {1.0 / scored:.1f} s (decode = "all" for max_fps)'
+
+    @property
+    def _rate(self) -> float:
+        """Key frames a second."""
+        return (len(self._stamps) - 1) / (self._stamps[-1] - self._stamps[0])
+
+    def _scored(self, max_fps: float) -> float:
+        """How many key frames a second would be scored."""
         # One of so many is scored; a key frame may come a quarter of the interval early.
-        every = max(1, math.ceil(rate / self._max_fps - 0.25))
-        return rate / every >= 0.9 * self._max_fps
+        return self._rate / max(1, math.ceil(self._rate / max_fps - 0.25))
 
     def give_up(self) -> None:
         """Decode all from now on."""
@@ -335,8 +358,8 @@ class StreamCapture:
         return frame
 
     def notice(self) -> str:
-        """Where it is decoded, if not where that was asked for."""
-        return self._notice
+        """Where it is decoded, if not where that was asked for; whether fewer are scored than ``max_fps``."""
+        return "; ".join(filter(None, [self._notice, self._keys.notice]))
 
     def close(self) -> None:
         """Let go of the stream."""
