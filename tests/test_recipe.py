@@ -16,7 +16,7 @@ from grmp_edge.train.pictures.procedural import procedural_image
 from grmp_edge.train.recipe import learn
 from grmp_edge.train.recipe.faults import FAULTS, HEALTHY, Picture, apply, disk, jpeg_at, video
 from grmp_edge.train.recipe.learn import AppealConfig, FaultsConfig, add_appeal, fold_of, learn_faults
-from grmp_edge.train.recipe.measure import local_fault
+from grmp_edge.train.recipe.measure import calibration_error, local_fault
 from grmp_edge.train.recipe.objective import draw, order_loss, rank_loss, score_loss
 from grmp_edge.train.recipe.scene_quality import Statistics, appeal, statistics
 from grmp_edge.train.recipe.sources import Record, photographs, plain_surface
@@ -256,3 +256,13 @@ def test_jpeg_at_a_lower_quality_is_further_off() -> None:
     clean = picture()
     change = [np.abs(jpeg_at(clean, quality).astype(int) - clean).mean() for quality in (90, 30, 5)]
     assert change == sorted(change)
+
+
+def test_the_calibration_error_is_zero_for_honest_probabilities_and_the_gap_for_others() -> None:
+    rng = np.random.default_rng(0)
+    said = rng.random(200_000)
+    true = (rng.random(said.size) < said).astype(np.float64)
+    assert calibration_error(said, true) < 0.005
+    # In two bins: (.15, .15, .15, one true) and (.95, .95, none true).
+    found = calibration_error(np.array([0.15] * 3 + [0.95] * 2), np.array([1.0, 0, 0, 0, 0]))
+    assert found == pytest.approx((abs(0.45 - 1) + 1.9) / 5)

@@ -26,6 +26,7 @@ from grmp_edge.views import EVEN, Aggregate, sigmoid
 __all__ = [
     "RANKED",
     "FaultFigures",
+    "calibration_error",
     "clip_frames",
     "fault_figures",
     "local_fault",
@@ -58,6 +59,8 @@ class FaultFigures:
     clean: dict[str, float] = field(default_factory=dict)  # the clean pictures' scores
     first_cause: float = 0.0  # right, over all plain faults
     alarms: float = 0.0  # healthy pictures with a cause above 0.5
+    # Expected calibration error of each cause (Guo et al., ICML 2017, equation 3), all states alike.
+    calibration: dict[str, float] = field(default_factory=dict)
 
 
 def clip_frames(folder: Path) -> Iterator[tuple[str, Picture]]:
@@ -157,7 +160,24 @@ def fault_figures(upper: Upper, aggregate: Aggregate, views: Views, clips: bool)
         for kind in ("clean", *HEALTHY)
         if kind in own
     )
+    shown = [
+        (sigmoid(own[kind][1:]), [kind in FAULTS and name in FAULTS[kind].causes for name in names])
+        for own in states.values()
+        for kind in ("clean", *FAULTS, *HEALTHY)
+        if kind in own
+    ]
+    said, true = (np.array(part, np.float64) for part in zip(*shown, strict=True))
+    figures.calibration = {
+        name: calibration_error(said[:, index], true[:, index]) for index, name in enumerate(names)
+    }
     return figures
+
+
+def calibration_error(said: Float64Array, true: Float64Array, bins: int = 10) -> float:
+    """How far probabilities (n,) are from the shares of what is true (n,), in bins of equal width."""
+    which = np.minimum((said * bins).astype(int), bins - 1)
+    gaps = np.bincount(which, said - true, bins)
+    return float(np.abs(gaps).sum() / len(said))
 
 
 def local_figures(upper: Upper, views: Views) -> dict[str, float]:
