@@ -233,7 +233,7 @@ with joined("cpu") as team:
 """
     alone = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
     one = json.loads(alone.stdout)
-    two = [json.loads(out) for _, out, _ in ended(start(["-c", code], 2))]
+    two = [json.loads(out) for _, out, _ in ended(start(code=code, size=2))]
     assert [one[0], two[0][0], two[1][0]] == [[4, 2, 5, 7, 1], [4, 5, 1], [2, 7]]
     for found in two:
         assert found[1] == pytest.approx(one[1]) and found[2] == pytest.approx(one[2])

@@ -28,6 +28,7 @@ _EXTRAS = {
     "export": ("onnx",),
     "serve": ("fastapi", "uvicorn"),
     "mqtt": ("paho-mqtt",),
+    "hub": ("huggingface_hub",),
 }
 
 
