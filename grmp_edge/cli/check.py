@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from grmp_edge.cli.groups import PERFORMANCE, add_command, option
-from grmp_edge.cli.live_plan import StreamsFile, plan_streams
-from grmp_edge.cli.options import BackendOptions, BundleOption, PrecisionOption, model_name, named_bundle
+from grmp_edge.cli.live_plan import SourceOptions, plan_streams
+from grmp_edge.cli.options import BackendOptions, PrecisionOption, model_name
 
 if TYPE_CHECKING:
     from grmp_edge.runtime.live.check import CameraCheck
@@ -45,16 +45,7 @@ class LookOptions:
 
 def check(
     *,
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[BUNDLE] [SOURCE...]",
-            help="Folder made by grmp-edge export (default: the model that ships), then cameras, "
-            "as for watch.",
-        ),
-    ] = None,
-    bundle: BundleOption = None,
-    streams: StreamsFile = None,
+    given: SourceOptions,
     as_json: Annotated[bool, option("--json", "Print one JSON line per camera on stdout.")] = False,
     report: Annotated[
         Path | None, option("--report", "Also write a page with pictures, worst first.", metavar="HTML")
@@ -84,8 +75,8 @@ def check(
 
     if report is not None:
         check_report_path(report)
-    model, sources = named_bundle(arguments, bundle)
-    cameras = distinct(plan_streams(sources, streams).cameras)
+    model, sources = given.named()
+    cameras = distinct(plan_streams(sources, given.streams).cameras)
     config = CheckConfig(
         look.frames, workers=look.workers, drop=look.drop, below=look.below, timeout_s=look.timeout
     )

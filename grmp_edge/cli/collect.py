@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from grmp_edge.cli.groups import add_command, option
-from grmp_edge.cli.live_plan import CameraOptions, StreamsFile, plan_streams
-from grmp_edge.cli.options import BackendOptions, BundleOption, PrecisionOption, model_name, named_bundle
+from grmp_edge.cli.live_plan import CameraOptions, SourceOptions, plan_streams
+from grmp_edge.cli.options import BackendOptions, PrecisionOption, model_name
 from grmp_edge.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -44,8 +44,10 @@ class KeepOptions:
     disk: Annotated[str, option("--disk", "Most bytes of pictures, such as 500MB.", metavar="SIZE")] = "1GB"
 
 
-def collect(
-    *,
+@dataclass(frozen=True)
+class CollectOptions(SourceOptions):
+    """Where the frames come from."""
+
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
@@ -53,9 +55,12 @@ def collect(
             help="Folder made by grmp-edge export (default: the model that ships), then cameras as for "
             "watch, clips, folders and globs of pictures.",
         ),
-    ] = None,
-    bundle: BundleOption = None,
-    streams: StreamsFile = None,
+    ] = None
+
+
+def collect(
+    *,
+    given: CollectOptions,
     output: Annotated[Path, option("--output -o", "Folder of the frames; more are added to it.")] = (
         FRAMES_FOLDER
     ),
@@ -80,11 +85,11 @@ def collect(
     if not (keep.hours > 0 and keep.every > 0):
         raise UsageError(f"--hours {keep.hours:g} --every {keep.every:g}", "use positive numbers")
     config = CollectConfig(limit=keep.limit, disk=_bytes(keep.disk))
-    model, sources = named_bundle(arguments, bundle)
+    model, sources = given.named()
     cameras = [source for source in sources if is_live(source)]
     files = [source for source in sources if not is_live(source)]
     options = CameraOptions(max_fps=1 / keep.every, loop=False, preset="off", memory="none")
-    plan = plan_streams(cameras, streams, options) if cameras or streams else None
+    plan = plan_streams(cameras, given.streams, options) if cameras or given.streams else None
     if plan is None and not files:
         raise UsageError("nothing to collect from", "give a camera, a clip, a folder or --streams FILE")
     stopped: list[int] = []

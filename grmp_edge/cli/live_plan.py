@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from grmp_edge.cli.groups import PERFORMANCE, option
-from grmp_edge.cli.options import typed_address
+from grmp_edge.cli.options import BundleOption, named_bundle, typed_address
 from grmp_edge.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ __all__ = [
     "ALERTS",
     "CameraOptions",
     "Doubts",
-    "StreamsFile",
+    "SourceOptions",
     "close_sinks",
     "describe_memory",
     "plan_streams",
@@ -33,9 +33,27 @@ __all__ = [
 
 ALERTS = "Alerts"
 
-StreamsFile = Annotated[
-    Path | None, option("--streams", "A streams.toml with cameras, their settings and sinks.")
-]
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """The bundle and the cameras."""
+
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[BUNDLE] [SOURCE...]",
+            help="Folder made by grmp-edge export (default: the model that ships), then 0, /dev/video0, "
+            "rtsp://, http:// (MJPEG or snapshot), gst:PIPELINE, file:VIDEO.",
+        ),
+    ] = None
+    bundle: BundleOption = None
+    streams: Annotated[
+        Path | None, option("--streams", "A streams.toml with cameras, their settings and sinks.")
+    ] = None
+
+    def named(self) -> tuple[Path, list[str]]:
+        """The bundle and the sources on the command line; see :func:`named_bundle`."""
+        return named_bundle(self.arguments, self.bundle)
 
 
 @dataclass(frozen=True)

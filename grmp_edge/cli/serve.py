@@ -14,13 +14,13 @@ import typer
 
 from grmp_edge.cli.groups import add_command, option
 from grmp_edge.cli.live_plan import (
-    StreamsFile,
+    SourceOptions,
     close_sinks,
     describe_memory,
     plan_streams,
     tell_warning,
 )
-from grmp_edge.cli.options import BackendOptions, BundleOption, PrecisionOption, model_name, named_bundle
+from grmp_edge.cli.options import BackendOptions, PrecisionOption, model_name
 from grmp_edge.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
@@ -45,16 +45,7 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     *,
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[BUNDLE] [SOURCE...]",
-            help="Folder made by grmp-edge export (default: the model that ships), then cameras to score "
-            "as well, named as for grmp-edge watch.",
-        ),
-    ] = None,
-    bundle: BundleOption = None,
-    streams: StreamsFile = None,
+    given: SourceOptions,
     host: Annotated[
         str,
         option(
@@ -84,7 +75,7 @@ def serve(
         from grmp_edge.runtime.web.server import Server, address
 
     limit_arenas()
-    model, sources = named_bundle(arguments, bundle)
+    model, sources = given.named()
     config = ServeConfig(
         host=host,
         port=port,
@@ -93,7 +84,7 @@ def serve(
         pictures=PictureLimits(max_megapixels * 1_000_000, max_decoded_mb << 20),
         concurrency=concurrency,
     )
-    plan = plan_streams(sources, streams) if sources or streams else None
+    plan = plan_streams(sources, given.streams) if sources or given.streams else None
     with contextlib.ExitStack() as stack:
         scorer = stack.enter_context(backend.open(model, precision))
         served = model_name(model, scorer.bundle.id)

@@ -20,7 +20,7 @@ from grmp_edge.cli.live_plan import (
     ALERTS,
     CameraOptions,
     Doubts,
-    StreamsFile,
+    SourceOptions,
     close_sinks,
     describe_memory,
     plan_streams,
@@ -28,10 +28,8 @@ from grmp_edge.cli.live_plan import (
 )
 from grmp_edge.cli.options import (
     BackendOptions,
-    BundleOption,
     PrecisionOption,
     model_name,
-    named_bundle,
     typed_address,
 )
 from grmp_edge.cli.serve import serve_beside
@@ -87,16 +85,7 @@ class SinkOptions:
 
 def watch(
     *,
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[BUNDLE] [SOURCE...]",
-            help="Folder made by grmp-edge export (default: the model that ships), then 0, /dev/video0, "
-            "rtsp://, http:// (MJPEG or snapshot), gst:PIPELINE, file:VIDEO.",
-        ),
-    ] = None,
-    bundle: BundleOption = None,
-    streams: StreamsFile = None,
+    given: SourceOptions,
     as_json: Annotated[bool, option("--json", "Print one JSON line per event on stdout.")] = False,
     camera: CameraOptions,
     sink_options: SinkOptions,
@@ -132,8 +121,8 @@ def watch(
     limit_arenas()
     span = None if calibrate is None else seconds(calibrate)
     calibration = None if span is None else Calibration()
-    model, sources = named_bundle(arguments, bundle)
-    plan = plan_streams(sources, streams, camera)
+    model, sources = given.named()
+    plan = plan_streams(sources, given.streams, camera)
     with contextlib.ExitStack() as stack:
         scorer = stack.enter_context(backend.open(model, precision))
         sinks: list[QueuedSink] = []

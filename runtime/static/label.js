@@ -153,7 +153,7 @@ function showEnd() {
   words.push(task ? `${total - done} are left; more labels make a better model, and fifty are a good number.` : "Train now, or label more.");
   const cannot = labels < state.chosen && !task && mode === "scale" ? ` ${state.chosen - labels} could not be told.` : "";
   for (const [name, [passed, given]] of Object.entries(state.attention)) {
-    words.push(`${name} told ${passed} of ${given} blurred copies from their originals${passed < 0.8 * given ? ": look at these labels again" : ""}.`);
+    words.push(`${name === rater() ? "You" : name} told ${passed} of ${given} blurred copies from their originals${passed < 0.8 * given ? ": look at these labels again" : ""}.`);
   }
   find("end-words").textContent = words.join(" ") + cannot;
   find("add").disabled = state.pictures <= state.chosen;
