@@ -15,6 +15,9 @@ __all__ = [
 # An SRCC of fewer pictures means next to nothing: of ten, chance alone reaches .6.
 FEW = 30
 
+# Numbers of a bootstrap that are computed at once.
+_ROOM = 1 << 18
+
 Float = npt.NDArray[np.float64]
 
 
@@ -54,8 +57,13 @@ def srcc_interval(
     if len(x) < 4 or np.isnan(srcc(x, y)):
         return None
     rng = np.random.default_rng([seed, len(x)])
-    drawn = (srcc(x[rows], y[rows]) for rows in rng.integers(0, len(x), (rounds, len(x))))
-    known = np.array([value for value in drawn if not np.isnan(value)])
+    together = max(1, _ROOM // len(x))
+    parts = [
+        _drawn_srcc(x, y, rng.integers(0, len(x), (min(together, rounds - at), len(x))))
+        for at in range(0, rounds, together)
+    ]
+    drawn = np.concatenate(parts)
+    known = drawn[~np.isnan(drawn)]
     if not len(known):
         return None
     low, high = np.quantile(known, (0.025, 0.975))
@@ -106,6 +114,28 @@ def _pair(predicted: npt.ArrayLike, actual: npt.ArrayLike) -> tuple[Float, Float
     if len(x) != len(y):
         raise ValueError(f"{len(x)} predictions for {len(y)} labels")
     return x, y
+
+
+def _drawn_srcc(x: Float, y: Float, rows: npt.NDArray[np.int64]) -> Float:
+    """SRCC of each draw with replacement, rows (r, n); nan where a side is constant."""
+    rounds, count = rows.shape
+    places = rows + count * np.arange(rounds)[:, None]
+    often = np.bincount(places.ravel(), minlength=rounds * count).reshape(rounds, count)
+    a, b = (_drawn_ranks(values, often) - (count + 1) / 2 for values in (x, y))
+    spread = np.sqrt((often * a * a).sum(axis=1) * (often * b * b).sum(axis=1))
+    with np.errstate(invalid="ignore"):
+        drawn: Float = np.clip((often * a * b).sum(axis=1) / spread, -1.0, 1.0)
+    return drawn
+
+
+def _drawn_ranks(values: Float, often: npt.NDArray[np.int64]) -> Float:
+    """Mean ranks (r, n) where value i is there ``often[:, i]`` times."""
+    _, inverse = np.unique(values, return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    starts = np.searchsorted(inverse[order], np.arange(inverse.max() + 1))
+    counts = np.add.reduceat(often[:, order], starts, axis=1)
+    ranks: Float = (np.cumsum(counts, axis=1) - (counts - 1) / 2.0)[:, inverse]
+    return ranks
 
 
 def _ranks(values: Float) -> Float:

@@ -181,31 +181,22 @@ def test_torchrun_trains_both_stages(tmp_path: Path, labels: Path) -> None:
     assert settings["finetune"]["precision"] == "fp32"
 
 
-@pytest.mark.parametrize(
-    "options",
-    [["--method", "head"], ["--method", "qgr", "--no-mpp", "--epochs", "2"]],
-    ids=["head", "qgr"],
-)
-def test_torchrun_evaluates_as_one_does(tmp_path: Path, labels: Path, options: list[str]) -> None:
-    common = ["evaluate", "--data", labels, "--splits", "2", "--labels", "0,6", "--json", "--device", "cpu"]
+@pytest.mark.parametrize("options", [["--method", "head"], ["--method", "qgr", "--epochs", "2"]])
+def test_ranks_evaluate_as_one_does(tmp_path: Path, labels: Path, options: list[str]) -> None:
+    common = ["evaluate", *RANDOM, "--data", labels, "--splits", "2", "--labels", "0,6", "--no-mpp", "--json"]
     common += options
-    both = [sys.executable, *map(str, torchrun("-m", "grmp_edge", *common, "-o", tmp_path / "two"))]
-    done = subprocess.run(both, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
-    said = json.loads(line)
-    alone = subprocess.run(
-        [sys.executable, "-m", "grmp_edge", *map(str, common), "-o", str(tmp_path / "one")],
-        env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
+    said = ended(start(*common, "-o", tmp_path / "two", size=2))
+    assert [status for status, _, _ in said] == [0, 0], said
+    alone = run(*common, "-o", tmp_path / "one")
     assert alone.returncode == 0, alone.stderr
-    expected = json.loads(alone.stdout)
-    assert len(said["splits"]) == len(expected["splits"]) > 0
+    found, expected = json.loads(said[0][1]), json.loads(alone.stdout)
+    assert said[1][1:] == ("", "")
+    assert len(found["splits"]) == len(expected["splits"]) == 4
     names, same = (
         sorted(file.relative_to(tmp_path / which) for file in (tmp_path / which).rglob("?-0?.json"))
         for which in ("one", "two")
     )
-    assert names and names == same
+    assert len(names) == 4 and names == same
     for name in names:
         one, two = (json.loads((tmp_path / which / name).read_bytes()) for which in ("one", "two"))
         assert two["predictions"]["index"] == one["predictions"]["index"]
@@ -213,7 +204,7 @@ def test_torchrun_evaluates_as_one_does(tmp_path: Path, labels: Path, options: l
     assert not (tmp_path / "two" / "runs").exists()
 
 
-def test_what_is_seen_is_shared(tmp_path: Path, labels: Path) -> None:
+def test_what_is_seen_is_shared(labels: Path) -> None:
     """Each rank looks at its own pictures alone, and has all of them."""
     code = f"""
 import json, torch
@@ -231,9 +222,8 @@ with joined("cpu") as team:
     seen = see_labelled(network, read_csv(Path({str(labels)!r})), [4, 2, 5, 7, 1])
     print(json.dumps([read, seen.logits.tolist(), float(seen.statistics.sum()), seen.features[3].tolist()]))
 """
-    alone = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
-    one = json.loads(alone.stdout)
-    two = [json.loads(out) for _, out, _ in ended(start(code=code, size=2))]
+    one = json.loads(run(code=code).stdout)
+    two = [json.loads(out) for _, out, _ in ended(start(size=2, code=code))]
     assert [one[0], two[0][0], two[1][0]] == [[4, 2, 5, 7, 1], [4, 5, 1], [2, 7]]
     for found in two:
         assert found[1] == pytest.approx(one[1]) and found[2] == pytest.approx(one[2])

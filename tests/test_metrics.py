@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from grmp_edge.metrics import agreement, krcc, plcc, rmse, srcc
+from grmp_edge.metrics import agreement, krcc, plcc, rmse, srcc, srcc_interval
 
 RNG = np.random.default_rng(7)
 PAIRS = {
@@ -54,3 +55,16 @@ def test_too_few_and_unequal() -> None:
     assert rmse([1.0], [3.0]) == 2.0
     with pytest.raises(ValueError, match="3 predictions for 2 labels"):
         srcc([1, 2, 3], [1, 2])
+
+
+@pytest.mark.parametrize("count, digits", [(6, 0), (50, 1), (300, 9)])
+def test_the_interval_is_that_of_scipys_figures_of_the_draws(count: int, digits: int) -> None:
+    rng = np.random.default_rng(count)
+    y = rng.normal(size=count)
+    x = np.round(y + rng.normal(size=count), digits)
+    rows = np.random.default_rng([3, count]).integers(0, count, (1000, count))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of draws of one value alone
+        drawn = [scipy.stats.spearmanr(x[row], y[row]).statistic for row in rows]
+    found = srcc_interval(x, y, seed=3)
+    assert found == pytest.approx(np.nanquantile(drawn, (0.025, 0.975)), abs=1e-12)

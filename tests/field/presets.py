@@ -4,8 +4,9 @@
 
 LABELS.csv has image,mos (0..100 by --mos-range), PHOTOS is a folder of pristine photographs. Prompts are
 meta-learned (MPP) on the embedded backbone, then QGR learns from N labels, split by split; every row is the
-first with one choice changed. The stem, which never changes, is computed once per view and kept in memory.
-Finished splits stay in OUT, so the same command goes on.
+first with one choice changed. The network sees the squash alone, as in the paper: only its place is drawn.
+The stem, which never changes, is computed once per view and kept in memory. Finished splits stay in OUT, so
+the same command goes on.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ from grmp_edge.train.evaluate.protocol import INTERVAL, ProtocolConfig, SplitRes
 from grmp_edge.train.evaluate.splits import Variant, run_variants
 from grmp_edge.train.meta import MetaConfig
 from grmp_edge.train.network.backbone import BackboneConfig
+from grmp_edge.train.network.embedded import load_embedded, load_prompts, save_embedded
 from grmp_edge.train.network.stem import Stem
 from grmp_edge.train.pictures.distort import DISTORTIONS
 from grmp_edge.train.presets import PRESETS
 from grmp_edge.train.runs import ModelConfig, run_pretrain
 from grmp_edge.train.tasks import SyntheticConfig, Task, load_photographs, spread_labels, synthetic_tasks
+from grmp_edge.views import Aggregate
 
 DEFAULT = PRESETS["default"]
 
@@ -50,32 +53,38 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=10)
     parser.add_argument("--max-photos", type=int, default=12)
     parser.add_argument("--distortions", default=",".join(DISTORTIONS), help="comma-separated; default: all")
+    parser.add_argument("--meta-epochs", type=int, help="of MPP; default: the backbone's")
     parser.add_argument("--epochs", type=int, help="of QGR; default: the backbone's")
     given = parser.parse_args()
     low, high = map(float, given.mos_range.split(","))
     data = read_csv(given.data, given.images, (low, high))
-    model = ModelConfig.of(BackboneConfig(EMBEDDED), device="cpu")
+    given.output.mkdir(parents=True, exist_ok=True)
+    weights = given.output / "squash.safetensors"
+    clip = load_embedded()
+    clip.native, clip.aggregate = 0, Aggregate()
+    save_embedded(clip, load_prompts(), weights)
+    model = ModelConfig.of(BackboneConfig(EMBEDDED, str(weights)), device="cpu")
     dropping = replace(model, prompts=replace(model.prompts, dropout=0.1))
     photographs = load_photographs(given.photos, most=given.max_photos)
     graded = synthetic_tasks(photographs, SyntheticConfig(tuple(given.distortions.split(","))))
     harmed = [_by_harm(task) for task in graded]
+    usual = DEFAULT.meta(EMBEDDED, epochs=given.meta_epochs)
     # The pre-training of each row's start: network, tasks, settings.
     starts: dict[str, tuple[ModelConfig, list[Task], MetaConfig]] = {
-        "default": (model, graded, DEFAULT.meta(EMBEDDED)),
-        "antialiased": (model, graded, replace(DEFAULT, meta_squash="antialiased").meta(EMBEDDED)),
-        "dropout": (dropping, graded, DEFAULT.meta(EMBEDDED)),
-        "harm": (model, harmed, DEFAULT.meta(EMBEDDED)),
-        "harm apart": (model, harmed, replace(DEFAULT, meta_labels_apart=True).meta(EMBEDDED)),
+        "default": (model, graded, usual),
+        "antialiased": (model, graded, replace(usual, squash="antialiased")),
+        "dropout": (dropping, graded, usual),
+        "harm": (model, harmed, usual),
+        "harm apart": (model, harmed, replace(usual, labels_apart=True)),
     }
     tune = partial(DEFAULT.finetune, EMBEDDED, method="qgr", label_scale="declared", epochs=given.epochs)
     rows = [
         ("default", "default", tune()),
         ("pre-training squashes anti-aliased", "antialiased", tune()),
         ("one offset for row and column", "default", tune(offsets="shared")),
-        ("a tenth of the prompts dropped in pre-training", "dropout", tune()),
-        ("and in fine-tuning", "dropout", tune(prompt_dropout=True)),
+        ("a tenth of the prompts dropped in both stages", "dropout", tune(prompt_dropout=True)),
         ("tasks' labels by measured harm", "harm", tune()),
-        ("and scaled in support and query apart", "harm apart", tune()),
+        ("the same, scaled in support and query apart", "harm apart", tune()),
     ]
     _remember()
     with working("the same command continues") as progress:

@@ -1,7 +1,8 @@
 """How long training steps take, old ways beside new ones: ``python -m steps``.
 
 The ways run alternately in one process, so that what else the machine does falls on all of them alike; the
-median of each is shown, per picture of a step's batch, and its ratio to the first.
+median of each is shown, per picture of a batch, and its ratio to the first. A plain matrix product takes
+its turn among them: beside a fine-tuning step stands the share of that rate that it reaches.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from grmp_edge.default_bundle import EMBEDDED
 from grmp_edge.preprocess import Preprocess
 from grmp_edge.train.finetune.config import FinetuneConfig
-from grmp_edge.train.finetune.frozen_features import CentreScores, FrozenCache, Teacher
+from grmp_edge.train.finetune.frozen_features import CentreScores, Cut, FrozenCache, Teacher
 from grmp_edge.train.finetune.step import TuningStep
 from grmp_edge.train.meta import MetaConfig, adapt
 from grmp_edge.train.network.backbone import RANDOM, BackboneConfig
@@ -34,6 +36,10 @@ __all__ = ["main"]
 
 UInt8Array = npt.NDArray[np.uint8]
 Ways = dict[str, Callable[[], object]]
+
+_CUT = Cut(9, 12, False)
+_SIDE = 1536  # of the matrices whose product shows what the machine can do
+_PEAK = "a matrix product"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,8 +70,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in wanted:
         ways, count = makers[part](model, images, precisions)
         clock = time.process_time if given.cpu_time else time.perf_counter
-        _show(part, _alternate(ways, given.rounds, device, clock), count, given.json)
+        work = _work(ways) if part == "tune" else {}
+        if work:
+            ways[_PEAK] = _product(device)
+            work[_PEAK] = 2.0 * _SIDE**3
+        _show(part, _alternate(ways, given.rounds, device, clock), count, given.json, work)
     return 0
+
+
+def _work(ways: Ways) -> dict[str, float]:
+    """Floating-point operations of each way's products, counted; their caches are full afterwards."""
+    counted = {}
+    for label, way in ways.items():
+        way()
+        with FlopCounterMode(display=False) as counter:
+            way()
+        counted[label] = float(counter.get_total_flops())
+    return counted
+
+
+def _product(device: torch.device) -> Callable[[], object]:
+    left, right = (torch.randn(_SIDE, _SIDE, device=device) for _ in range(2))
+    return lambda: left @ right
 
 
 def _tuning(model: GrmpIqa, images: UInt8Array, precisions: Sequence[Precision]) -> tuple[Ways, int]:
@@ -78,7 +104,7 @@ def _tuning(model: GrmpIqa, images: UInt8Array, precisions: Sequence[Precision])
     for precision in precisions:
         tuned = replace(config, precision=precision)
         step = TuningStep(model, images, quality, tuned, config.cache_bytes, teacher=teacher)
-        ways[precision] = lambda step=step: step.gradients(range(len(images)), 0, False)  # type: ignore[misc]
+        ways[precision] = lambda step=step: step.gradients(range(len(images)), _CUT)  # type: ignore[misc]
     return ways, len(images)
 
 
@@ -91,7 +117,7 @@ def _frozen(model: GrmpIqa, images: UInt8Array, precisions: Sequence[Precision])
         for group in (1, 8, 64):
             cache = FrozenCache(model, teacher, images, 0, group, Numerics(precision, kind))
             ways[f"{precision}, groups of {group}"] = (
-                lambda cache=cache: cache.get(list(range(len(images))), 0, False)  # type: ignore[misc]
+                lambda cache=cache: cache.get(list(range(len(images))), _CUT)  # type: ignore[misc]
             )
     return ways, len(images)
 
@@ -139,14 +165,17 @@ def _alternate(ways: Ways, rounds: int, device: torch.device, clock: Callable[[]
     return {label: median(times) for label, times in spent.items()}
 
 
-def _show(part: str, found: dict[str, float], count: int, as_json: bool) -> None:
+def _show(part: str, found: dict[str, float], count: int, as_json: bool, work: dict[str, float]) -> None:
     first = next(iter(found.values()))
+    best = work[_PEAK] / found.pop(_PEAK) if work else 0.0
     for label, seconds in found.items():
-        each = 1000 * seconds / count
-        if as_json:
-            print(json.dumps({"part": part, "way": label, "ms_per_picture": each, "ratio": first / seconds}))
-        else:
-            print(f"{part:7} {label:24} {each:9.2f} ms/picture  {first / seconds:5.2f}x", flush=True)
+        row = {"part": part, "way": label, "ms_per_picture": 1000 * seconds / count, "ratio": first / seconds}
+        line = f"{part:7} {label:24} {row['ms_per_picture']:9.2f} ms/picture  {row['ratio']:5.2f}x"
+        if work:
+            rate = work[label] / seconds
+            row |= {"gflops": rate / 1e9, "gflops_of_a_product": best / 1e9, "share": rate / best}
+            line += f"  {rate / 1e9:.1f} of {best / 1e9:.1f} GFLOP/s: {rate / best:.0%}"
+        print(json.dumps(row) if as_json else line, flush=True)
 
 
 if __name__ == "__main__":
