@@ -227,6 +227,9 @@ class FakeCapture:
     def notice(self) -> str:
         return ""
 
+    def damage(self) -> str:
+        return ""
+
     def stamp_s(self) -> float | None:
         return None
 

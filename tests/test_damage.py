@@ -123,6 +123,25 @@ def test_strips_of_a_tiff(compression: str, mode: str) -> None:
     assert marked or compression != "tiff_lzw"
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("JPEG2000", {}), ("WEBP", {"quality": 85}), ("WEBP", {"lossless": True})]
+)
+def test_where_decoders_tell_little(kind: str, settings: dict[str, object]) -> None:
+    """Their data holds no checks, so that decoders notice only what is missing; we notice as much."""
+    whole = encode(textured(), kind, **settings)
+    refused = 0
+    for number in range(24):
+        damaged = mutated(whole, number)
+        try:
+            with Image.open(io.BytesIO(damaged)) as picture:
+                picture.load()
+        except (OSError, SyntaxError, ValueError):
+            refused += 1
+            with pytest.raises(ImageError):
+                decode_picture(damaged)
+    assert refused >= 6
+
+
 def test_whole_pictures_of_every_kind_are_not_marked() -> None:
     for kind, settings in (
         ("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG", {"subsampling": 0}),

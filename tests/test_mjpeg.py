@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import struct
 import threading
@@ -13,8 +14,17 @@ import cv2
 import numpy as np
 import pytest
 from conftest import UInt8Array, encode, make_image
+from helpers_hostile import hostile
+from helpers_live import scores, take
 
+from grmp_edge.bundle import Bundle
 from grmp_edge.errors import SourceError
+from grmp_edge.preprocess import decode_picture
+from grmp_edge.runtime.live.config import CameraConfig
+from grmp_edge.runtime.live.events import CameraEvent, CameraState
+from grmp_edge.runtime.live.live import Live, LiveEvent
+from grmp_edge.runtime.scorer import Scorer
+from grmp_edge.runtime.sinks.queue import to_record
 from grmp_edge.runtime.video.capture import Capture, open_capture
 from grmp_edge.runtime.video.capture_http import MjpegCapture, SnapshotCapture, jpeg_end
 from grmp_edge.runtime.video.config import CaptureConfig
@@ -24,15 +34,18 @@ def jpeg(seed: int, **settings: object) -> bytes:
     return encode(make_image(48, 64, seed), "JPEG", quality=90, **settings)
 
 
+def cut(data: bytes) -> bytes:
+    """A JPEG without the end of its scan."""
+    return data[:-150] + b"\xff\xd9"
+
+
 def off(image: UInt8Array, seed: int) -> float:
     return float(np.abs(image[:, :, ::-1].astype(int) - make_image(48, 64, seed)).mean())
 
 
 @contextlib.contextmanager
-def camera(
-    kind: str, pieces: list[bytes], pause_s: float = 0.0, length: int | None = None
-) -> Iterator[Capture]:
-    """Answers each request with the pieces, one after another; what it opened."""
+def serving(kind: str, pieces: list[bytes], pause_s: float = 0.0, length: int | None = None) -> Iterator[str]:
+    """Answers each request with the pieces, one after another; its address."""
     listener = socket.create_server(("127.0.0.1", 0))
     said = f"Content-Type: {kind}\r\n" if kind else ""
     said += f"Content-Length: {length}\r\n" if length is not None else ""
@@ -52,14 +65,26 @@ def camera(
                 threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
 
     threading.Thread(target=serve, daemon=True).start()
-    config = CaptureConfig(f"http://127.0.0.1:{listener.getsockname()[1]}/x", "gate", max_fps=1000.0)
-    capture = open_capture(config)
     try:
-        yield capture
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/x"
     finally:
-        capture.close()
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
+
+
+@contextlib.contextmanager
+def camera(
+    kind: str,
+    pieces: list[bytes],
+    pause_s: float = 0.0,
+    length: int | None = None,
+    score_damaged: bool = False,
+) -> Iterator[Capture]:
+    """What :func:`serving` gives, opened."""
+    with serving(kind, pieces, pause_s, length) as url:
+        config = CaptureConfig(url, "gate", max_fps=1000.0, score_damaged=score_damaged)
+        with contextlib.closing(open_capture(config)) as capture:
+            yield capture
 
 
 MIXED = "multipart/x-mixed-replace; boundary=frame"
@@ -146,6 +171,77 @@ def test_more_pixels_than_any_camera_has() -> None:
         capture.grab()
         with pytest.raises(SourceError, match="32000 x 32000"):
             capture.retrieve()
+
+
+def test_a_damaged_picture_is_left_out_or_marked() -> None:
+    """With ``score_damaged`` its score says what is wrong, and the event has it, too."""
+    broken = cut(jpeg(1))
+    libjpegs = {decode_picture(broken).damage}
+    assert "" not in libjpegs
+    for kind, pieces in (
+        ("image/jpeg", [broken]),
+        (MIXED, [b"--frame\r\n" + HEAD + data + b"\r\n" for data in (broken, jpeg(0))]),
+    ):
+        with camera(kind, pieces) as capture:
+            capture.grab()
+            with pytest.raises(SourceError, match=r"gate: damaged \("):
+                capture.retrieve()
+        with camera(kind, pieces, score_damaged=True) as capture:
+            capture.grab()
+            assert capture.retrieve().shape == (48, 64, 3)
+            assert capture.damage() in libjpegs
+            if kind == MIXED:
+                capture.grab()
+                capture.retrieve()
+                assert capture.damage() == ""
+
+
+def lost(events: list[LiveEvent]) -> list[CameraEvent]:
+    """What cameras were lost for."""
+    changes = [event for event in events if isinstance(event, CameraEvent)]
+    return [event for event in changes if event.state == CameraState.RESTARTING]
+
+
+@pytest.mark.parametrize("score_damaged", [False, True])
+def test_damage_reaches_the_score(tiny_bundle: Bundle, score_damaged: bool) -> None:
+    broken = cut(jpeg(1))
+    with (
+        serving("image/jpeg", [broken]) as bad,
+        serving("image/jpeg", [jpeg(2)]) as good,
+        Scorer.open(tiny_bundle, provider="cpu", threads=1) as scorer,
+    ):
+        cameras = [
+            CameraConfig(url, name, max_fps=50.0, score_damaged=score_damaged)
+            for url, name in ((bad, "bad"), (good, "good"))
+        ]
+
+        def enough(events: list[LiveEvent]) -> bool:
+            told = scores(events, "bad") if score_damaged else lost(events)
+            return bool(told and scores(events, "good"))
+
+        with Live(scorer, cameras) as live:
+            events = take(live, enough)
+    assert scores(events, "good")[0].score.damage is None
+    if not score_damaged:
+        assert not scores(events, "bad") and "bad: damaged (" in lost(events)[0].detail
+        return
+    (marked,) = scores(events, "bad")
+    assert marked.score.damage == decode_picture(broken).damage != ""
+    assert json.loads(json.dumps(to_record(marked)))["damage"] == marked.score.damage
+
+
+def test_a_hostile_snapshot_is_its_own_camera_s_fault(tiny_bundle: Bundle) -> None:
+    with (
+        serving("image/jpeg", [hostile()["jpeg declares a gigapixel"]]) as bad,
+        serving("image/jpeg", [jpeg(2)]) as good,
+        Scorer.open(tiny_bundle, provider="cpu", threads=1) as scorer,
+    ):
+        cameras = [CameraConfig(url, name, max_fps=50.0) for url, name in ((bad, "bad"), (good, "good"))]
+        with Live(scorer, cameras) as live:
+            events = take(live, lambda seen: bool(scores(seen, "good") and lost(seen)))
+    assert not scores(events, "bad")
+    assert {event.camera for event in lost(events)} == {"bad"}
+    assert "32000 x 32000 pixels" in lost(events)[0].detail
 
 
 def test_where_a_jpeg_ends() -> None:

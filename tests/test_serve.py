@@ -24,6 +24,7 @@ from conftest import encode, make_image, tiny_score
 from helpers_hostile import hostile, png
 from helpers_live import free_port
 from prometheus_client.parser import text_string_to_metric_families
+from test_damage import JPEGS, half
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import UsageError
@@ -136,6 +137,7 @@ def test_what_is_too_much_is_refused_before_it_costs(tiny_bundle: Bundle) -> Non
         answer = client.post("/score", content=png(30_000, 30_000))
         assert answer.status_code == 413 and "30000 x 30000" in answer.json()["detail"]
         for data, status in (
+            (half(JPEGS["baseline"]), 422),
             (b"", 422), (b"text" * 100, 415), (good[:200], 422), (b"\x89PNG\r\n\x1a\n", 415),
             (encode(make_image(1200, 1800), "JPEG"), 413),
         ):  # fmt: skip

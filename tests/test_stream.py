@@ -121,8 +121,13 @@ def test_damaged_frames_are_not_given_out(tmp_path: Path) -> None:
     for index, image in enumerate(pictures):
         if image is not None:
             np.testing.assert_array_equal(image, whole[index])
-    scored = played(opened(path, decode="all", score_damaged=True))
-    assert all(image is not None for image in scored)
+    marks = []
+    source = opened(path, decode="all", score_damaged=True)
+    for image in played(source):
+        assert image is not None
+        marks.append(source.damage())
+    assert [index for index, mark in enumerate(marks) if mark] == lost
+    assert {marks[index] for index in lost} == {"it, or a frame that it is built on, is not whole"}
 
 
 def test_nothing_but_damaged_frames(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,7 +241,7 @@ class Camera:
             verdict = check(image, now)
             frame = None
             if verdict == "ok":
-                frame = LiveFrame(self.label, image, self._prepare(image), captured, index)
+                frame = LiveFrame(self.label, image, self._prepare(image), captured, index, capture.damage())
             self._post(generation, (image.shape[1], image.shape[0]), frame, verdict)
 
     def _post(

@@ -39,6 +39,7 @@ class LiveFrame:
     views: Views  # the whole, prepared; crops are added when it is scored
     captured_s: float  # time.monotonic() of its arrival, less the time it is known to have spent in buffers
     index: int  # counts all frames received from this camera, scored or not, from 0
+    damage: str = ""  # what the decoder says is wrong with it, where such frames are scored
 
 
 @dataclass(frozen=True)

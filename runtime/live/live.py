@@ -334,7 +334,7 @@ class Live:
         latency_ms = (now - began) * 1000.0 / len(frames)
         for frame, views, logits in zip(frames, batch, readings, strict=True):
             places, known = self._rotations[frame.camera].complete(views, logits)
-            origin = Origin(frame.camera, frame.index)
+            origin = Origin(frame.camera, frame.index, damage=frame.damage)
             plain = self.scorer.summarise(origin, places, known, latency_ms, tiles=True)
             age_ms = (now - frame.captured_s) * 1000.0
             score = replace(plain, captured_s=frame.captured_s, age_ms=age_ms)

@@ -50,6 +50,7 @@ class _Measurements(TypedDict, total=False):
     captured_s: float  # time.monotonic() at the capture
     cause: str  # the likeliest one, if it is likelier than not
     causes: dict[str, float]  # what is wrong, each 0 to 1, if the model says
+    damage: str  # what the decoder says is wrong with the frame, where such are scored
 
 
 class _Scored(_Measurements):
@@ -206,6 +207,8 @@ def to_record(event: LiveEvent) -> Record:
         value = getattr(score, key)
         if value is not None:
             record[key] = round(value, digits)
+    if score.damage is not None:
+        record["damage"] = score.damage
     if score.cause is not None:
         record["cause"] = score.cause
     if score.causes is not None:

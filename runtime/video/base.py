@@ -51,6 +51,9 @@ class Capture(Protocol):
             SourceError: it cannot be decoded.
         """
 
+    def damage(self) -> str:
+        """What is wrong with the frame last retrieved, where ``score_damaged`` gives it out; else empty."""
+
     def notice(self) -> str:
         """What the user should know of how it is read, in a few words; empty: nothing."""
 

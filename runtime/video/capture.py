@@ -122,6 +122,10 @@ class OpenCvCapture:
             image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
         return np.asarray(image, dtype=np.uint8)
 
+    def damage(self) -> str:
+        """Empty: OpenCV does not tell."""
+        return ""
+
     def notice(self) -> str:
         """Nothing."""
         return ""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from grmp_edge.errors import GrmpError, SourceError
 from grmp_edge.picture_header import PictureLimits
-from grmp_edge.preprocess import decode_image, swap_red_blue
+from grmp_edge.preprocess import decode_picture, swap_red_blue
 from grmp_edge.redact import scrub
 from grmp_edge.runtime.http_get import http_errors, open_url
 from grmp_edge.runtime.video.config import CaptureConfig
@@ -109,13 +109,17 @@ def jpeg_end(data: bytes | bytearray) -> int | None:
     return None
 
 
-def _decode(data: bytes, label: str) -> UInt8Array:
+def _decode(data: bytes, config: CaptureConfig) -> tuple[UInt8Array, str]:
+    """A picture, BGR, and what is wrong with it, where such are wanted."""
+    label = config.label
     try:
         _LIMITS.check(data, label)
-        rgb = decode_image(data, name=label)
+        picture = decode_picture(data, label)
     except GrmpError as error:
         raise SourceError(error.message, error.remedy) from None
-    return swap_red_blue(rgb)
+    if picture.damage and not config.score_damaged:
+        raise SourceError(f"{label}: damaged ({picture.damage})", "the next may be whole")
+    return swap_red_blue(picture.pixels), picture.damage
 
 
 class _Body:
@@ -183,7 +187,7 @@ class SnapshotCapture:
         self._config = config
         self._period = 1.0 / config.max_fps if config.max_fps else _SNAPSHOT_PERIOD
         self._due = time.monotonic()
-        self._data = b""
+        self._data, self._damage = b"", ""
 
     def grab(self) -> None:
         """Wait until the next picture is due and fetch it."""
@@ -211,7 +215,12 @@ class SnapshotCapture:
 
     def retrieve(self) -> UInt8Array:
         """The picture, uint8 (H, W, 3) BGR."""
-        return _decode(self._data, self._config.label)
+        image, self._damage = _decode(self._data, self._config)
+        return image
+
+    def damage(self) -> str:
+        """In the decoder's words."""
+        return self._damage
 
     def notice(self) -> str:
         """Nothing."""
@@ -226,9 +235,9 @@ class MjpegCapture:
 
     def __init__(self, config: CaptureConfig, response: Any, body: _Body) -> None:
         """``body`` reads ``response``."""
-        self._label, self._response, self._body = config.label, response, body
+        self._config, self._label, self._response, self._body = config, config.label, response, body
         self._boundary = (response.headers.get_param("boundary") or "").strip('"').lstrip("-").encode()
-        self._data = b""
+        self._data, self._damage = b"", ""
         self._at_part = False  # the boundary before the next part has already been read
 
     def grab(self) -> None:
@@ -317,7 +326,12 @@ class MjpegCapture:
 
     def retrieve(self) -> UInt8Array:
         """The picture, uint8 (H, W, 3) BGR."""
-        return _decode(self._data, self._label)
+        image, self._damage = _decode(self._data, self._config)
+        return image
+
+    def damage(self) -> str:
+        """In the decoder's words."""
+        return self._damage
 
     def notice(self) -> str:
         """Nothing."""

@@ -342,6 +342,10 @@ class StreamCapture:
             raise DamagedFrame(f"{self._label}: a damaged frame")
         return self._convert(frame)
 
+    def damage(self) -> str:
+        """Whether the decoder knows the frame, or one that it is built on, not to be whole."""
+        return "it, or a frame that it is built on, is not whole" if self._broken is not None else ""
+
     def _decode_key(self, packet: Packet[VideoStream]) -> VideoFrame | None:
         """A key frame by itself: drained, as the decoder would wait for those that may come before it."""
         frames = []
@@ -418,6 +422,10 @@ class FileCapture:
     def retrieve(self) -> UInt8Array:
         """The frame, uint8 (H, W, 3) BGR."""
         return self._inner.retrieve()
+
+    def damage(self) -> str:
+        """As of the stream."""
+        return self._inner.damage()
 
     def notice(self) -> str:
         """As of the stream."""

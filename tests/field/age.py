@@ -46,7 +46,7 @@ class Timed:
     def __init__(self, inner: Capture) -> None:
         self._inner = inner
         self.stamp_s, self.overtaken, self.close = inner.stamp_s, inner.overtaken, inner.close
-        self.passed_over, self.notice = inner.passed_over, inner.notice
+        self.passed_over, self.notice, self.damage = inner.passed_over, inner.notice, inner.damage
         self.times: dict[str, float] = {}
 
     def grab(self) -> None:
