@@ -138,4 +138,4 @@ ask("open").then((bundle) => {
   find("camera").disabled = !navigator.mediaDevices;
   find("foot").textContent = `grmp-edge, model ${bundle.id}`;
   document.body.dataset.ready = "yes";
-}, (error) => complain(`The model did not load: ${error.message}. Serve this folder over HTTP.`));
+}, (error) => complain(`The model did not load: ${error.message}.`));

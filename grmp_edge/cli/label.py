@@ -20,7 +20,11 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
-    add_command(app, label, "grmp-edge collect sample-data/clip.mp4 -o frames\ngrmp-edge label frames")
+    add_command(
+        app,
+        label,
+        "grmp-edge data sample\ngrmp-edge collect sample-data/images -o frames\ngrmp-edge label frames",
+    )
 
 
 def label(
@@ -70,7 +74,7 @@ def label(
     Every answer is on the disk at once, and FRAMES/labels.csv follows. Runs until Ctrl-C; goes on where it
     stopped.
     """
-    from grmp_edge.default_bundle import DEFAULT_BUNDLE, DEFAULT_NAME, resolve_bundle
+    from grmp_edge.default_bundle import DEFAULT_BUNDLE, resolve_bundle
     from grmp_edge.runtime.labelling.answers import LABELS
     from grmp_edge.runtime.labelling.exchange import export_answers, import_answers
     from grmp_edge.runtime.labelling.learning import Learning, commands
@@ -82,8 +86,7 @@ def label(
     sitting = Sitting(folder, count, target, checks)
     start = resolve_bundle(bundle) if bundle else DEFAULT_BUNDLE
     run, torch = folder / "runs" / "1", find_spec("torch") is not None
-    named = bundle or Path(DEFAULT_NAME)
-    following = [f"grmp-edge {' '.join(line)}" for line in commands(folder, run, named, target, torch)]
+    following = [f"grmp-edge {' '.join(line)}" for line in commands(folder, run, start, target, torch)]
     if take_in is not None or give_out is not None:
         result = {}
         if take_in is not None:

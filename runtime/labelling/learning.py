@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from grmp_edge.default_bundle import DEFAULT_BUNDLE, DEFAULT_NAME
 from grmp_edge.errors import GrmpError, UsageError
 from grmp_edge.metrics import srcc
 from grmp_edge.runtime.labelling.answers import LABELS, Label
@@ -41,7 +42,8 @@ def commands(folder: Path, run: Path, before: Path, bundle: Path, torch: bool) -
     """
     data = ["--data", str(folder / LABELS), "--mos-range", "1,5"]
     if not torch:
-        return [["calibrate", str(before), *data, "-o", str(bundle)]]
+        start = DEFAULT_NAME if before == DEFAULT_BUNDLE else str(before)
+        return [["calibrate", start, *data, "-o", str(bundle)]]
     return [
         ["train", "finetune", *data, "--test-fraction", "0", "-o", str(run)],
         ["export", str(run), "-o", str(bundle)],

@@ -193,7 +193,7 @@ async function watchLearning() {
 
 function showResult(result) {
   const number = (value) => (value === null || value === undefined ? "–" : value.toFixed(2));
-  const sure = result.interval ? ` (surely between ${result.interval.map(number).join(" and ")})` : "";
+  const sure = result.interval ? ` (95 % interval ${result.interval.map(number).join(" to ")})` : "";
   find("result-words").textContent =
     `${result.bundle} (model ${result.id}) learned from ${result.labels} labels. How well it ranks your own frames, from -1 to 1: ` +
     `${number(result.honest)}${sure} on frames left out of training, where the start had ${number(result.honest_before)}; ` +
