@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Mapping
@@ -39,7 +40,8 @@ TOPICS: Mapping[AlertKind, str] = {
 class Preset:
     """How readily alerts are raised."""
 
-    drop: float | None  # least fall within an hour or so, from where the camera is today
+    drop: float | None  # least fall at once, from where the camera was this hour: a van that stops is one
+    ramp: float | None  # least fall that went on for minutes: no van does that
     slow: float | None  # least fall below what is usual, as a median of half an hour
     first: float | None  # fall while the hour is not known yet: the first dusk is a fall of a quarter
     spreads: float  # and at least this many standard deviations of this half hour
@@ -49,10 +51,10 @@ class Preset:
 
 
 _PRESETS: Mapping[str, Preset] = {
-    "sensitive": Preset(0.09, 0.09, 0.2, 3.0, 30.0, 6.0, 4.0),
-    "normal": Preset(0.115, 0.11, 0.3, 3.0, 120.0, 10.0, 6.0),
-    "calm": Preset(0.2, 0.17, 0.35, 6.0, 180.0, 16.0, 8.0),
-    "off": Preset(None, None, None, 0.0, 5.0, float("inf"), float("inf")),
+    "sensitive": Preset(0.09, 0.08, 0.085, 0.2, 3.0, 30.0, 6.0, 4.0),
+    "normal": Preset(0.13, 0.1, 0.1, 0.3, 3.0, 120.0, 10.0, 6.0),
+    "calm": Preset(0.2, 0.17, 0.17, 0.35, 6.0, 180.0, 16.0, 8.0),
+    "off": Preset(None, None, None, None, 0.0, 5.0, float("inf"), float("inf")),
 }
 
 
@@ -155,6 +157,9 @@ class Alert:
 _FEWEST = 7  # means behind a median, where a camera sends one a minute
 _STEADIER = 2 / 3  # of the spread of minutes is that of half hours, weather included
 _SLOTS = 12  # means behind the median of a drop: more would say the same
+_OVER_S = (480.0, 960.0)  # over which a fall within half an hour is half done, and one within an hour
+# How much of the fall had happened (from, to) so long ago, in shares of that time: of a step, none or all.
+_GOING = ((1.0, -1.0, 0.4), (0.75, 0.2, 0.65), (0.5, 0.35, 0.8), (0.25, 0.6, 0.95))
 
 
 class _Condition:
@@ -206,6 +211,7 @@ class AlertTracker:
         self._slots: deque[tuple[float, float]] = deque()  # (start, mean) of the last `drop_s` seconds
         self._slot: list[float] = []
         self._slot_start = 0.0
+        self._middles: deque[tuple[float, float]] = deque()  # (time, median) of the last minutes
         self._near: deque[tuple[float, float]] = deque()  # scores of one slot's time, while no hour is known
 
     @property
@@ -250,6 +256,7 @@ class AlertTracker:
         self._slots.clear()
         self._slot.clear()
         self._near.clear()
+        self._middles.clear()
         self.recent.interrupted()
         self._low.interrupted()
         self._drop.interrupted()
@@ -313,7 +320,7 @@ class AlertTracker:
         if len(self._slots) < _FEWEST or now - self._slots[0][0] < 0.7 * span:
             return []
         middle = statistics.median([mean for _, mean in self._slots])
-        limit = usual.floor + self.recent.level - self._allowed(self.rule.fall, usual)
+        limit = usual.floor + self.recent.level - self._allowed(self._fall(now, middle, usual), usual)
         if self._drop.raised:
             # Cleared near what is usual, not at the lowest that dusk explains: dawn must not clear it.
             slow = usual.floor - self._slow(usual)
@@ -332,6 +339,27 @@ class AlertTracker:
             limit = usual.floor + self.recent.good - self._slow(usual)
             return [Alert("drop", True, middle, limit, Recent.SLOW_S)]
         return []
+
+    def _fall(self, now: float, middle: float, usual: Usual) -> float:
+        """How far the median must have fallen: less, if it has been falling for minutes."""
+        fall, ramp = self.rule.fall or 0.0, self.rule.settings.ramp
+        if self.rule.drop is not None or ramp is None:
+            return fall
+        base = usual.floor + self.recent.level
+        self._middles.append((now, middle))
+        while now - self._middles[0][0] > 1.5 * _OVER_S[-1]:
+            self._middles.popleft()
+        if base - middle < ramp:
+            return fall
+
+        def happened(ago: float) -> float:
+            earlier = [value for at, value in self._middles if 0 <= now - ago - at < ago / 4]
+            return (base - earlier[-1]) / (base - middle) if earlier else math.nan
+
+        going = any(
+            all(least <= happened(share * over) <= most for share, least, most in _GOING) for over in _OVER_S
+        )
+        return ramp if going else fall
 
     def _learn(self, now: float, value: float) -> None:
         if self._last is not None:
