@@ -120,7 +120,8 @@ class Patchwork:
 
 def parts_raised(seed: int, days: int, lasts: float = 0.0, where: int = 5) -> list[tuple[float, bool]]:
     """Days (since a fault of ``lasts`` days began; 0: none) of each alarm, and whether it names the part."""
-    world, parts, raised, found = Patchwork(seed), Parts(), None, []
+    world, parts, raised = Patchwork(seed), Parts(), None
+    found: list[tuple[float, bool]] = []
     preset = AlertRule(preset="normal").settings
     for number in range(days):
         values = world.one_day(number)
