@@ -103,7 +103,6 @@ def collect(
 
     counts: Counter[str] = Counter()
     failures: list[str] = []
-    began = time.monotonic()
 
     def note(step: Step) -> None:
         if isinstance(step, Failure):
@@ -126,12 +125,13 @@ def collect(
             note(step)
         if plan is not None and not stopped:
             live = Live(scorer, plan.cameras, plan.live)
+            until_s = time.monotonic() + keep.hours * 3600  # files, which were read first, take none of it
             with live:
-                for step in collect_cameras(store, live, began + keep.hours * 3600):
+                for step in collect_cameras(store, live, until_s):
                     note(step)
             for status in live.status():
                 if not status.scored:
-                    detail = status.stats.detail or "no picture of a scene"
+                    detail = status.stats.detail or "no picture of a scene came in this time"
                     failures.append(f"{status.camera}: {detail}")
                     typer.echo(f"error: {failures[-1]}", err=True)
         kept, cameras_seen = len(store.frames), len({frame.camera for frame in store.frames})
