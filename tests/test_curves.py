@@ -178,3 +178,10 @@ def test_curves_do_not_change_training(tmp_path: Path) -> None:
     a, b = tuned(tmp_path / "a", 3, "png"), tuned(tmp_path / "b", 3, "none")
     assert all(torch.equal(value, b.weights[name]) for name, value in a.weights.items())
     assert (tmp_path / "a" / "curves.png").exists() and not (tmp_path / "b" / "curves.png").exists()
+
+
+def test_a_head_in_closed_form_has_no_curve(tmp_path: Path) -> None:
+    draw = curves_for("png", tmp_path)
+    assert draw is not None
+    draw({"stage": "finetune", "epoch": 0, "history": [], "head": {"chosen": "ridge"}})
+    assert not list(tmp_path.iterdir())

@@ -60,6 +60,8 @@ def curves_for(kind: CurveKind, folder: Path) -> Draw | None:
         raise MissingDependencyError("matplotlib", "train", "--curves png")
 
     def draw(progress: Mapping[str, Any]) -> None:
+        if progress.get("head"):  # in closed form: no epochs, and matplotlib takes longer than the head
+            return
         from matplotlib.figure import Figure  # not pyplot: no window, and no figure that stays in memory
 
         title = f"{folder.name}: {_STAGES.get(progress.get('stage', ''), '')}, epoch {progress.get('epoch')}"
