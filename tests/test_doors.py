@@ -30,7 +30,7 @@ from grmp_edge.errors import BackendError, BundleError, GrmpError, SourceError, 
 from grmp_edge.files import csv_plain, csv_row, csv_text
 from grmp_edge.onnx_wire import has_control_flow
 from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
-from grmp_edge.runtime import backends, http_get
+from grmp_edge.runtime import backends, http_get, within
 from grmp_edge.runtime.score_file import ScoreFile
 from grmp_edge.runtime.scorer import Scorer
 from grmp_edge.runtime.sinks.files import CsvWriter, FrameWriter, JsonlWriter, SqliteWriter
@@ -164,6 +164,31 @@ def test_private_addresses_of_score(
     assert refused.exit_code == 1 and "--private-addresses" in refused.stderr
     with pytest.raises(UsageError, match="use named, never, always"):
         FetchConfig(private="maybe")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n\r\n"]
+)
+def test_a_server_that_sends_a_byte_now_and_then(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its header or its picture: no single read takes too long."""
+    monkeypatch.setattr(within, "_GRACE_S", 0.0)
+    over = threading.Event()
+
+    def serve(door: socket.socket) -> None:
+        with contextlib.suppress(OSError), door.accept()[0] as client:
+            client.sendall(b"HTTP/1.1 200 OK\r\n" + answer)
+            while not over.wait(0.02):
+                client.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        thread = threading.Thread(target=serve, args=(door,))
+        thread.start()
+        url = f"http://127.0.0.1:{door.getsockname()[1]}/a.png"
+        with pytest.raises(SourceError, match=f"{url}: not complete after 0 s; try again"):
+            fetch_picture(url, FetchConfig(timeout_s=5.0, total_s=0.3))
+        over.set()
+        thread.join()
+    until(lambda: not [one for one in threading.enumerate() if one.name == "bounded call"])
 
 
 def test_what_is_private() -> None:

@@ -8,6 +8,7 @@ from grmp_edge.errors import ImageError, SourceError
 from grmp_edge.picture_header import PictureLimits
 from grmp_edge.redact import safe_name
 from grmp_edge.runtime.http_get import check_private, http_errors, open_url
+from grmp_edge.runtime.within import within
 
 __all__ = ["FetchConfig", "fetch_picture"]
 
@@ -17,6 +18,7 @@ class FetchConfig:
     """Limits of a download."""
 
     timeout_s: float = 20.0  # for connecting and for each read: a slow server is not a dead one
+    total_s: float = 300.0  # for all of it: one that sends a byte now and then is no better than a dead one
     max_bytes: int = 64 << 20  # an endless answer must not fill the memory
     # A few kB can decode to gigabytes. The largest sensors have 150 megapixels: 900 MB while decoded.
     pictures: PictureLimits = field(default_factory=lambda: PictureLimits(200_000_000, 1200 << 20))
@@ -36,6 +38,14 @@ def fetch_picture(url: str, config: FetchConfig | None = None) -> bytes:
     """
     config = config or FetchConfig()
     name = safe_name(url)
+    try:
+        return within(config.total_s, lambda: _fetched(url, name, config), lambda: None)
+    except TimeoutError:
+        reason = f"{name}: not complete after {config.total_s:.0f} s"
+        raise SourceError(reason, "try again, or download it first") from None
+
+
+def _fetched(url: str, name: str, config: FetchConfig) -> bytes:
     with http_errors(name), open_url(url, config.timeout_s, config.private) as response:
         kind = response.headers.get_content_type()
         # Many servers send pictures as an octet stream; the decoder judges those.
