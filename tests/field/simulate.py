@@ -115,7 +115,7 @@ class Patchwork:
                 self.parked[part], self.depth[part] = rng.integers(1, 4), rng.uniform(0.05, 0.2)
             values[:, part] -= self.depth[part] * (self.parked[part] > 0)
             self.parked[part] = max(0, self.parked[part] - 1)
-        return np.clip(values + rng.normal(0, 0.08, values.shape), 0.01, 0.99)
+        return np.asarray(np.clip(values + rng.normal(0, 0.08, values.shape), 0.01, 0.99))
 
 
 def parts_raised(seed: int, days: int, lasts: float = 0.0, where: int = 5) -> list[tuple[float, bool]]:
