@@ -97,7 +97,7 @@ class ScoresConfig:
 
 
 # After the blend: plain scenes join, healthy changes weigh more. Short, since more steps serve people alone
-# and spread healthy cameras further apart (experiment 47).
+# and spread healthy cameras further apart (experiment 50).
 SETTLE = ScoresConfig(
     seed=3,
     steps=180,

@@ -2,7 +2,7 @@
 
     python -m venv rknn; rknn/bin/pip install rknn-toolkit2   # its own: it wants older numpy, onnx and torch
     grmp-edge export CHECKPOINT --layout nchw-float
-    PYTHONPATH=. rknn/bin/python tests/field/rknn.py bundles/NAME.nchw-float/model.onnx [rk3588]
+    PYTHONPATH=. rknn/bin/python tests/field/rockchip.py bundles/NAME.nchw-float/model.onnx [rk3588]
 
 The toolkit takes no uint8 graph, so it reads the planar one. Building takes minutes. No NPU is needed.
 """
