@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
+from datetime import datetime
 from pathlib import Path
 
 import cv2
@@ -61,6 +63,24 @@ def test_a_slow_fall_is_raised_before_half_of_it(days: float) -> None:
     learn(alarms, 8)
     half = learn(alarms, days / 2, 8.0, 0.3 / days)
     assert half and half[0] in ("drop", "trend")
+
+
+def test_when_a_slow_fall_makes_it_useless() -> None:
+    alarms, found = CameraAlarms(NORMAL, "gate", "m", now=0.0), []
+    for minute in range(0, 45 * 1440, 4):
+        now, day = minute * 60.0, minute / 1440
+        value = usual_score(now) - 0.005 * max(0.0, day - 10) + 0.01 * (minute % 3 - 1)
+        found += alarms.score(now, START + now, value)
+    (alert,) = (alert for alert in found if alert.kind == "trend" and alert.raised)
+    assert "at this rate unusable on" in alert.detail
+    # What is said later knows more: half of .62, the median of day and night, is left after 62 days of .005.
+    told = re.fullmatch(
+        r"falls by (0.00\d) a day: at this rate unusable on (\d+ \w+ \d{4}), give or take (\d+) days?",
+        alarms.trend,
+    )
+    assert told is not None and 0.004 <= float(told[1]) <= 0.006
+    left = datetime.strptime(f"{told[2]} +0000", "%d %B %Y %z").timestamp() - START
+    assert left / DAY == pytest.approx(10 + 62, abs=8)
 
 
 def test_the_memory_cannot_be_led_away() -> None:

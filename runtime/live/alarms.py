@@ -282,9 +282,7 @@ class CameraAlarms:
         if not levels:
             return []
         now = levels[-1][1]
-        if self._trend is not None:
-            if now < -_OVER:
-                return []
+        if self._trend is not None and now >= -_OVER:
             self._trend = None
             return [Alert("trend", False)]
         usual = self.memory.middle
@@ -292,6 +290,9 @@ class CameraAlarms:
             return []
         left = usual / 2 if self.rule.below is None else max(0.0, usual - self.rule.below)
         detail = slow_fall(levels, left, preset.shift, preset.sure, _FALLEN)
+        if self._trend is not None:  # known better each day; not worth another alert
+            self._trend = detail or self._trend
+            return []
         if not detail:
             return []
         self._trend = detail

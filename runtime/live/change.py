@@ -106,6 +106,7 @@ class Trend:
     per_day: float  # scores a day, negative
     fallen: float  # over the window, positive
     days_left: float  # until the level has fallen by `usable`, at this rate
+    sure_days: float  # by which `days_left` may be wrong, as two standard errors of the slope
     window: int  # days
 
 
@@ -152,7 +153,8 @@ def trend(levels: Sequence[tuple[int, float]], usable: float, sure: float, least
         if fallen < least or now > -least or -slope < sure * max(float(error), 1e-5):
             continue
         if best is None or slope < best.per_day:
-            best = Trend(slope, fallen, max(0.0, usable + now) / -slope, window)
+            left = max(0.0, usable + now) / -slope
+            best = Trend(slope, fallen, left, 2 * left * float(error) / -slope, window)
     return best
 
 
@@ -177,7 +179,8 @@ def slow_fall(
         if falling.days_left > _FAR:
             return rate
         date = time.strftime("%d %B %Y", time.gmtime(day * 86400.0)).lstrip("0")
-        return f"{rate}: at this rate unusable on {date}"
+        sure = max(1, round(falling.sure_days))
+        return f"{rate}: at this rate unusable on {date}, give or take {sure} day{'s'[: sure > 1]}"
     if levels and levels[-1][1] < -least and shifted(levels, shift):
         return f"is {-levels[-1][1]:.2f} below its normal for days"
     return ""
