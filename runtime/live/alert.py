@@ -312,11 +312,8 @@ class AlertTracker:
         self._slot.append(value)
         if len(self._slot) > 1:  # the slots have not changed
             return []
-        ended = (
-            not self._drop.raised and self.recent.add(now, self._slots[-1][1], usual)
-            if self._slots
-            else False
-        )
+        # While it is raised, too: where it is cleared in the rain, the rain goes on. The level is bounded.
+        ended = bool(self._slots) and self.recent.add(now, self._slots[-1][1], usual)
         if len(self._slots) < _FEWEST or now - self._slots[0][0] < 0.7 * span:
             return []
         middle = statistics.median([mean for _, mean in self._slots])
