@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import encode, make_image, tiny_score
+from conftest import encode, make_image, tiny_score, until
 from helpers_live import FakeCapture, opener, take
 from typer.testing import CliRunner
 
@@ -99,6 +99,7 @@ def test_accepted_by_a_command_while_it_is_watched(tiny_bundle: Bundle, tmp_path
             dark.set()  # a tenth of a second after the start: seen long enough to know it is worse
             raised = take(live, lambda found: isinstance(found[-1], AlertEvent))[-1]
             assert isinstance(raised, AlertEvent) and raised.alert.raised
+            until((tmp_path / "gate.json").exists)  # written by a thread of its own
             refused = run("memory", "forget", "gate", "--memory", tmp_path, expect=2)
             assert "stop it first" in refused
             run("memory", "accept", "gate", "--memory", tmp_path)
