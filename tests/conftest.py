@@ -26,6 +26,8 @@ Float64Array = npt.NDArray[np.float64]
 
 # Some tests load onnxruntime before grmp-edge does, which switches this off.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# Read when torch is loaded, as grmp-edge has it: its threads do not spin where the machine has other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # A shell ignores Ctrl-C for what it starts in the background, and children inherit that; the tests that
 # interrupt a command need it back, wherever they are started from.

@@ -17,12 +17,13 @@ import onnx
 import pytest
 import torch
 from helpers_tensorrt import FakeDriver, FakeTensorRT
-from helpers_train import pictures, tiny_backbone, tiny_model
+from helpers_train import TINY_CLIP, pictures, tiny_backbone, tiny_model
 from typer.testing import CliRunner
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.check_pictures import check_pictures
 from grmp_edge.cli import app
+from grmp_edge.default_bundle import EMBEDDED
 from grmp_edge.errors import BundleError, DataError, MissingDependencyError, ModelError, ParityError
 from grmp_edge.export import compare as bench_fold_module
 from grmp_edge.export import pipeline
@@ -366,9 +367,9 @@ def test_bench_of_folding(monkeypatch: pytest.MonkeyPatch) -> None:
     json.dumps(found.to_json(), allow_nan=False)
 
 
-def _real_checkpoint(path: Path) -> None:
-    """A checkpoint as training writes it, of the embedded architecture with random weights."""
-    config, prompts = BackboneConfig(pretrained="random", random_seed=1), PromptConfig(visual_tokens=10)
+def _real_checkpoint(path: Path, name: str = EMBEDDED) -> None:
+    """A checkpoint as training writes it, with random weights."""
+    config, prompts = BackboneConfig(name, "random", random_seed=1), PromptConfig(visual_tokens=10)
     backbone = load_backbone(config)
     torch.manual_seed(0)
     model = GrmpIqa(backbone, prompts)
@@ -394,7 +395,8 @@ def test_export_command_on_a_real_checkpoint(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(pipeline, "fold", poison(wrong_key_of_many))
     before = contents(tmp_path / "bundles")
-    result = CliRunner().invoke(app, ["export", "runs/mine", "-o", "bundles/mine", "--json"])
+    _real_checkpoint(tmp_path / "runs" / "tiny", TINY_CLIP)
+    result = CliRunner().invoke(app, ["export", "runs/tiny", "-o", "bundles/mine", "--json"])
     assert result.exit_code == 3 and result.stdout == ""
     assert result.stderr.strip().splitlines()[-1].startswith("error: the fp32 graph does not score")
     assert contents(tmp_path / "bundles") == before
