@@ -12,20 +12,22 @@ __all__ = ["need_export", "need_torch"]
 
 def need_torch(purpose: str = "training") -> None:
     """Raise MissingDependencyError if a package of the extra ``train`` is not installed."""
-    # Read when torch is loaded. Its threads wait for each other by spinning, which beside other work (a
-    # camera being watched, another training) takes four times the CPU and twice as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for package in ("torch", "open_clip", "safetensors"):
-        if find_spec(package) is None:
-            raise MissingDependencyError(package, "train", purpose)
+    _need("train", purpose)
 
 
 def need_export() -> None:
     """Raise MissingDependencyError if a package of the extra ``export``, or onnxruntime, is not installed."""
-    for package in ("torch", "open_clip", "safetensors", "onnx"):
-        if find_spec(package) is None:
-            raise MissingDependencyError(package, "export", "export")
+    _need("export", "export", "onnx")
     if find_spec("onnxruntime") is None:
         raise MissingDependencyError(
             "onnxruntime", "cpu", "the parity gate (on an NVIDIA GPU's machine: [gpu])"
         )
+
+
+def _need(extra: str, purpose: str, *others: str) -> None:
+    # Read when torch is loaded. Its threads wait for each other by spinning, which beside other work (a
+    # camera being watched, another training) takes four times the CPU and twice as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for package in ("torch", "open_clip", "safetensors", *others):
+        if find_spec(package) is None:
+            raise MissingDependencyError(package, extra, purpose)

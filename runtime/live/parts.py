@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -136,7 +136,7 @@ class Parts:
             return None
         rows, columns = self._grid
         part = Part(found[1] // columns, found[1] % columns, rows, columns, "")
-        return Part(part.row, part.column, rows, columns, f"the {part.words} of its picture {found[2]}")
+        return replace(part, detail=f"the {part.words} of its picture {found[2]}")
 
     def over(self, part: Part) -> bool:
         """Whether a part is as it was, or is no part any more."""
@@ -152,11 +152,10 @@ class Parts:
         self._levels, self._today = [], {}
 
     def _begin(self, size: tuple[int, int], grid: tuple[int, int]) -> None:
-        slot, minute, clean = self._slot, self._minute, self._clean
-        self.__init__()  # type: ignore[misc]
-        self._slot, self._minute, self._clean = slot, minute, clean
-        self._size, self._grid = size, grid
-        self._anchor = np.full((_SLOTS, grid[0] * grid[1]), np.nan)
+        """Forget all parts, and learn those of another size of frames."""
+        self._size, self._grid, self._other = size, grid, 0
+        self._anchor, self._days = np.full((_SLOTS, math.prod(grid)), np.nan), np.zeros(_SLOTS, np.int64)
+        self._levels, self._today, self._seen = [], {}, []
 
     def _gathered(self, tiles: Iterable[Tile]) -> FloatArray:
         """The mean of the tiles in each cell of the grid; NaN where none has been read."""
