@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 
 from grmp_edge.default_bundle import MANIFEST, is_checkpoint, resolve_bundle
 from grmp_edge.errors import BundleError, ImageError, first_line
-from grmp_edge.files import replace_folder, sha256_bytes, sha256_file
+from grmp_edge.files import as_typed, replace_folder, sha256_bytes, sha256_file
 from grmp_edge.onnx_wire import external_files, has_control_flow
 from grmp_edge.parity import ParityReport
 from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
@@ -143,7 +143,7 @@ class Bundle:
             target = folder.absolute().with_suffix(".bundle").name
             raise BundleError(
                 f"{folder}: a checkpoint, not a bundle",
-                f"make one with: grmp-edge export {folder} -o {target}",
+                f"make one with: grmp-edge export {as_typed(folder)} -o {as_typed(target)}",
             )
         if not manifest.is_file():
             raise BundleError(

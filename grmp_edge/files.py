@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Closing",
+    "as_typed",
     "csv_plain",
     "csv_row",
     "csv_text",
+    "is_text",
     "naming",
     "read_text",
     "replace_file",
@@ -63,6 +66,12 @@ def user_folder(kind: Literal["cache", "state"]) -> Path:
     base = os.environ.get(variable, "")
     # By the specification, a relative path is to be ignored.
     return (Path(base) if base.startswith("/") else Path.home() / below_home) / "grmp-edge"
+
+
+def as_typed(path: Path | str) -> str:
+    """A path as it is typed in a shell: quoted where it must be, and never like an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def read_text(path: Path, other: str = "utf-8") -> str:
@@ -125,7 +134,7 @@ def replace_file(path: Path, private: bool = False) -> Iterator[Path]:
     ``private``: only the owner may read it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path, path.with_name(f".{path.name}.")):
+    with naming(path, path.absolute().with_name(f".{path.name}.")):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -182,6 +191,15 @@ def umask() -> int:
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ESCAPED = re.compile(r"\\x(0[0-8b-f]|1[0-9a-f]|7f|8[0-9a-f]|9[0-9a-f])")
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: no file name of other bytes, no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def csv_text(text: str) -> str:

@@ -240,6 +240,17 @@ def test_the_clock_may_jump() -> None:
     assert usual is not None and usual.centre == pytest.approx(0.6)
 
 
+def test_days_of_a_clock_that_was_ahead_are_dropped() -> None:
+    """They would make the file look damaged at the next start, and the trend end years ahead."""
+    memory = Memory("m")
+    for day in [*range(6), 3000, 3001, *range(8, 11)]:
+        for minute in range(0, 1440, 2):
+            memory.add(START + day * DAY + minute * 60.0, usual_score(minute * 60.0))
+    assert [day - START // DAY for day, _ in memory.levels] == [2, 3, 4, 5, 8, 9]
+    back = Memory.from_json(json.loads(json.dumps(memory.to_json())), "m")
+    assert back is not None and back.days == memory.days
+
+
 def test_slow_change_in_daily_levels() -> None:
     rng = np.random.default_rng(0)
     still = [(day, float(rng.normal(0, 0.02))) for day in range(60)]

@@ -113,6 +113,29 @@ def test_when_full_the_most_redundant_leaves_but_no_labelled_or_own_picture(tmp_
     assert set(listed) == names(folder) - {"mine.png"}
 
 
+def test_a_full_disk_leaves_no_picture_that_is_not_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would count as the user's own, and never leave."""
+    with FrameStore(tmp_path / "f") as store:
+        store.add(frame(), scene(0))
+        monkeypatch.setattr(Frame, "to_json", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store.add(frame(), scene(1))
+    monkeypatch.undo()
+    assert len(names(tmp_path / "f")) == 1
+
+
+def test_a_folder_of_too_many_pictures_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The distances of all pairs are held: twenty thousand would take gigabytes."""
+    monkeypatch.setattr("grmp_edge.runtime.labelling.frames._MOST", 1)
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(encode(scene(number), "PNG"))
+    for _ in range(2):  # and the folder is not left locked
+        with pytest.raises(UsageError, match="2 pictures are too many"):
+            FrameStore(tmp_path)
+
+
 def test_it_stays_within_the_disk(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (20, 300, 500, 3), dtype=np.uint8)
     with FrameStore(tmp_path / "f", CollectConfig(disk=3_000_000)) as store:
@@ -245,5 +268,7 @@ def test_bad_settings_and_lines(tmp_path: Path, tiny_bundle: Bundle, photos: Pat
     assert runner.invoke(app, command).exit_code == 0
     lines = (tmp_path / "f" / FRAMES).read_text().splitlines()
     bad = ["[]", "7", '{"image": "../x.png"}', '{"image": 3}', '{"image": "a.png", "look": "*"}', "[" * 10**5]
+    odd = ({"value": "good"}, {"at": 1e999}, {"size": [1e999, 1]}, {"causes": [1]})
+    bad += [json.dumps({**json.loads(lines[0]), **one}) for one in odd]
     (tmp_path / "f" / FRAMES).write_text("\n".join([*bad, *lines, lines[0][:30]]))
     assert [each.camera for each in read_frames(tmp_path / "f")] == ["photos"] * 3

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from grmp_edge.files import read_text, replace_file, replace_folder, sha256_bytes, sha256_file
+from grmp_edge.files import as_typed, read_text, replace_file, replace_folder, sha256_bytes, sha256_file
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -100,6 +101,22 @@ def test_an_error_without_a_file_is_given_its_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as other, replace_folder(tmp_path / "folder"):
         (tmp_path / "not there").read_bytes()
     assert other.value.filename == str(tmp_path / "not there")
+
+
+def test_an_error_names_the_target_and_not_the_file_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    with pytest.raises(IsADirectoryError) as caught, replace_file(Path("folder")) as temporary:
+        temporary.touch()
+    assert caught.value.filename == "folder"
+
+
+def test_a_path_as_it_is_typed(tmp_path: Path) -> None:
+    for name in ("plain", "two words", "it's", "$HOME", "-o", "new\nline"):
+        shown = subprocess.check_output(["sh", "-c", f"printf %s {as_typed(name)}"], text=True)
+        assert Path(shown) == Path(name)
 
 
 def test_text_of_windows(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shlex
 import shutil
 import signal
 import stat
@@ -224,6 +226,40 @@ def test_bad_folders(tmp_path: Path, folder: Path) -> None:
         Sitting(folder, 3)
 
 
+def test_labels_of_the_users_own_are_not_overwritten(folder: Path) -> None:
+    (folder / LABELS).write_text("image,mos\nf00.png,3.5\n")
+    for options in ([], ["--export", str(folder.parent / "out.csv")]):
+        shown = CliRunner().invoke(app, ["label", str(folder), *options])
+        assert shown.exit_code == 2 and "take it in" in shown.stderr
+    assert (folder / LABELS).read_text() == "image,mos\nf00.png,3.5\n"
+
+
+def test_names_that_are_no_text_are_left_out_and_named(folder: Path) -> None:
+    """A page can neither be told of them nor ask for them."""
+    shutil.copy(os.fsencode(folder / "f00.png"), os.fsencode(folder) + b"/x\xff.png")
+    shown = CliRunner().invoke(app, ["label", str(folder), "--export", str(folder.parent / "out.csv")])
+    assert shown.exit_code == 0 and "not UTF-8" in shown.stderr
+    assert json.dumps(Sitting(folder).state("me", "scale"), ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    "odd", [{"rater": "\ud800"}, {"images": ["\udcff.png"]}, {"value": 10**400}, {"at": 1e99}], ids=str
+)
+def test_answers_that_could_not_be_shown_are_none(folder: Path, odd: dict[str, object]) -> None:
+    line = {"kind": "scale", "rater": "me", "images": ["f00.png"], "value": 3, **odd}
+    with pytest.raises(UsageError):
+        Answer.from_json(line)
+    (folder / ANSWERS).write_text(json.dumps(line) + "\n")  # as an earlier version took it
+    assert not Sitting(folder).labels
+
+
+def test_commands_to_paste_are_quoted(folder: Path, tmp_path: Path) -> None:
+    mine = folder.rename(tmp_path / "my frames")
+    shown = CliRunner().invoke(app, ["label", str(mine), "--export", str(tmp_path / "out.csv")])
+    following = shown.stderr.partition("next: ")[2]
+    assert str(mine / LABELS) in shlex.split(following)
+
+
 def test_choice_is_spread_over_quality_and_cameras_and_no_two_are_alike() -> None:
     rng = np.random.default_rng(0)
     looks = rng.normal(0, 1, (200, LOOK_SIZE)).astype(np.float32)
@@ -352,10 +388,17 @@ def test_other_tools(tmp_path: Path, folder: Path) -> None:
         ("image,mos\n", "no rating"),
         ("[3]", "no list"),
         ("[" * 10**5, "cannot be read"),
+        ("image,rating\nf01.png,[broken\n", "cannot be read"),
+        ('[{"annotations": [5]}]', "cannot be read"),
+        ('[{"annotations": null}]', "cannot be read"),
+        ('[{"annotations": [{"result": [7]}], "data": [1]}]', "cannot be read"),
     ):
         (tmp_path / "bad.csv").write_text(text)
         with pytest.raises(DataError, match=why):
             import_answers(tmp_path / "bad.csv", names)
+    (tmp_path / "stem.csv").write_text("image,mos\nf05,3\n")
+    with pytest.raises(DataError, match="not in the folder"):  # nor is it known which of the two
+        import_answers(tmp_path / "stem.csv", [*names, "f05.jpg"])
     runner = CliRunner()
     for _ in range(2):  # the same file twice counts once
         shown = runner.invoke(app, ["label", str(folder), "--import", str(studio), "--json"])

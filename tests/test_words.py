@@ -54,3 +54,17 @@ def test_no_phrase_reads_as_translated(phrase: str) -> None:
 
 
 _TEXTS = list(texts())
+
+
+def test_paths_in_commands_to_paste_are_quoted() -> None:
+    """A next step that is printed works where names hold blanks."""
+    bare = re.compile(
+        r"grmp-edge [a-z][^\"\n]*\{[\w.]*(?:output|folder|bundle|path|target|file|spec|source)\}"
+    )
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for room in ("grmp_edge", "train", "export", "runtime")
+        for path in sorted((ROOT / room).rglob("*.py"))
+        for match in bare.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert not [line for line in found if "cli/train.py" not in line]  # a template, filled in at the end

@@ -15,6 +15,7 @@ import typer
 from grmp_edge.cli.groups import add_command, option
 from grmp_edge.cli.options import AsJson
 from grmp_edge.errors import UsageError
+from grmp_edge.files import as_typed
 
 if TYPE_CHECKING:
     from grmp_edge.bundle import Bundle
@@ -89,7 +90,10 @@ def build(
             print(json.dumps({"precision": chosen, **asdict(trial)}))
         else:
             print(f"{chosen}: {trial.bytes / 1e6:.1f} MB in {trial.seconds:.1f} s; {_shares(trial.layers)}")
-        print(f"next, on the device: grmp-edge build {bundle} --rtx --precision {chosen}", file=sys.stderr)
+        print(
+            f"next, on the device: grmp-edge build {as_typed(bundle)} --rtx --precision {chosen}",
+            file=sys.stderr,
+        )
         return
     if print_trtexec:
         if triton is not None:
@@ -126,7 +130,7 @@ def build(
     if triton is not None:
         say_triton(write_plan(loaded, built, triton), triton)
     provider = "rtx" if rtx else "tensorrt"
-    command = f"grmp-edge score {bundle} SOURCE... --provider {provider} --precision {chosen}"
+    command = f"grmp-edge score {as_typed(bundle)} SOURCE... --provider {provider} --precision {chosen}"
     print(f"next: {command}", file=sys.stderr)
 
 

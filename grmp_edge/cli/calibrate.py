@@ -13,6 +13,7 @@ import typer
 from grmp_edge.cli import options as opt
 from grmp_edge.cli.groups import PERFORMANCE, add_command, option
 from grmp_edge.cli.training_options import SetOptions
+from grmp_edge.files import as_typed
 
 __all__ = ["register"]
 
@@ -94,7 +95,7 @@ def calibrate(
         _print(result, asdict(labelled.scale_of(rows)))
     for precision, reason in made.report["left_out"].items():
         print(f"note: without its {precision} graph: {reason}", file=sys.stderr)
-    print(f"bundle: {output}\nnext: grmp-edge score {output} SOURCE...", file=sys.stderr)
+    print(f"bundle: {output}\nnext: grmp-edge score {as_typed(output)} SOURCE...", file=sys.stderr)
 
 
 def _print(result: dict[str, Any], scale: dict[str, float]) -> None:

@@ -18,6 +18,7 @@ from grmp_edge.cli.groups import add_command, option
 from grmp_edge.cli.live_plan import CameraOptions, SourceOptions, plan_streams
 from grmp_edge.cli.options import BackendOptions, PrecisionOption, model_name
 from grmp_edge.errors import SourceError, UsageError
+from grmp_edge.files import as_typed
 
 if TYPE_CHECKING:
     from grmp_edge.runtime.labelling.collect import Step
@@ -152,7 +153,7 @@ def collect(
         err=True,
     )
     if kept:
-        typer.echo(f"next: grmp-edge label {output}", err=True)
+        typer.echo(f"next: grmp-edge label {as_typed(output)}", err=True)
     code = 1 if not sum(counts.values()) and failures else 0
     if live is not None and live.hanging:
         # Python must not end under a thread inside OpenCV, as in grmp-edge watch.

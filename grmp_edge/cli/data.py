@@ -14,6 +14,7 @@ from grmp_edge.cli.groups import add_command, new_group, option
 from grmp_edge.cli.progress import TrainProgress
 from grmp_edge.cli.training_options import SetOptions
 from grmp_edge.errors import UsageError
+from grmp_edge.files import as_typed
 
 __all__ = ["register"]
 
@@ -46,7 +47,7 @@ def sample(
     labels = min(50, pictures - round(SplitConfig.test_fraction * pictures))
     print(
         f"sample data: {output} (labels.csv, images/, samples/, clip.mp4)\n"
-        f"next: grmp-edge train --data {output / 'labels.csv'} --labels {labels}",
+        f"next: grmp-edge train --data {as_typed(output / 'labels.csv')} --labels {labels}",
         file=sys.stderr,
     )
 
@@ -80,10 +81,10 @@ def check(
     for note in description["notes"]:
         print(f"note: {note}", file=sys.stderr)
     if description["distortions"]:
-        following = f"train pretrain --meta-data {spec}"
+        following = f"train pretrain --meta-data {as_typed(spec)}"
     else:
         there = len(data) - len(split_indices(data, SplitConfig()).test)
-        following = f"train --data {spec} --labels {min(50, there)}"
+        following = f"train --data {as_typed(spec)} --labels {min(50, there)}"
     print(f"next: grmp-edge {following}", file=sys.stderr)
 
 
@@ -150,6 +151,6 @@ def preview(
         write_sheet(contact_sheet(photographs, config, progress.step), output)
     print(
         f"contact sheet: {output} ({rows} types)\nnext: grmp-edge train pretrain"
-        f"{f' --photos {photos}' if photos else ''}",
+        f"{f' --photos {as_typed(photos)}' if photos else ''}",
         file=sys.stderr,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from grmp_edge.cli.groups import option
 from grmp_edge.errors import DataError, UsageError
+from grmp_edge.files import as_typed
 
 if TYPE_CHECKING:
     from grmp_edge.runtime import Scorer
@@ -126,7 +127,8 @@ def evaluate_bundle(
     else:
         _print(result)
     print(
-        f"written: {output}/bundle.json, bundle.csv, bundle.html\nnext: grmp-edge score {path} SOURCE...",
+        f"written: {output}/bundle.json, bundle.csv, bundle.html\n"
+        f"next: grmp-edge score {as_typed(path)} SOURCE...",
         file=sys.stderr,
     )
 

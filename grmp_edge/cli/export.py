@@ -15,6 +15,7 @@ from grmp_edge.cli.progress import stages
 from grmp_edge.cli.requirements import need_export
 from grmp_edge.cli.tables import print_table
 from grmp_edge.errors import GrmpError, UsageError
+from grmp_edge.files import as_typed
 
 if TYPE_CHECKING:
     from grmp_edge.bundle import Bundle
@@ -177,7 +178,7 @@ def export(
     if triton is not None:
         say_triton(model, triton)
     native = f" --provider tensorrt --precision {'fp16' if fp16 else 'fp32'}" if tensorrt else ""
-    print(f"next: grmp-edge score {target} SOURCE...{native}", file=sys.stderr)
+    print(f"next: grmp-edge score {as_typed(target)} SOURCE...{native}", file=sys.stderr)
 
 
 def _small(value: float | None) -> str:

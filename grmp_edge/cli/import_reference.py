@@ -13,6 +13,7 @@ from grmp_edge.cli import options as opt
 from grmp_edge.cli.groups import add_command, option
 from grmp_edge.cli.requirements import need_torch
 from grmp_edge.cli.training_options import scale_of_labels
+from grmp_edge.files import as_typed
 
 __all__ = ["register"]
 
@@ -64,6 +65,7 @@ def import_reference(
         if result["ignored"]:
             print(f"not needed       {', '.join(result['ignored'])}")
     print(
-        f"checkpoint: {output}\nnext: grmp-edge export {output} --fp16 -o bundles/{output.name}",
+        f"checkpoint: {output}\nnext: grmp-edge export {as_typed(output)} --fp16 "
+        f"-o {as_typed(Path('bundles') / output.name)}",
         file=sys.stderr,
     )

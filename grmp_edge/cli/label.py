@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 from grmp_edge.cli.groups import add_command, option
 from grmp_edge.cli.serve import needs_serve, server_token
 from grmp_edge.errors import UsageError
+from grmp_edge.files import as_typed, is_text
 
 __all__ = ["register"]
 
@@ -77,6 +79,7 @@ def label(
     from grmp_edge.default_bundle import DEFAULT_BUNDLE, resolve_bundle
     from grmp_edge.runtime.labelling.answers import LABELS
     from grmp_edge.runtime.labelling.exchange import export_answers, import_answers
+    from grmp_edge.runtime.labelling.frames import is_picture
     from grmp_edge.runtime.labelling.learning import Learning, commands
     from grmp_edge.runtime.labelling.sitting import Sitting
 
@@ -84,9 +87,12 @@ def label(
     if target.is_dir():
         print(f"{target} has been trained: it looks at the pictures before more are chosen", file=sys.stderr)
     sitting = Sitting(folder, count, target, checks)
+    for path in sorted(folder.iterdir()):
+        if is_picture(path.name) and not is_text(path.name):
+            print(f"left out: {path}: its name is not UTF-8; rename it", file=sys.stderr)
     start = resolve_bundle(bundle) if bundle else DEFAULT_BUNDLE
     run, torch = folder / "runs" / "1", find_spec("torch") is not None
-    following = [f"grmp-edge {' '.join(line)}" for line in commands(folder, run, start, target, torch)]
+    following = [f"grmp-edge {shlex.join(line)}" for line in commands(folder, run, start, target, torch)]
     if take_in is not None or give_out is not None:
         result = {}
         if take_in is not None:
@@ -118,4 +124,5 @@ def label(
     labels = len(sitting.labels)
     print(f"{labels} labels in {folder / LABELS}", file=sys.stderr)
     if labels >= 4:
-        print("next: " + "\n      ".join([*following, f"grmp-edge watch {target} CAMERA"]), file=sys.stderr)
+        following.append(f"grmp-edge watch {as_typed(target)} CAMERA")
+        print("next: " + "\n      ".join(following), file=sys.stderr)

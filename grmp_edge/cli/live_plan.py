@@ -14,6 +14,7 @@ import typer
 from grmp_edge.cli.groups import PERFORMANCE, option
 from grmp_edge.cli.options import BundleOption, named_bundle, typed_address
 from grmp_edge.errors import SourceError, UsageError
+from grmp_edge.files import as_typed
 
 if TYPE_CHECKING:
     from grmp_edge.runtime.live.config import CameraConfig, Streams
@@ -156,7 +157,7 @@ def plan_streams(
             if not Path(source).is_file():
                 raise SourceError(
                     f"{safe_name(source)}: not a camera",
-                    f"to score a folder's pictures as they come: grmp-edge score --follow {source}"
+                    f"to score a folder's pictures as they come: grmp-edge score --follow {as_typed(source)}"
                     if Path(source).is_dir()
                     else "give 0, rtsp://, http://, gst:PIPELINE or file:VIDEO",
                 )
@@ -165,7 +166,9 @@ def plan_streams(
     for camera in cameras:
         file = camera.source.removeprefix("file:")
         if file != camera.source and Path(file).suffix.lower() in IMAGE_SUFFIXES:
-            raise SourceError(f"{file}: a picture, not a camera", f"score it with: grmp-edge score {file}")
+            raise SourceError(
+                f"{file}: a picture, not a camera", f"score it with: grmp-edge score {as_typed(file)}"
+            )
     if not cameras:
         raise UsageError("nothing to watch", "give a SOURCE or --streams FILE")
     live = replace(plan.live, batch=options.batch) if options.batch else plan.live

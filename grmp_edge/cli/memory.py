@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ import typer
 from grmp_edge.cli.groups import add_command, new_group, option
 from grmp_edge.cli.options import AsJson, BackendOptions, BundleOption
 from grmp_edge.errors import UsageError
+from grmp_edge.files import as_typed
 
 __all__ = ["register"]
 
@@ -58,10 +60,14 @@ class Place:
     def options(self) -> str:
         """What was given, to paste."""
         return "".join(
-            f" --{name} {value}"
+            f" --{name} {as_typed(value)}"
             for name, value in (("streams", self.streams), ("memory", self.memory))
             if value
         )
+
+    def watched(self) -> str:
+        """The same, and which camera where no file says it, for a watch."""
+        return f"{'' if self.streams else ' CAMERA'}{self.options()}"
 
     def file(self, camera: str) -> Path:
         """The file of a camera.
@@ -145,7 +151,7 @@ def forget(*, camera: Camera, place: Place) -> None:
         file.unlink()
         for suffix in (BEFORE, ACCEPT):
             file.with_suffix(suffix).unlink(missing_ok=True)
-    print(f"{camera}: forgotten; next: grmp-edge watch{place.options()}", file=sys.stderr)
+    print(f"{camera}: forgotten; next: grmp-edge watch{place.watched()}", file=sys.stderr)
 
 
 def seed(
@@ -187,7 +193,7 @@ def seed(
         if before is not None and before.days:
             raise UsageError(
                 f"{camera} is known for {before.days} days already",
-                f"first: grmp-edge memory forget {camera}{place.options()}",
+                f"first: grmp-edge memory forget {shlex.quote(camera)}{place.options()}",
             )
         scores = past_scores(paths, camera, model, lambda pictures: _scored(path, backend, pictures))
         if not scores:
@@ -201,12 +207,11 @@ def seed(
         write_json(file, {"camera": camera, "memory": memory.to_json(), "at": round(time.time(), 1)})
     timed = sum(at is not None for at, _ in scores)
     usual = memory.middle
-    shown = f" --bundle {bundle}" if bundle else ""
-    shown += "" if place.streams else " CAMERA"
+    shown = f" --bundle {as_typed(bundle)}" if bundle else ""
     print(
         f"{camera}: {len(scores)} scores, {timed} of them with a time; "
         + ("too few to know an hour" if usual is None else f"usually {usual:.2f}")
-        + f"; kept in {file}\nnext: grmp-edge watch{shown}{place.options()}",
+        + f"; kept in {file}\nnext: grmp-edge watch{shown}{place.watched()}",
         file=sys.stderr,
     )
 

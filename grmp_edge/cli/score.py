@@ -25,6 +25,7 @@ from grmp_edge.cli.options import (
 from grmp_edge.cli.score_output import Meter, ScoreRun
 from grmp_edge.default_bundle import DEFAULT_BUNDLE
 from grmp_edge.errors import UsageError
+from grmp_edge.files import as_typed
 
 if TYPE_CHECKING:
     from grmp_edge.runtime import Failure, Sampling, Score, Scorer
@@ -198,7 +199,7 @@ def score(
             hint = (
                 "--provider cuda, or --precision fp16 where the bundle has it (grmp-edge doctor: what works)"
             )
-        shown = "" if model == DEFAULT_BUNDLE else f"{model} "
+        shown = "" if model == DEFAULT_BUNDLE else f"{as_typed(model)} "
         typer.echo(f"next: grmp-edge score {shown}SOURCE... {hint}", err=True)
 
 

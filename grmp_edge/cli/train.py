@@ -28,6 +28,7 @@ from grmp_edge.cli.training_options import (
     TuningOptions,
 )
 from grmp_edge.errors import UsageError
+from grmp_edge.files import as_typed
 
 if TYPE_CHECKING:
     from grmp_edge.train.data.labelled import Labelled, SplitConfig
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["pretrain_into", "register"]
 
 _OUTPUT = Path("runs/grmp-edge")
-_NEXT_EXPORT = "grmp-edge export {output} --fp16 -o bundles/{name}"
+_NEXT_EXPORT = "grmp-edge export {output} --fp16 -o {bundle}"
 
 _Data = Annotated[
     str | None,
@@ -351,7 +352,8 @@ def _finish(result: dict[str, Any], output: Path, as_json: bool, then: str) -> N
         if result.get("held_out_tasks"):
             best = "-" if result["best_srcc"] is None else f"{result['best_srcc']:.3f}"
             print(f"held-out tasks  SRCC {best}  ({', '.join(result['held_out_tasks'])})")
-    print(f"checkpoint: {output}\nnext: {then.format(output=output, name=output.name)}", file=sys.stderr)
+    following = then.format(output=as_typed(output), bundle=as_typed(Path("bundles") / output.name))
+    print(f"checkpoint: {output}\nnext: {following}", file=sys.stderr)
 
 
 def _word(value: Any) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from grmp_edge.errors import UsageError
-from grmp_edge.files import csv_row, replace_file
+from grmp_edge.files import csv_row, is_text, replace_file
 from grmp_edge.metrics import srcc
 from grmp_edge.runtime.labelling.frames import json_lines
 from grmp_edge.runtime.labelling.pairs import fit_pairs
@@ -67,7 +67,9 @@ class Answer:
         if self.value is not None:
             limits = {"scale": (1.0, float(len(SCALE))), "pair": (0.0, 1.0)}.get(self.kind)
             good = good and limits is not None and limits[0] <= self.value <= limits[1]
-        if not good or not self.rater.strip() or len(self.rater) > 60:
+        # Half a surrogate pair is no text that a browser, a csv or an answer could hold.
+        good = good and is_text("".join([self.rater, *self.images, self.id]))
+        if not good or not self.rater.strip() or len(self.rater) > 60 or not 0 <= self.at < 1e11:
             raise UsageError(f"no answer: {self.kind} {self.images} {self.value} by {self.rater[:60]!r}")
 
     @classmethod
@@ -89,7 +91,7 @@ class Answer:
                 float(data.get("at", 0.0)),
                 str(data.get("id", ""))[:80],
             )
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise UsageError("no answer: it needs kind, rater, images and value") from None
 
     def to_json(self) -> str:
@@ -151,30 +153,35 @@ class Answers:
             self.standing = standing(self.all)
             self._size = size
 
-    def add(self, answer: Answer) -> bool:
-        """Put an answer on the disk; False: it was there already (its id).
+    def add(self, *answers: Answer) -> int:
+        """Put answers on the disk; returns how many were not there already (by their ids).
 
         Raises:
-            OSError: it cannot be written; nothing has changed.
+            OSError: they cannot be written; nothing has changed.
         """
         self.refresh()
-        if answer.id and any(answer.id == earlier.id for earlier in self.all):
-            return False
+        seen, lines = {earlier.id for earlier in self.all} - {""}, []
+        for answer in answers:
+            if answer.id not in seen:
+                lines.append(answer.to_json())
+                seen |= {answer.id} - {""}
+        if not lines:
+            return 0
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
         handle = os.open(self._path, flags, 0o600)
         try:
             size = os.fstat(handle).st_size
             # A line that a power failure cut is ended first.
             cut = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-            line = (b"\n" if cut else b"") + answer.to_json().encode() + b"\n"
-            if os.write(handle, line) != len(line):
+            data = (b"\n" if cut else b"") + "".join(f"{line}\n" for line in lines).encode()
+            if os.write(handle, data) != len(data):
                 os.ftruncate(handle, size)
                 raise OSError(28, os.strerror(28), str(self._path))
             os.fsync(handle)
         finally:
             os.close(handle)
         self.refresh()
-        return True
+        return len(lines)
 
 
 @dataclass(frozen=True)

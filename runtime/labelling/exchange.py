@@ -8,6 +8,7 @@ import io
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,15 +40,17 @@ def import_answers(path: Path, frames: Sequence[str]) -> list[Answer]:
     """
     try:
         text = read_text(path)
-        rows = list(_json_rows(json.loads(text)) if text.lstrip()[:1] in ("[", "{") else _csv_rows(text))
+        given = _json_rows(json.loads(text)) if text.lstrip()[:1] in ("[", "{") else _csv_rows(text)
+        rows = [(where, row, _rating(_cell(row, _VALUE), f"{path}: {where}")) for where, row in given]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file", "check the path") from None
-    except (OSError, UnicodeError, ValueError, csv.Error, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error})", "export it as csv or json again") from None
-    names = {name: name for name in frames} | {Path(name).stem: name for name in frames}
+    stems = Counter(Path(name).stem for name in frames)
+    names = {Path(name).stem: name for name in frames if stems[Path(name).stem] == 1}
+    names |= {name: name for name in frames}
     answers = []
-    for where, row in rows:
-        value = _rating(_cell(row, _VALUE), f"{path}: {where}")
+    for where, row, value in rows:
         if value is None:
             continue
         given = _cell(row, _IMAGE)

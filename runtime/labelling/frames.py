@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.errors import GrmpError, SourceError, UsageError
-from grmp_edge.files import Closing, replace_file
+from grmp_edge.files import Closing, as_typed, is_text, replace_file
 from grmp_edge.image_files import IMAGE_SUFFIXES
 from grmp_edge.redact import slug
 from grmp_edge.runtime.labelling.looks import LOOK_SIZE, SAME, look
@@ -34,6 +34,7 @@ __all__ = [
     "Frame",
     "FrameStore",
     "Outcome",
+    "is_picture",
     "json_lines",
     "private_folder",
     "read_frames",
@@ -51,6 +52,7 @@ _HOUR = SAME  # radius of the clock's circle: midnight and noon are two of it ap
 _CAMERA = SAME
 # A frame must be so much farther from the others than the most redundant one, or the disk would never rest.
 _GAIN = 1.1
+_MOST = 5000  # pictures in a folder: the distances of all pairs take 100 MB
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,11 @@ class Frame:
         if not isinstance(image, str) or Path(image).name != image or image.startswith("."):
             raise ValueError(f"no name of a picture: {image!r}")
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data and name != "look"}
+        for name, value in known.items():
+            if name in ("at", "value", "time_s") and value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}")
+        if known.get("causes") is not None:
+            known["causes"] = {str(name): float(value) for name, value in known["causes"].items()}
         if "size" in known:
             width, height = map(int, known["size"])
             known["size"] = (width, height)
@@ -134,27 +141,34 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 def read_frames(folder: Path) -> list[Frame]:
     """The pictures of a folder in the order of their names, with what frames.jsonl says of them.
 
+    Those whose names are not UTF-8 are left out: no page can ask for them.
+
     Raises:
         SourceError: there is no such folder, or no picture in it.
     """
     if not folder.is_dir():
         raise SourceError(
-            f"{folder}: no such folder", f"collect frames: grmp-edge collect CAMERA -o {folder}"
+            f"{folder}: no such folder", f"collect frames: grmp-edge collect CAMERA -o {as_typed(folder)}"
         )
     known = {frame.image: frame for frame in _listed(folder)}
     names = sorted(
         path.name
         for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if is_picture(path.name) and is_text(path.name) and path.is_file()
     )
     if not names:
-        raise SourceError(f"{folder}: no picture in it", f"grmp-edge collect CAMERA -o {folder}")
+        raise SourceError(f"{folder}: no picture in it", f"grmp-edge collect CAMERA -o {as_typed(folder)}")
     return [known.get(name, Frame(name)) for name in names]
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is one to label, by its name."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 def _listed(folder: Path) -> Iterator[Frame]:
     for _, data in json_lines(folder / FRAMES):
-        with contextlib.suppress(ValueError, TypeError, AttributeError):
+        with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError):
             yield Frame.from_json(data)
 
 
@@ -192,6 +206,11 @@ class FrameStore(Closing):
         self.frames: list[Frame] = []
         with contextlib.suppress(SourceError):  # no picture yet
             self.frames = read_frames(folder)
+        if len(self.frames) > _MOST:
+            self._lock.close()
+            raise UsageError(
+                f"{folder}: {len(self.frames)} pictures are too many", "collect into a folder of their own"
+            )
         self._sizes = [(folder / frame.image).stat().st_size for frame in self.frames]
         for index, frame in enumerate(self.frames):
             if frame.look is None:
@@ -294,10 +313,13 @@ class FrameStore(Closing):
         stays = [index for index in range(len(self.frames)) if index not in leaving]
         frames = [*(self.frames[index] for index in stays), frame]
         own = self._own | {frame.image}
-        with replace_file(self.folder / FRAMES, private=True) as file:
-            file.write_text(
-                "".join(f"{each.to_json()}\n" for each in frames if each.image in own), encoding="utf-8"
-            )
+        try:
+            with replace_file(self.folder / FRAMES, private=True) as file:
+                lines = (f"{each.to_json()}\n" for each in frames if each.image in own)
+                file.write_text("".join(lines), encoding="utf-8")
+        except BaseException:  # a picture that is not listed would count as the user's own, for ever
+            (self.folder / frame.image).unlink(missing_ok=True)
+            raise
         for index in leaving:
             (self.folder / self.frames[index].image).unlink(missing_ok=True)
         rows = [*stays, len(self.frames)]

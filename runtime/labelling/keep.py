@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from grmp_edge.files import as_typed
 from grmp_edge.runtime.labelling.answers import wanted_images
 from grmp_edge.runtime.labelling.frames import CollectConfig, Frame, FrameStore
 from grmp_edge.runtime.labelling.looks import SAME
@@ -67,7 +68,9 @@ class KeepWriter(Writer):
         if count >= _PAYS and labelled != self._told:
             self._told = labelled
             what = "unlike all that is labelled" if labelled else "and none is labelled"
-            self._tell(f"{count} frames in {self._folder} {what}; next: grmp-edge label {self._folder}")
+            self._tell(
+                f"{count} frames in {self._folder} {what}; next: grmp-edge label {as_typed(self._folder)}"
+            )
 
     def close(self) -> None:
         """Let another process collect there."""

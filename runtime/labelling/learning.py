@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grmp_edge.default_bundle import DEFAULT_BUNDLE, DEFAULT_NAME
-from grmp_edge.errors import GrmpError, UsageError
+from grmp_edge.errors import UsageError
 from grmp_edge.metrics import srcc
 from grmp_edge.runtime.labelling.answers import LABELS, Label
 from grmp_edge.runtime.scorer import Scorer
@@ -123,13 +124,13 @@ class Learning:
                 "honest": honest.get("srcc"),
                 "interval": honest.get("srcc_interval"),
                 "honest_before": start.get("srcc"),
-                "commands": [f"grmp-edge {' '.join(line)}" for line in lines],
+                "commands": [f"grmp-edge {shlex.join(line)}" for line in lines],
             }
             self._phase = "look"
             self._look()
             self._phase = "done"
-        except (GrmpError, OSError, ValueError) as error:
-            self._lines.append(str(error))
+        except Exception as error:  # whatever it is, the page must not wait for ever
+            self._lines.append(str(error) or type(error).__name__)
             self._phase = "failed"
 
     def _command(self, arguments: list[str]) -> dict[str, Any]:

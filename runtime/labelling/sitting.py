@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import BundleError, ImageError, UsageError
-from grmp_edge.files import replace_file
+from grmp_edge.files import as_typed, replace_file
 from grmp_edge.preprocess import read_image
 from grmp_edge.runtime.calibrate import see
 from grmp_edge.runtime.graph_head import ViewReader
@@ -76,6 +76,11 @@ class Sitting:
         self._seen_by, self._seen = "", dict[str, tuple[float, Float64Array]]()
         self._rng = np.random.default_rng()
         self._answers = Answers(folder)
+        if not self._answers.all and (folder / LABELS).exists():  # the next answer would overwrite it
+            raise UsageError(
+                f"{folder / LABELS}: labels that no answer here has given",
+                f"move it away, then take it in: grmp-edge label {as_typed(folder)} --import FILE",
+            )
         self._read()
         if len(self.frames) < 2:
             raise UsageError(f"{folder}: a single picture", "collect more: grmp-edge collect CAMERA")
@@ -144,11 +149,12 @@ class Sitting:
                 self._seen[name] = float(seen.logits[0]), point
 
     def _sight(self, order: Sequence[str]) -> Sight | None:
-        if not self._seen:
+        seen = dict(self._seen)  # another thread may be looking at more
+        if not seen:
             return None
-        values, points = zip(*self._seen.values(), strict=True)
+        values, points = zip(*seen.values(), strict=True)
         usual = float(np.median(values)), np.mean(points, axis=0)  # of a picture that cannot be read
-        told = [self._seen.get(name, usual) for name in order]
+        told = [seen.get(name, usual) for name in order]
         return Sight(np.array([value for value, _ in told]), np.stack([point for _, point in told]))
 
     def add(self, data: Mapping[str, Any]) -> Answer:
@@ -169,14 +175,13 @@ class Sitting:
     def import_answers(self, answers: Sequence[Answer]) -> int:
         """Take in answers of another tool; those that are there, by their id, are passed over."""
         with self._lock:
-            added = sum([self._answers.add(answer) for answer in answers])
+            added = self._answers.add(*answers)
             self._write()
             return added
 
     def _write(self) -> None:
-        labels = self.labels
-        if labels or (self.folder / LABELS).exists():
-            write_labels(self.folder, labels)
+        if self._answers.all:
+            write_labels(self.folder, self.labels)
 
     def state(self, rater: str, mode: Mode, image: str | None = None) -> dict[str, Any]:
         """What the page shows a rater.

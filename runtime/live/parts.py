@@ -190,7 +190,8 @@ class Parts:
         today, self._today = self._today, {}
         if len(today) < _PART:
             return False
-        self._levels = [*self._levels, (day, _median(np.stack(list(today.values()))))][-_DAYS:]
+        earlier = [level for level in self._levels if level[0] < day]  # others: of a clock that was ahead
+        self._levels = [*earlier, (day, _median(np.stack(list(today.values()))))][-_DAYS:]
         return True
 
     def to_json(self) -> dict[str, object]:
