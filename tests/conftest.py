@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +18,8 @@ import pytest
 from PIL import Image
 
 from grmp_edge.bundle import Bundle, write_bundle
+from grmp_edge.cli import app
+from grmp_edge.export import gate_images as gate_images_module
 from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
 from grmp_edge.score import MosScale
 from grmp_edge.views import Aggregate
@@ -41,6 +45,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gate_pictures_drawn_once() -> Iterator[None]:
+    """The same 32 for every export: drawing them costs more than all else that a tiny network needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate_images_module, "_procedural", functools.cache(gate_images_module._procedural))
         yield
 
 
@@ -198,6 +210,27 @@ def write_clip(path: Path, frames: int = 12, fourcc: str = "mp4v", fps: float = 
         writer.write(np.full((48, 64, 3), level, np.uint8))
     writer.release()
     return levels
+
+
+Shell = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def shell(capfd: pytest.CaptureFixture[str]) -> Shell:
+    """``grmp-edge`` in this process: one of its own would load for longer than most commands run.
+
+    What libraries write to the real stdout and stderr is there too.
+    """
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        words = [str(word) for word in arguments]
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app(words, prog_name="grmp-edge")
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(words, ended.value.code, *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture

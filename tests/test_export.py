@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import shutil
 import sys
@@ -26,6 +27,7 @@ from grmp_edge.cli import app
 from grmp_edge.default_bundle import EMBEDDED
 from grmp_edge.errors import BundleError, DataError, MissingDependencyError, ModelError, ParityError
 from grmp_edge.export import compare as bench_fold_module
+from grmp_edge.export import gate_images as gate_images_module
 from grmp_edge.export import pipeline
 from grmp_edge.export.fold import FoldedModel, fold
 from grmp_edge.export.gate_images import gate_images
@@ -301,7 +303,9 @@ def test_a_model_that_gives_no_numbers_is_told_from_a_bad_graph() -> None:
         Gate(model, pictures(2), ParityConfig())
 
 
-def test_gate_images(tmp_path: Path) -> None:
+def test_gate_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = inspect.unwrap(gate_images_module._procedural)  # anew each time, unlike for the other tests
+    monkeypatch.setattr(gate_images_module, "_procedural", drawn)
     preprocess = Preprocess.for_size(32)
     for index, picture in enumerate(pictures(5, 40)):
         cv2.imwrite(str(tmp_path / f"{index}.png"), picture)
@@ -385,6 +389,12 @@ def _real_checkpoint(path: Path, name: str = EMBEDDED) -> None:
 
 def test_export_command_on_a_real_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # Six pictures, of five views each, instead of 32.
+    monkeypatch.setattr(
+        pipeline,
+        "gate_images",
+        lambda source, recorded, preprocess, _: gate_images(source, recorded, preprocess, 6),
+    )
     _real_checkpoint(tmp_path / "runs" / "mine")
     result = CliRunner().invoke(app, ["export", "runs/mine", "--fp16"])
     assert result.exit_code == 0, result.output
