@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from grmp_edge.runtime.live import alarms as alarms_module
 from grmp_edge.runtime.live.alarms import CameraAlarms
 from grmp_edge.runtime.live.alert import Alert, AlertRule
 from grmp_edge.runtime.live.live import AlertEvent
@@ -77,7 +78,10 @@ def test_what_all_share_and_what_stays_for_days_is_no_part() -> None:
     assert watch(CameraAlarms(NORMAL, "gate", "m", now=0.0), weather, 0, 30) == []
 
 
-def test_it_survives_a_restart_is_accepted_and_clears(tmp_path: Path) -> None:
+def test_it_survives_a_restart_is_accepted_and_clears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alarms_module, "_SAVE_S", DAY)  # not every quarter of an hour of a month
     values = fouled(7.0, 0.5, 2)
     alarms = CameraAlarms(NORMAL, "gate", "m", tmp_path, now=0.0)
     assert watch(alarms, values, 0, 10) == []
