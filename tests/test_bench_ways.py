@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import UInt8Array, make_image, tiny_score
+from conftest import Shell, UInt8Array, make_image, tiny_score
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import BackendError, SourceError, UsageError
@@ -23,12 +21,6 @@ from grmp_edge.runtime.measure.footprint import installed_sizes, measure
 from grmp_edge.runtime.measure.stages import bench_frames
 from grmp_edge.runtime.measure.video import PLAIN, VideoBenchConfig, bench_video
 from grmp_edge.views import Views
-
-COMMAND = [sys.executable, "-m", "grmp_edge"]
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120)
 
 
 def test_stages_are_timed_on_large_pictures(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,16 +73,16 @@ def test_a_video_end_to_end_against_a_plain_loop(tiny_bundle: Bundle, tmp_path: 
         VideoBenchConfig(rounds=0)
 
 
-def test_the_bench_command(tiny_bundle: Bundle, clip: Path) -> None:
-    result = run("bench", tiny_bundle.path, "--video", clip, "--runs", "1", "--json")
+def test_the_bench_command(tiny_bundle: Bundle, clip: Path, shell: Shell) -> None:
+    result = shell("bench", tiny_bundle.path, "--video", clip, "--runs", "1", "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert [row["name"] for row in found["timings"]] == ["plain loop", "grmp-edge fp32"]
-    result = run("bench", tiny_bundle.path, "--runs", "1", "--batch", "1")
+    result = shell("bench", tiny_bundle.path, "--runs", "1", "--batch", "1")
     assert result.returncode == 0, result.stderr
     assert re.search(r"^1080p +[\d.]+ +[\d.]+ ", result.stdout, re.MULTILINE)
     assert re.search(r"^4K ", result.stdout, re.MULTILINE)
-    result = run("bench", "--backbone", "ViT-B-16", "--video", clip)
+    result = shell("bench", "--backbone", "ViT-B-16", "--video", clip)
     assert result.returncode == 2
 
 
@@ -101,12 +93,14 @@ def without(provider: str) -> bool:
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_the_cpu_is_used_only_where_it_is_allowed(tiny_bundle: Bundle, photos: Path, provider: str) -> None:
+def test_the_cpu_is_used_only_where_it_is_allowed(
+    tiny_bundle: Bundle, photos: Path, provider: str, shell: Shell
+) -> None:
     commands = [["score", tiny_bundle.path, photos]]
     if provider == "cuda":
         commands.append(["bench", tiny_bundle.path, "--runs", "1"])
     for command in commands:
-        refused = run(*command, "--provider", provider)
+        refused = shell(*command, "--provider", provider)
         if not without(provider):  # a machine that has it: nothing falls back
             assert refused.returncode == 0 and "warning" not in refused.stderr
             continue
@@ -114,7 +108,7 @@ def test_the_cpu_is_used_only_where_it_is_allowed(tiny_bundle: Bundle, photos: P
         assert refused.stdout == ""
         (line,) = refused.stderr.splitlines()
         assert provider in line and "--allow-cpu" in line
-        allowed = run(*command, "--provider", provider, "--allow-cpu")
+        allowed = shell(*command, "--provider", provider, "--allow-cpu")
         assert allowed.returncode == 0
         warnings = [line for line in allowed.stderr.splitlines() if line.startswith("warning: ")]
         assert len(warnings) == 1 and provider in warnings[0] and "on the CPU" in warnings[0]
@@ -135,7 +129,7 @@ def test_a_gpu_that_fails_later_is_not_replaced_in_silence(tiny_bundle: Bundle) 
         assert session._enable_fallback is False
 
 
-def test_what_scoring_weighs(tiny_bundle: Bundle) -> None:
+def test_what_scoring_weighs(tiny_bundle: Bundle, shell: Shell) -> None:
     sizes = installed_sizes()
     assert {"grmp-edge", "numpy", "opencv-python-headless", "onnxruntime", "typer"} <= set(sizes)
     assert not {"torch", "pytest", "fastapi", "open-clip-torch"} & set(sizes)
@@ -148,8 +142,8 @@ def test_what_scoring_weighs(tiny_bundle: Bundle) -> None:
     assert found.memory is not None
     assert 20e6 < found.memory.imported <= found.memory.opened <= found.memory.peak < 2e9
     assert found.installed == sum(found.packages.values())
-    result = run("doctor", "--footprint", "--bundle", tiny_bundle.path, "--json")
+    result = shell("doctor", "--footprint", "--bundle", tiny_bundle.path, "--json")
     assert json.loads(result.stdout)["memory"]["scoring"] > 20e6
-    shown = run("doctor", "--footprint").stdout
+    shown = shell("doctor", "--footprint").stdout
     assert re.search(r"^ +[\d.]+ MB  numpy$", shown, re.MULTILINE)
-    assert run("doctor", "--bundle", tiny_bundle.path).returncode == 2
+    assert shell("doctor", "--bundle", tiny_bundle.path).returncode == 2

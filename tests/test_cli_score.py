@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import encode, make_image, tiny_score, write_tiny_bundle
+from conftest import Shell, encode, make_image, tiny_score, write_tiny_bundle
 from typer.testing import CliRunner, Result
 
 from grmp_edge import __version__
@@ -127,14 +127,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_one_bad_source_is_one_line(tiny_bundle: Bundle, tmp_path: Path, name: str) -> None:
-    """In a process of its own, where no library's line on the real stderr can hide."""
+def test_one_bad_source_is_one_line(tiny_bundle: Bundle, tmp_path: Path, name: str, shell: Shell) -> None:
+    """With no library's line on the real stderr beside it."""
     data, words = BAD[name]
     path = tmp_path / "in" / name
     path.parent.mkdir()
     if data is not None:
         path.write_bytes(data)
-    run = subprocess.run([*COMMAND, "score", tiny_bundle.path, path], capture_output=True, text=True)
+    run = shell("score", tiny_bundle.path, path)
     assert run.returncode == 1
     assert run.stdout == ""
     (line,) = lines(run.stderr)

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import encode, make_image
+from conftest import Shell, encode, make_image, until
 from helpers_live import free_port, http_cameras
 
 from grmp_edge.bundle import Bundle
@@ -107,8 +107,8 @@ def test_readers_of_stdout(tiny_bundle: Bundle, tmp_path: Path) -> None:
     assert process.stdout is not None and process.stderr is not None
     # A reader that stops reading holds up nothing: a pipe takes 64 KB, and the file grows past that.
     # One that goes ends it.
-    while not path.exists() or path.stat().st_size < 100_000:
-        assert process.poll() is None, process.stderr.read()
+    until(lambda: process.poll() is not None or (path.exists() and path.stat().st_size > 100_000), 120)
+    assert process.poll() is None, process.stderr.read()
     process.stdout.close()
     assert process.wait(30) == 141
     assert b"Traceback" not in process.stderr.read()
@@ -152,7 +152,7 @@ def test_a_table_on_a_terminal(tiny_bundle: Bundle, video: Path) -> None:
     assert "\x1b[?25h" in text  # the cursor is back
 
 
-def test_nothing_to_watch(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_nothing_to_watch(tiny_bundle: Bundle, tmp_path: Path, shell: Shell) -> None:
     picture = tmp_path / "photo.jpg"
     picture.write_bytes(encode(make_image(), "JPEG"))
     model = f"watching with {tiny_bundle.path} (model {tiny_bundle.id})"
@@ -168,7 +168,8 @@ def test_nothing_to_watch(tiny_bundle: Bundle, tmp_path: Path) -> None:
         (["0", "--mqtt", "localhost"], "not an MQTT address", 2),
         (["--streams", tmp_path / "no.toml"], "cannot be read", 2),
     ):
-        done = run(tiny_bundle.path, *arguments, expect=status)
+        done = shell("watch", tiny_bundle.path, *arguments)
+        assert done.returncode == status
         (line,) = (line for line in done.stderr.splitlines() if line != model)
         assert line.startswith("error: ") and words in line
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import UInt8Array, encode, make_image, tiny_score
+from conftest import Shell, UInt8Array, encode, make_image, tiny_score
 from PIL import Image, ImageOps
 
 from grmp_edge.arrays import from_pil, to_rgb8
@@ -196,15 +196,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_damaged_picture_is_marked_in_every_output(
-    tiny_bundle: Bundle, folder: Path, tmp_path: Path
+    tiny_bundle: Bundle, folder: Path, tmp_path: Path, shell: Shell
 ) -> None:
     outputs = {name: tmp_path / f"out.{name}" for name in ("csv", "jsonl")}
-    arguments: list[str | Path] = [*COMMAND, tiny_bundle.path, folder / "a.png", folder / "half.jpg"]
-    done = subprocess.run(
-        [*arguments, "--json", "--csv", outputs["csv"], "--output", outputs["jsonl"]],
-        capture_output=True,
-        text=True,
-    )
+    arguments = ["score", tiny_bundle.path, folder / "a.png", folder / "half.jpg"]
+    done = shell(*arguments, "--json", "--csv", outputs["csv"], "--output", outputs["jsonl"])
     assert done.returncode == 0, done.stderr
     said = "premature end of data segment"
     whole, damaged = map(json.loads, done.stdout.splitlines())
@@ -217,9 +213,9 @@ def test_a_damaged_picture_is_marked_in_every_output(
         said,
     ]
     assert f",{said}," in outputs["csv"].read_text().splitlines()[2]
-    table = subprocess.run(arguments, capture_output=True, text=True).stdout
+    table = shell(*arguments).stdout
     assert table.splitlines()[2].endswith(f"half.jpg  [damaged: {said}]")
-    strict = subprocess.run([*arguments, "--json", "--strict"], capture_output=True, text=True)
+    strict = shell(*arguments, "--json", "--strict")
     assert strict.returncode == 1
     assert [json.loads(line)["source"] for line in strict.stdout.splitlines()] == [str(folder / "a.png")]
     assert f"error: {folder / 'half.jpg'}: damaged ({said}); copy it again" in strict.stderr
@@ -309,11 +305,11 @@ def test_orientation(kind: str, orientation: int) -> None:
     assert np.abs(found - expected).mean() < 2
 
 
-def test_twelve_bits_in_sixteen_are_told(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_twelve_bits_in_sixteen_are_told(tiny_bundle: Bundle, tmp_path: Path, shell: Shell) -> None:
     grey = (PHOTO[:, :, 0].astype(np.uint16) << 4) | 5
     cv2.imwrite(str(tmp_path / "dark.tif"), grey)
     cv2.imwrite(str(tmp_path / "full.tif"), grey << 4)
-    done = subprocess.run([*COMMAND, tiny_bundle.path, tmp_path, "--json"], capture_output=True, text=True)
+    done = shell("score", tiny_bundle.path, tmp_path, "--json")
     dark, full = map(json.loads, done.stdout.splitlines())
     most = int(grey.max())
     assert (
