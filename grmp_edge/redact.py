@@ -20,6 +20,8 @@ _SECRET = re.compile(
     r"(?i)\b([a-z_-]*(?:user-id|user-pw|user|passw(?:or)?d|pwd|secret|token|api[_-]?key))\s*=\s*"
     r"(\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|[^\s!&]+)"
 )
+# An address whose scheme was left out or mistyped.
+_BARE = re.compile(r"(?!(?:file|gst):)[^\s:@/]+:\S*@(?=[\[A-Za-z0-9])")
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(?::[0-9]{0,5})?"
 _WHOLE_HOST = re.compile(_HOST + r"(?=[/?#]|$)")
@@ -38,7 +40,7 @@ def safe_name(source: str) -> str:
     """
     if _SCHEME.match(source):
         return _SECRET.sub(r"\1=***", _clean(source, _WHOLE_HOST))
-    return _masked(source)
+    return _masked(_BARE.sub("***@", source, count=1) if _BARE.match(source) else source)
 
 
 def scrub(text: str) -> str:

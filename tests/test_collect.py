@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,23 @@ def test_cameras(tmp_path: Path, tiny_bundle: Bundle) -> None:
     assert {each.camera for each in read_frames(tmp_path / "f")} == {"a", "b"}
     assert len(read_frames(tmp_path / "f")) == 8
     assert sum(step.outcome == "same" for step in found) > 50
+
+
+def test_the_time_ends_where_no_camera_gives_anything(tmp_path: Path, tiny_bundle: Bundle) -> None:
+    """A dead camera says so once, and then nothing that could be waited for."""
+    with (
+        Scorer.open(tiny_bundle, threads=1) as scorer,
+        FrameStore(tmp_path / "f") as store,
+        Live(scorer, [CameraConfig("rtsp://127.0.0.1:1/", backoff_min_s=60)], opener=opener({})) as live,
+    ):
+        ended = threading.Event()
+
+        def work() -> None:
+            list(collect_cameras(store, live, time.monotonic() + 0.3))
+            ended.set()
+
+        threading.Thread(target=work, daemon=True).start()
+        assert ended.wait(20)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import resource
 import socket
@@ -14,12 +15,14 @@ from dataclasses import replace
 import httpx
 import pytest
 from conftest import encode, make_image, until
-from starlette.types import Receive, Scope, Send
+from fastapi import Request
+from starlette.types import Message, Receive, Scope, Send
 from test_serve import COMMAND, server
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.runtime.web.connections import ConnectionLimits, peer_of
 from grmp_edge.runtime.web.guard import Guard, ServeConfig
+from grmp_edge.runtime.web.openapi import new_app
 from grmp_edge.runtime.web.score_app import listen
 from grmp_edge.runtime.web.server import Server, in_background
 
@@ -100,6 +103,25 @@ def test_the_silent_make_room_and_those_at_work_do_not() -> None:
         assert answered(at, "127.0.0.3")
         for client in (*silent, *others):
             client.close()
+
+
+def test_who_leaves_in_the_middle_of_a_body_is_no_error() -> None:
+    """uvicorn would log a traceback of each, and anybody may send a body to the login."""
+    app, answers = new_app("tried"), list[Message]()
+
+    @app.post("/")
+    async def take(request: Request) -> None:
+        await request.body()
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        answers.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": []}
+    asyncio.run(app(scope, receive, send))
+    assert answers[0]["status"] == 499
 
 
 def test_many_half_requests_and_few_descriptors(tiny_bundle: Bundle) -> None:

@@ -21,6 +21,7 @@ from grmp_edge.cli.live_plan import CameraOptions, plan_streams
 from grmp_edge.errors import SourceError, UsageError
 from grmp_edge.redact import has_password, safe_name, scrub, split_credentials
 from grmp_edge.runtime.sources.http import fetch_picture
+from grmp_edge.runtime.sources.sources import Failure, read_sources
 from grmp_edge.runtime.video.config import CaptureConfig
 from grmp_edge.runtime.video.rtsp import escaped
 
@@ -90,6 +91,19 @@ def test_addresses_without_a_password_stay_as_they_are(address: str) -> None:
     assert safe_name(address) == address
     assert split_credentials(address) == (address, "", "")
     assert not has_password(address)
+
+
+@pytest.mark.parametrize("written", ["adm:{}@10.0.0.5/x", "rtsp:/adm:{}@cam", "adm:{}@[fe80::1]:554/live"])
+def test_an_address_whose_scheme_is_missing_or_mistyped(written: str) -> None:
+    source = written.format(f"{_MARK}S3/c:r@t{_MARK}")
+    labels = [CaptureConfig(source).label, CaptureConfig("0", f"rtsp://{source}").label]
+    assert _MARK not in "".join([safe_name(source), *labels])
+    with pytest.raises(SourceError) as refused:
+        plan_streams([source], None)
+    (failure,) = read_sources([source])
+    assert isinstance(failure, Failure) and _MARK not in f"{refused.value} {failure.source} {failure.error}"
+    for name in ("file:/a/b:c@d.mp4", "photos/12:30@noon.jpg", "gate:1"):
+        assert safe_name(name) == name
 
 
 def test_which_addresses_hold_a_password() -> None:

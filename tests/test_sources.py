@@ -72,6 +72,7 @@ def test_globs(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_names_nothing(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
+    assert "an empty source" in failure("")  # not the working directory
     assert "no such file" in failure(tmp_path / "no.png")
     assert "no such file" in failure(tmp_path / "no.mp4")
     assert "no picture or video in this folder" in failure(tmp_path)

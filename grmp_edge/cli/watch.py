@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -142,7 +142,9 @@ def watch(
         if model != DEFAULT_BUNDLE:
             load = partial(backend.open, precision=precision)
             stack.enter_context(following(live, model, load, partial(typer.echo, err=True)))
-        with _until_signal(live), supervised(lambda: live.beat_s), _ending(live, span):
+        if span is not None:
+            live.until_s = time.monotonic() + span
+        with _until_signal(live), supervised(lambda: live.beat_s):
             broken = _show(live, sinks, as_json, calibration)
         dead = [status for status in live.status() if status.stats.state.value == "error"]
         for status in dead:
@@ -190,19 +192,6 @@ def _show(live: Live, sinks: list[QueuedSink], as_json: bool, calibration: Calib
                 if calibration is not None:
                     calibration.add(record["camera"], record["at"], record["value"], record["model"])
     return bool(gone)
-
-
-@contextlib.contextmanager
-def _ending(live: Live, after_s: float | None) -> Iterator[None]:
-    """End a watch after some seconds; None: never."""
-    timer = threading.Timer(after_s or 0.0, live.stop)
-    timer.daemon = True
-    if after_s is not None:
-        timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _print_limits(calibration: Calibration) -> None:

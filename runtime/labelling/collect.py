@@ -78,9 +78,8 @@ def collect_cameras(store: FrameStore, live: Live, until_s: float) -> Iterator[C
     Yields:
         Each frame's outcome.
     """
+    live.until_s = until_s  # dead cameras give no events to look at the clock by
     for event in live.events():
-        if time.monotonic() >= until_s:
-            return
         if not isinstance(event, LiveScore):
             continue
         captured_s = event.score.captured_s or time.monotonic()

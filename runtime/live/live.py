@@ -93,6 +93,7 @@ class Live:
         self._ready = threading.Condition()
         self._changes: deque[CameraEvent] = deque()
         self._stopping = False
+        self.until_s = float("inf")  # when events() ends by itself, in monotonic seconds
         self.beat_s = time.monotonic()  # when events() last made progress; if seconds ago, it hangs
         self._turn = 0  # which camera comes first in the next batch
         self._rotations: dict[str, Rotation] = {}
@@ -173,12 +174,12 @@ class Live:
         self._stopping = True  # without the lock: a signal may arrive while this thread holds it
 
     def events(self) -> Iterator[LiveEvent]:
-        """Yield scores, changes and alerts until :meth:`stop`, or until every camera has ended.
+        """Yield scores, changes and alerts until :meth:`stop`, ``until_s``, or every camera has ended.
 
         Raises:
             BackendError: the network failed.
         """
-        while not self._stopping:
+        while not self._stopping and time.monotonic() < self.until_s:
             self.beat_s = time.monotonic()
             changes, frames, over = self._gather()
             for change in changes:

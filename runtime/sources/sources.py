@@ -168,6 +168,8 @@ def list_sources(
 
 def _expand(source: str, private: str) -> Iterator[Listed | Failure]:
     path = Path(source)
+    if not source:  # as of a variable that is not set; a Path would be the working directory
+        raise SourceError("an empty source", "give a file, a folder, a glob or -")
     if source.startswith(("http://", "https://")):
         yield Remote(source, private)
     elif "://" in source:
@@ -177,6 +179,10 @@ def _expand(source: str, private: str) -> Iterator[Listed | Failure]:
         )
     elif path.is_dir():
         yield from _some(_walk(path), f"{path}: no picture or video in this folder")
+    elif safe_name(source) != source and not path.exists():
+        raise SourceError(
+            f"{safe_name(source)}: no such file", "check the path; an address begins with http://"
+        )
     elif path.exists() or not glob.has_magic(source):
         yield path  # if missing, reported on reading, like any other that is unreadable
     else:

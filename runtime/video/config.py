@@ -50,7 +50,8 @@ class CaptureConfig:
     @property
     def label(self) -> str:
         """The name to show: never with a credential."""
-        return self.name or safe_name(self.source)
+        address = "://" in self.name and "@" in self.name
+        return (safe_name(self.name) if address else self.name) or safe_name(self.source)
 
 
 def check_positive(config: CaptureConfig, *fields: str) -> None:

@@ -115,7 +115,10 @@ def add_kserve(
 
 
 def _read(body: bytes, length: str | None) -> tuple[dict[str, Any], dict[str, tuple[str, list[int], Any]]]:
-    """Take a request apart: its JSON, and each input's (datatype, shape, bytes or list)."""
+    """Take a request apart: its JSON, and each input's (datatype, shape, bytes or list).
+
+    To the JSON is added which outputs are ``asked`` for, each with whether in binary, and whether all are.
+    """
     try:
         end = len(body) if length is None else int(length)
         if not 0 <= end <= len(body):
@@ -133,7 +136,11 @@ def _read(body: bytes, length: str | None) -> tuple[dict[str, Any], dict[str, tu
             if any(side < 0 for side in shape):
                 raise ValueError(f"a shape of {shape}")
             tensors[str(tensor["name"])] = str(tensor["datatype"]), shape, data
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        usual = (header.get("parameters") or {}).get("binary_data_output", False)
+        asked = header.get("outputs") or []
+        asked = {str(own["name"]): (own.get("parameters") or {}).get("binary_data", usual) for own in asked}
+        header |= {"asked": asked, "binary": usual}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UsageError(
             f"not a request of the Open Inference Protocol: {type(error).__name__} {error}",
             "send inputs with name, datatype, shape and data",
@@ -193,17 +200,16 @@ def _scored(results: Sequence[Score | GrmpError], causes: Sequence[str], output:
 
 def _answer(header: Mapping[str, Any], outputs: Mapping[str, Array], version: str) -> Response:
     """The outputs that were asked for, all by default; in binary where that was asked for."""
-    asked = {str(own.get("name")): own.get("parameters", {}) for own in header.get("outputs") or []}
+    asked: dict[str, bool] = header["asked"]
     unknown = sorted(set(asked) - set(outputs))
     if unknown:
         raise UsageError(f"no output {unknown[0]!r}", f"ask for {', '.join(outputs)}")
-    all_binary = (header.get("parameters") or {}).get("binary_data_output", False)
     told, tail = [], b""
     for name, values in outputs.items():
         if asked and name not in asked:
             continue
         tensor: dict[str, Any] = {"name": name, "datatype": "FP32", "shape": list(values.shape)}
-        if asked.get(name, {}).get("binary_data", all_binary):
+        if asked.get(name, header["binary"]):
             tensor["parameters"] = {"binary_data_size": values.nbytes}
             tail += values.tobytes()
         else:

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from pydantic import BaseModel, Field
+from starlette.requests import ClientDisconnect
 
 from grmp_edge import __version__
 
@@ -185,6 +186,10 @@ def new_app(title: str, **options: Any) -> FastAPI:
     async def refused(_: Request, error: RequestValidationError) -> JSONResponse:
         words = "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors())
         return JSONResponse({"detail": words}, 422)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # as nginx counts them; uvicorn would log a traceback of each
 
     return app
 
