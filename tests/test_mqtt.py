@@ -24,6 +24,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 from test_sinks import LOST, alert_event, put, score_event
 
 from grmp_edge.runtime.sinks.make import make_sink
+from grmp_edge.runtime.sinks.mqtt import MqttWriter
+from grmp_edge.runtime.sinks.queue import EarlierLostError, Message, to_record
 
 pytestmark = pytest.mark.system
 
@@ -201,6 +203,16 @@ def test_alerts_that_the_broker_never_took_are_counted(tmp_path: Path) -> None:
     stats = sink.close()
     assert (stats.written, stats.failed) == (0, 2)
     assert "before the broker took all alerts" in stats.error
+
+
+def test_an_alert_is_not_confirmed_by_an_earlier_message_of_its_id() -> None:
+    """Of which there are 65,535: a day of scores, one a second."""
+    writer = MqttWriter(f"mqtt://127.0.0.1:{free_port()}")
+    writer._confirmed.update(range(1, 65536))
+    event = alert_event(1)
+    writer.write(Message(to_record(event), event.image))
+    with pytest.raises(EarlierLostError):
+        writer.close()
 
 
 def test_a_wrong_password_is_told(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,6 +141,9 @@ def test_bounded_on_disk_after_months() -> None:
 
 
 def test_parts_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="no part"):
-        Part(2, 0, 2, 3, "")
+    right = {"row": 1, "column": 0, "rows": 2, "columns": 3, "detail": ""}
+    for wrong in ({"row": 2}, {"row": 0.5}, {"columns": 3.0}, {"detail": 5}, {"detail": None}):
+        odd: Any = {**right, **wrong}
+        with pytest.raises(ValueError, match="no part"):
+            Part(**odd)
     assert Parts.from_json({"size": [640, 360], "grid": [99, 3]}).to_json() == Parts().to_json()

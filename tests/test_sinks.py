@@ -105,6 +105,17 @@ def test_a_full_disk_is_counted_and_told() -> None:
     assert "No space left" in stats.error
 
 
+def test_another_csv_is_not_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("image,mos\na.png,3\n")
+    with pytest.raises(UsageError, match="something else"):
+        make_sink({"kind": "csv", "path": path})
+    assert path.read_text() == "image,mos\na.png,3\n"
+    for ours in ("", "at,event,cam", "1.0,score" + "," * 15 + "\n"):  # new, cut, without its first lines
+        path.write_text(ours)
+        make_sink({"kind": "csv", "path": path}).close()
+
+
 def test_csv_is_continued(tmp_path: Path) -> None:
     for index in (1, 2):
         sink = make_sink({"kind": "csv", "path": tmp_path / "a.csv"})

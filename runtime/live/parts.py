@@ -54,7 +54,10 @@ class Part:
     columns: int
     detail: str
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # it is read from a file
+        numbers = (self.row, self.column, self.rows, self.columns)
+        if not all(isinstance(number, int) for number in numbers) or not isinstance(self.detail, str):
+            raise ValueError("no part")
         if not (0 <= self.row < self.rows <= _ROWS and 0 <= self.column < self.columns <= _COLUMNS):
             raise ValueError(f"no part of a grid of {self.rows} x {self.columns}")
 

@@ -29,6 +29,9 @@ _COLUMNS = (
 )  # fmt: skip
 
 
+_FEWEST = 15  # columns of the first version
+
+
 def _cell(record: Record, name: str) -> object:
     value = record.get(name)
     return json.dumps(value) if isinstance(value, dict) else value
@@ -169,13 +172,20 @@ class CsvWriter(Writer):
 
 
 def _columns_of(path: Path) -> tuple[str, ...]:
-    """The columns of a CSV of events; those of an older version lack the last ones."""
+    """The columns of a CSV of events; those of an older version lack the last ones.
+
+    Raises:
+        UsageError: it is another CSV.
+    """
     if path.is_file():  # a pipe cannot be read back
         with path.open("rb") as stream:
             first = stream.readline(1000)
         for count in range(len(_COLUMNS), 0, -1):
             if first == csv_row(_COLUMNS[:count]):
                 return _COLUMNS[:count]
+        # One whose first lines were cut off, or whose header a power failure cut, is still one.
+        if first.endswith(b"\n") and first.count(b",") + 1 < _FEWEST:
+            raise UsageError(f"{path}: a CSV of something else, and no events", "name another file")
     return _COLUMNS
 
 

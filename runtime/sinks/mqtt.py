@@ -137,6 +137,7 @@ class MqttWriter(Writer):
             raise GrmpError(f"{self._name}: {reason}", remedy)
         kind = record["event"]
         payload = json.dumps(record).encode("ascii")
+        self._unconfirmed()  # message ids come again: what is confirmed by now is another one
         # Alerts wait for a broker that is away.
         result = self._client.publish(f"{topic}/{kind}", payload, qos=1 if kind == "alert" else 0)
         if result.rc not in (0, 4):  # 4: no connection, so the alert is queued
