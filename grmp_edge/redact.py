@@ -29,15 +29,17 @@ _TEXT_HOST = re.compile(_HOST + r"(?=[/?#\s\"'!),;]|$)")  # in a text, an addres
 
 # Passwords that were taken from addresses, however they may be written in other programs' messages.
 _known: set[str] = set()
+_LONGEST = 180  # characters of a slug: file systems take 255 bytes, with what is put around it
 _SHORTEST = 4  # a shorter one would be found in ordinary words
 
 
 def safe_name(source: str) -> str:
-    """A source without its user, password and unknown query values.
+    """A source without its user, password and unknown query values; bytes that are not UTF-8 are escaped.
 
     >>> safe_name("rtsp://admin:secret@10.0.0.5:554/live?channel=1&auth=abc")
     'rtsp://10.0.0.5:554/live?channel=1&auth=***'
     """
+    source = source.encode("utf-8", "backslashreplace").decode()
     if _SCHEME.match(source):
         return _SECRET.sub(r"\1=***", _clean(source, _WHOLE_HOST))
     return _masked(_BARE.sub("***@", source, count=1) if _BARE.match(source) else source)
@@ -103,16 +105,18 @@ def _clean_pair(pair: str) -> str:
 def slug(name: str) -> str:
     """A name as one word of letters, digits, ``_`` and ``-``, for MQTT topics and file names.
 
-    A name that is such a word is returned unchanged. In any other, all else is replaced, and a piece of the
-    name's SHA-256 is appended: names that differ only in punctuation stay distinct, the same in every run.
+    A name that is such a word, of 180 characters at most, is returned unchanged. In any other, all else is
+    replaced, its end is kept, and a piece of its SHA-256 is appended: names that differ only in punctuation
+    stay distinct, the same in every run.
 
     >>> slug("gate"), slug("gate.1"), slug("gate 1")
     ('gate', 'gate_1-4c8a47', 'gate_1-76ffb8')
     """
     word = re.sub(r"[^A-Za-z0-9_-]+", "_", name)
-    if word == name and word:
+    if word == name and 0 < len(word) <= _LONGEST:
         return word
-    return f"{word.strip('_') or 'camera'}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+    return f"{word.strip('_')[-_LONGEST:] or 'camera'}-{digest}"
 
 
 def split_credentials(url: str) -> tuple[str, str, str]:

@@ -16,7 +16,7 @@ from helpers_live import FakeCapture, opener
 
 from grmp_edge.bundle import Bundle
 from grmp_edge.errors import SourceError, UsageError
-from grmp_edge.runtime.live.alarms import CameraAlarms
+from grmp_edge.runtime.live.alarms import CameraAlarms, Keeper
 from grmp_edge.runtime.live.alert import AlertRule
 from grmp_edge.runtime.live.change import shifted, trend
 from grmp_edge.runtime.live.config import CameraConfig, LiveConfig
@@ -345,6 +345,17 @@ def test_tamper_survives_a_restart_and_is_accepted() -> None:
     again.accept()
     assert watched(other, other, again)[1] is None
     assert len(str(before.to_json())) < 60_000
+
+
+def test_a_memory_that_cannot_be_kept_is_told_once(tmp_path: Path) -> None:
+    """Weeks of it would be lost at the next start, without a word."""
+    (tmp_path / "file").touch()
+    told: list[str] = []
+    keeper = Keeper(told.append)
+    for name in ("a", "b"):
+        keeper(tmp_path / "file" / f"{name}.json", {})
+    keeper.close()
+    assert len(told) == 1 and "a.json" in told[0]
 
 
 def test_a_lost_camera_is_an_alert_and_its_memory_a_file(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from grmp_edge import redact
 from grmp_edge.cli.live_plan import CameraOptions, plan_streams
 from grmp_edge.errors import SourceError, UsageError
-from grmp_edge.redact import has_password, safe_name, scrub, split_credentials
+from grmp_edge.redact import has_password, safe_name, scrub, slug, split_credentials
 from grmp_edge.runtime.sources.http import fetch_picture
 from grmp_edge.runtime.sources.sources import Failure, read_sources
 from grmp_edge.runtime.video.config import CaptureConfig
@@ -104,6 +104,14 @@ def test_an_address_whose_scheme_is_missing_or_mistyped(written: str) -> None:
     assert isinstance(failure, Failure) and _MARK not in f"{refused.value} {failure.source} {failure.error}"
     for name in ("file:/a/b:c@d.mp4", "photos/12:30@noon.jpg", "gate:1"):
         assert safe_name(name) == name
+
+
+def test_the_name_of_a_file_that_is_not_utf8_can_be_written() -> None:
+    """Into topics, metrics, pages and names of files."""
+    label = CaptureConfig("file:\udcff/ü.mp4").label
+    assert label == r"file:\udcff/ü.mp4" and slug("\udcff").isascii()
+    assert slug("a" * 180) == "a" * 180 and slug("b" + "a" * 200) != slug("c" + "a" * 200)
+    assert len(slug("a" * 5000)) < 200
 
 
 def test_which_addresses_hold_a_password() -> None:

@@ -123,7 +123,7 @@ def _serve_cameras(
     stack.callback(close_sinks, sinks)
     for sink in plan.sinks:
         sinks.append(make_sink(sink, tell_warning))
-    live = Live(scorer, plan.cameras, plan.live)
+    live = Live(scorer, plan.cameras, plan.live, tell=tell_warning)
     describe_memory(live)
     dashboard = Dashboard(live, sinks)
     sinks.append(dashboard.sink)

@@ -132,7 +132,7 @@ def watch(
         if sink_options.collect is not None:
             keeper = KeepWriter(sink_options.collect, partial(typer.echo, err=True))
             sinks.append(QueuedSink("collect", keeper))
-        live = Live(scorer, plan.cameras, plan.live)
+        live = Live(scorer, plan.cameras, plan.live, tell=tell_warning)
         if http is not None:
             sinks.append(stack.enter_context(serve_beside(live, sinks, http)))
         if not as_json:

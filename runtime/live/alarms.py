@@ -37,6 +37,7 @@ UInt8Array = npt.NDArray[np.uint8]
 
 _SAVE_S = 900.0  # a crash loses the learning of a quarter of an hour
 _CLOSE_S = 5.0
+_TELL_S = 3600.0
 _HOLD_S = 2.0  # a black or no-signal picture must last this long: some cameras send one at every switch
 _BACK_S = 2.0  # and a good one this long to clear it
 _FALLEN = 0.04  # least fall that a trend reports
@@ -377,11 +378,12 @@ def _table(data: Mapping[str, object], key: str) -> dict[str, object]:
 class Keeper(Closing):
     """Writes files on a thread of its own, the newest version of each: a busy disk holds up nobody."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], object] = lambda _: None) -> None:
+        """``tell`` is called with why a file cannot be written, at most once an hour."""
+        self._tell, self._told = tell, float("-inf")
         self._waiting: dict[Path, Mapping[str, object]] = {}
         self._ready = threading.Condition()
         self._closing = False
-        self.error = ""  # why the last file could not be written
         self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
         self._thread.start()
 
@@ -409,6 +411,7 @@ class Keeper(Closing):
                 data = self._waiting.pop(path)
             try:
                 write_json(path, data)
-                self.error = ""
             except OSError as error:  # a full disk: what is known stays in memory
-                self.error = f"{path}: {error.strerror}"
+                if time.monotonic() - self._told >= _TELL_S:
+                    self._told = time.monotonic()
+                    self._tell(f"what is usual cannot be kept: {path}: {error.strerror}")

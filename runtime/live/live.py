@@ -86,8 +86,17 @@ class Live:
         cameras: Sequence[CameraConfig],
         config: LiveConfig | None = None,
         opener: Callable[[CameraConfig], Capture] = open_capture,
+        tell: Callable[[str], object] = lambda _: None,
     ) -> None:
-        """``opener`` opens the sources; pass another for custom sources or tests."""
+        """Nothing is opened yet.
+
+        Args:
+            scorer: scores the frames.
+            cameras: which.
+            config: how they share the network.
+            opener: opens the sources; pass another for custom sources or tests.
+            tell: called, on any thread, with what an operator should know.
+        """
         self.scorer = scorer
         self.config = config or LiveConfig()
         self._ready = threading.Condition()
@@ -98,7 +107,7 @@ class Live:
         self._turn = 0  # which camera comes first in the next batch
         self._rotations: dict[str, Rotation] = {}
         self._cameras = [self._camera(camera, opener) for camera in distinct(cameras)]
-        self._keeper = Keeper()
+        self._keeper = Keeper(tell)
         self._alarms = {camera.label: self._alarms_of(camera.config) for camera in self._cameras}
         self._accepted: deque[str] = deque()
         self._next: deque[Scorer] = deque()
