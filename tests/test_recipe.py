@@ -49,7 +49,7 @@ def test_a_fault_is_a_function_of_its_seed_and_grows_with_severity(name: str) ->
     if name not in STREAMED:  # x264 may differ between runs of another build, not of this one
         assert np.array_equal(made[1], shown(0.5))
     change = [np.abs(each.astype(int) - clean).mean() for each in made]
-    if name in FAULTS and name != "lost_packets":  # which strike at random
+    if name in FAULTS:
         assert change[0] < change[2] and change[1] > 0.2
 
 
@@ -73,6 +73,21 @@ def test_a_lower_bitrate_is_smaller_and_further_off() -> None:
     fine, coarse = video(clean, "h264", 20), video(clean, "h264", 40)
     assert coarse[1] < fine[1] / 2
     assert np.abs(coarse[0].astype(int) - clean).mean() > np.abs(fine[0].astype(int) - clean).mean()
+
+
+@NEEDS_FFMPEG
+@pytest.mark.parametrize(("severity", "least", "most"), [(0.3, 0.05, 0.3), (1.0, 0.35, 1.0)])
+def test_lost_packets_are_seen_in_so_many_blocks(severity: float, least: float, most: float) -> None:
+    clean = np.asarray(cv2.GaussianBlur(picture(2), (0, 0), 1.5), np.uint8)  # coding alone changes it little
+    lost = apply("lost_packets", clean, severity, np.random.default_rng(5))
+    blocks = np.abs(lost.astype(int) - clean).mean(axis=2).reshape(15, 16, 20, 16).mean(axis=(1, 3))
+    assert least < (blocks > 8).mean() < most
+
+
+def test_over_exposure_burns_out_a_dim_picture_too() -> None:
+    for clean in (picture(), np.asarray(picture() // 3, np.uint8)):
+        burnt = apply("over_exposure", clean, 0.5, np.random.default_rng(0))
+        assert (burnt.max(axis=2) == 255).mean() >= 0.16
 
 
 def test_without_ffmpeg_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

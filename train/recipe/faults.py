@@ -6,12 +6,11 @@ to 1 (ruins), .5 is plain to see. Pictures are uint8 (H, W, 3) RGB. ``HEALTHY`` 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -25,6 +24,11 @@ __all__ = ["FAULTS", "HEALTHY", "LOCAL", "Fault", "Picture", "Random", "apply", 
 Picture = NDArray[np.uint8]
 Random = np.random.Generator
 _LIGHT = np.power(np.arange(256, dtype=np.float32) / 255, 2.2)  # linear light of each value
+_FFMPEG = ("ffmpeg", "-v", "quiet", "-nostdin", "-threads", "1")
+_SHAKEN, _SLICES, _TRIES = 4, 8, 5  # frames before the one that is shown; parts of each; tries of losses
+_HEADER, _PACKET = 12, 1400  # bytes of a slice that are kept, and of a packet
+_SEEN = 8  # grey values: a block that is off by so much is seen to be wrong
+_DIMMEST = 0.02  # linear light: what is darker is not burnt out
 _SITE = 0.6  # sigma in pixels of interpolation between the sensor's sites
 
 
@@ -163,7 +167,7 @@ def jpeg_at(x: Picture, quality: int) -> Picture:
     return np.ascontiguousarray(decoded[:, :, ::-1])
 
 
-def video(x: Picture, codec: str, crf: int, frames: int = 1, lost: float = 0.0) -> tuple[Picture, int]:
+def video(x: Picture, codec: str, crf: int, frames: int = 1) -> tuple[Picture, int]:
     """Encode a slow pan over the picture and decode its last frame.
 
     Args:
@@ -171,7 +175,6 @@ def video(x: Picture, codec: str, crf: int, frames: int = 1, lost: float = 0.0) 
         codec: ``h264`` or ``hevc``.
         crf: the encoder's constant rate factor.
         frames: of the pan, three pixels a frame.
-        lost: share of bits of the later frames that are altered on the way.
 
     Returns:
         The frame, and the stream's size in bytes.
@@ -180,38 +183,40 @@ def video(x: Picture, codec: str, crf: int, frames: int = 1, lost: float = 0.0) 
         DataError: there is no ffmpeg program.
         RuntimeError: it decoded no frame.
     """
+    stream = _encode(x, codec, crf, [(0, 3 * (frames - 1 - i)) for i in range(frames)])
+    return _decode(x, codec, stream, frames), len(stream)
+
+
+def _encode(x: Picture, codec: str, crf: int, shifts: Sequence[tuple[int, int]], slices: int = 1) -> bytes:
+    """The elementary stream of a picture moved by (rows, columns), a frame for each; ``slices``: H.264's."""
     if shutil.which("ffmpeg") is None:
         raise DataError(
             "faults of video streams need the program ffmpeg, which is not installed",
             "install it, for instance with: apt install ffmpeg",
         )
     height, width = x.shape[0] & ~1, x.shape[1] & ~1
-    shown = np.ascontiguousarray(x[:height, :width])
-    raw = b"".join(np.roll(shown, 3 * (frames - 1 - i), axis=1).tobytes() for i in range(frames))
-    size = f"{width}x{height}"
-    options = ["-c:v", "libx264"]
+    raw = b"".join(np.roll(x[:height, :width], shift, axis=(0, 1)).tobytes() for shift in shifts)
+    options = ["-c:v", "libx264", "-slices", str(slices)]
     if codec == "hevc":
         options = ["-c:v", "libx265", "-x265-params", "log-level=none:pools=none:frame-threads=1"]
-    base = ["ffmpeg", "-v", "quiet", "-nostdin", "-y", "-threads", "1"]
-    with tempfile.TemporaryDirectory() as folder:
-        stream = str(Path(folder) / ("a.hevc" if codec == "hevc" else "a.h264"))
-        encode = [*base, "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", "12", "-i", "-", *options]
-        encode += ["-preset", "veryfast", "-bf", "0", "-crf", str(crf), "-pix_fmt", "yuv420p"]
-        if lost:
-            amount = f"not(key)*{int(1 / lost)}"
-            encode += ["-slices", "8", "-bsf:v", f"noise=amount='{amount}'"]
-        subprocess.run([*encode, stream], input=raw, check=True)
-        size_in_bytes = Path(stream).stat().st_size
-        decode = [*base, "-ec", "guess_mvs+deblock", "-flags", "+output_corrupt", "-i", stream]
-        decode += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-        out = subprocess.run(decode, stdout=subprocess.PIPE, check=False).stdout
-    last = len(out) // (height * width * 3)
-    if last == 0:
-        raise RuntimeError("ffmpeg decoded no frame")
-    frame = np.frombuffer(out, np.uint8)[(last - 1) * height * width * 3 : last * height * width * 3]
-    made = x.copy()
-    made[:height, :width] = frame.reshape(height, width, 3)
-    return made, size_in_bytes
+    given = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", "12", "-i", "-"]
+    options += ["-preset", "veryfast", "-bf", "0", "-crf", str(crf), "-pix_fmt", "yuv420p"]
+    command = [*_FFMPEG, *given, *options, "-f", codec, "-"]
+    return subprocess.run(command, input=raw, stdout=subprocess.PIPE, check=True).stdout
+
+
+def _decode(x: Picture, codec: str, stream: bytes, frames: int) -> Picture:
+    """The last of so many frames of an elementary stream, in place of ``x``."""
+    options = ["-ec", "guess_mvs+deblock", "-flags", "+output_corrupt", "-f", codec, "-i", "-"]
+    command = [*_FFMPEG, *options, "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    out = subprocess.run(command, input=stream, stdout=subprocess.PIPE, check=False).stdout
+    height, width = x.shape[0] & ~1, x.shape[1] & ~1
+    size = height * width * 3
+    if len(out) != frames * size:
+        raise RuntimeError(f"ffmpeg decoded {len(out) / size:g} frames, not {frames}")
+    made: Picture = x.copy()
+    made[:height, :width] = np.frombuffer(out[-size:], np.uint8).reshape(height, width, 3)
+    return made
 
 
 def h264(x: Picture, s: float, rng: Random) -> Picture:
@@ -225,8 +230,41 @@ def hevc(x: Picture, s: float, rng: Random) -> Picture:
 
 
 def lost_packets(x: Picture, s: float, rng: Random) -> Picture:
-    """H.264 of which bits were altered on the way."""
-    return video(x, "h264", 26, 5, lost=_between(s, 1 / 600, 1 / 25))[0]
+    """H.264 of an unsteady camera without some of its packets: 5 to 60 % of all blocks are wrong.
+
+    How much of a loss shows is a matter of luck, as decoders fill what is missing from the frame before: so
+    it is looked at, and of several tries the one nearest to that share is taken.
+    """
+    shifts = [*((int(a), int(b)) for a, b in rng.integers(-24, 25, (_SHAKEN, 2))), (0, 0)]
+    stream, aim = _encode(x, "h264", 26, shifts, _SLICES), _between(s, 0.05, 0.6)
+    made, whole = x, _decode(x, "h264", stream, len(shifts))
+    nearest = np.inf
+    for _ in range(_TRIES):
+        with contextlib.suppress(RuntimeError):  # lost altogether
+            tried = _decode(x, "h264", _without_packets(stream, rng.uniform(0, 1.5 * aim), rng), len(shifts))
+            share = _wrong(tried, whole)
+            away = abs(np.log((share + 0.01) / aim))
+            if away < nearest:
+                made, nearest = tried, away
+    return made
+
+
+def _without_packets(stream: bytes, share: float, rng: Random) -> bytes:
+    """An H.264 stream (Annex B) of which a ``share`` of the slices, by chance, lacks a packet's bytes."""
+    units = stream.split(b"\0\0\1")
+    for index, unit in enumerate(units):
+        if unit and unit[0] & 31 in (1, 5) and len(unit) > _HEADER and rng.random() < share:
+            at = int(rng.integers(_HEADER, len(unit)))
+            units[index] = unit[:at] + unit[at + _PACKET :]
+    return b"\0\0\1".join(units)
+
+
+def _wrong(shown: Picture, whole: Picture) -> float:
+    """Share of blocks of 16 x 16 pixels that are not what they should be."""
+    change = cv2.absdiff(shown, whole).mean(axis=2)
+    height, width = change.shape
+    blocks = cv2.resize(change, (max(1, width // 16), max(1, height // 16)), interpolation=cv2.INTER_AREA)
+    return float((blocks > _SEEN).mean())
 
 
 # Light and air
@@ -238,8 +276,13 @@ def under_exposure(x: Picture, s: float, rng: Random) -> Picture:
 
 
 def over_exposure(x: Picture, s: float, rng: Random) -> Picture:
-    """Linear light times 1.9 to 14."""
-    return _encoded(_linear(x) * _between(s, 1.9, 14.0) + 0.02 * s)
+    """Linear light times 1.9 to 14, and enough to burn out 5 to 60 % of the picture.
+
+    A dim scene bears more light than a bright one, and may be the better for it.
+    """
+    light = _linear(x)
+    burns = 1 / max(float(np.quantile(light.max(axis=2), 1 - _between(s, 0.05, 0.6))), _DIMMEST)
+    return _encoded(light * max(_between(s, 1.9, 14.0), burns) + 0.02 * s)
 
 
 def glare(x: Picture, s: float, rng: Random) -> Picture:

@@ -40,7 +40,6 @@ __all__ = [
 RANKED = ("jpeg_q30", "h264_quarter", "noise5", "blur1", "defocus2")
 LOCAL = ("local_blur", "local_smear", "local_drop")
 _PLAIN = 0.5  # the severity that is plain to see
-_PLAIN_LOSS = 0.85  # of lost packets, which strike at random
 _FALL, _STAYS = 0.15, 0.1  # how far a score falls at a plain fault, and may fall where nothing is wrong
 _PLACES = (0.1, 0.37, 0.63, 0.9)  # of a clip, from which frames are taken
 _PICTURES = 18  # held-out photographs, the largest set first
@@ -213,7 +212,7 @@ def _state(state: str, picture: Picture, rng: Random) -> Picture:
     if state == "clean":
         return picture
     if state in FAULTS or state in HEALTHY:
-        return apply(state, picture, _PLAIN_LOSS if state == "lost_packets" else _PLAIN, rng)
+        return apply(state, picture, _PLAIN, rng)
     if state == "jpeg_q30":
         return jpeg_at(picture, 30)
     if state == "h264_quarter":  # of the bitrate that is visually lossless, crf 20: about crf 30
