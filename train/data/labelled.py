@@ -375,12 +375,11 @@ def split_indices(data: Labelled, config: SplitConfig) -> Split:
             "lower --labels or --test-fraction, or label more pictures (at least 4)",
         )
     if judged:
-        return Split(tuple(rest[:count]), tuple(sorted(judged)), tuple(sorted(held)))
+        return Split(tuple(sorted(rest[:count])), tuple(sorted(judged)), tuple(sorted(held)))
     drawn = set(rest[:count])
     chosen = [[index for index in groups[key] if index in drawn] for key in order]
     validation = _validation(chosen, min(round(config.validation_fraction * count), count - 2))
-    train = [index for index in rest[:count] if index not in validation]
-    return Split(tuple(train), tuple(sorted(validation)), tuple(sorted(held)))
+    return Split(tuple(sorted(drawn - set(validation))), tuple(sorted(validation)), tuple(sorted(held)))
 
 
 def _fixed_sides(data: Labelled, fixed: Sequence[str]) -> tuple[set[int], set[int]]:
