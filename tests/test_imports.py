@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ ALLOWED = {
 HEAVY = {"torch", "open_clip", "onnx", "onnxruntime", "tensorrt", "safetensors"}
 
 
+@functools.cache
 def files() -> dict[Path, str]:
     """Every module of the package with its part."""
     parts = dict.fromkeys((ROOT / "grmp_edge").glob("*.py"), "core")
@@ -40,13 +42,13 @@ def module_name(path: Path) -> str:
     return ".".join(names if names[0] == "grmp_edge" else ["grmp_edge", *names])
 
 
+@functools.cache
 def graph() -> dict[str, set[str]]:
     """Which module imports which, anywhere in it, TYPE_CHECKING included; doors (__init__) left out."""
     modules = {module_name(path): path for path in files() if path.stem != "__init__"}
     edges: dict[str, set[str]] = {}
     for name, path in modules.items():
-        used = imports(ast.parse(path.read_text(encoding="utf-8")))
-        ends = {each if each in modules else each.rpartition(".")[0] for each in used}
+        ends = {each if each in modules else each.rpartition(".")[0] for each in imported_in(path)}
         edges[name] = (ends & set(modules)) - {name}
     return edges
 
@@ -86,6 +88,11 @@ def imports(tree: ast.AST) -> set[str]:
     return names
 
 
+@functools.cache
+def imported_in(path: Path) -> set[str]:
+    return imports(ast.parse(path.read_text(encoding="utf-8")))
+
+
 def part(name: str) -> str | None:
     """The part of the project that a dotted name belongs to."""
     if name.split(".")[0] != "grmp_edge":
@@ -117,17 +124,16 @@ def at_import_time(tree: ast.Module) -> ast.Module:
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_one_way(path: Path) -> None:
     own = files()[path]
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = {other for name in imports(tree) if (other := part(name))}
+    found = {other for name in imported_in(path) if (other := part(name))}
     assert found <= ALLOWED[own] | {own}
-    bare = {name.split(".")[0] for name in imports(tree)}
+    bare = {name.split(".")[0] for name in imported_in(path)}
     assert not bare & set(ROOMS), "import the rooms as grmp_edge.train and so on"
-    eager = {name.split(".")[0] for name in imports(at_import_time(tree))}
+    early = imports(at_import_time(ast.parse(path.read_text(encoding="utf-8"))))
+    eager = {name.split(".")[0] for name in early}
     if own not in ("train", "export"):
         assert not eager & HEAVY
     if own == "cli":
-        rooms = {part(name) for name in imports(at_import_time(ast.parse(path.read_text(encoding="utf-8"))))}
-        assert not rooms & set(ROOMS)
+        assert not {part(name) for name in early} & set(ROOMS)
         assert not eager & {"numpy", "cv2"}
 
 
