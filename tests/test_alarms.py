@@ -96,7 +96,7 @@ def test_the_memory_cannot_be_led_away() -> None:
 
 def test_dusk_moves_through_the_year() -> None:
     memory = Memory("m")
-    for minute in range(0, 182 * 1440, 3):
+    for minute in range(0, 182 * 1440, 5):
         second, day = minute * 60.0, minute / 1440
         half = (8.0 - 4.0 * np.cos(np.pi * day / 182)) / 48  # of the light, from 4 hours to 12
         assert half >= 0

@@ -453,7 +453,7 @@ def test_blur_is_learned_and_shuffled_labels_are_not() -> None:
     for shuffled in (False, True):
         mix = np.random.default_rng(0).permutation if shuffled else np.copy
         model = tiny_model()
-        config = FinetuneConfig(epochs=100, evaluate_every=2, patience=1000, lr=0.02, batch=16, qgr=False)
+        config = FinetuneConfig(epochs=60, evaluate_every=10, patience=1000, lr=0.02, batch=16, qgr=False)
         finetune(model, Part(images, mix(quality)), Part(judge_images, mix(judge_quality)), config)
         found = predict(model, held_images)
         rank.append(srcc(found, held_quality))
