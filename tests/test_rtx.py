@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,14 +71,21 @@ def test_engines_of_the_default_model(precision: str, rtx: TensorRT) -> None:
 
 @pytest.mark.parametrize(("name", "gpu"), [("ViT-B-16", GPU_METHODS), ("ViT-L-14", ())])
 def test_engines_of_clips_towers(name: str, gpu: Sequence[GpuMethod], rtx: TensorRT, tmp_path: Path) -> None:
+    """Eight bits of GPUs on four blocks of B/16: to the builder one is like another."""
     torch.manual_seed(0)
     folded = fold(GrmpIqa(load_backbone(BackboneConfig(name, "random"))).eval())
     width, count = folded.width, len(folded.blocks)
-    bundle = bundle_of(folded, tmp_path, gpu=gpu)
+    bundle = bundle_of(folded, tmp_path, gpu=())
+    shorter = replace(folded, blocks=folded.blocks[-4:])
     del folded
-    for precision in ("fp32", "fp16", "int8", *gpu):
+    for precision in ("fp32", "fp16", "int8"):
         trial = rehearse(bundle, BuildConfig(precision), rtx)
         check_layers(precision, trial, 12 * width * width * (count - 1) * 4)
+    (tmp_path / "shorter").mkdir()
+    eight = bundle_of(shorter, tmp_path / "shorter", gpu=gpu) if gpu else bundle
+    for precision in gpu:
+        trial = rehearse(eight, BuildConfig(precision), rtx)
+        check_layers(precision, trial, 12 * width * width * 3 * 4)
 
 
 def test_a_workspace_too_small_is_refused_with_the_remedy(rtx: TensorRT) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import logging
 import pickle
@@ -237,7 +238,7 @@ def state_digest(module: nn.Module) -> str:
 
 
 def _load_embedded(embedded: EmbeddedBackbone, config: BackboneConfig) -> Backbone:
-    from open_clip.tokenizer import SimpleTokenizer
+    import open_clip
 
     if config.pretrained == RANDOM:
         torch.manual_seed(config.random_seed)
@@ -246,7 +247,7 @@ def _load_embedded(embedded: EmbeddedBackbone, config: BackboneConfig) -> Backbo
         clip, source = embedded.load(Path(config.pretrained)), str(Path(config.pretrained).resolve())
     else:
         clip, source = embedded.load(None), "shipped"
-    return _finish(embedded.name, source, clip, SimpleTokenizer())
+    return _finish(embedded.name, source, clip, open_clip.tokenize)
 
 
 def _refuse_unpromptable(name: str, config: Mapping[str, Any]) -> None:
@@ -280,20 +281,24 @@ def _create(name: str, pretrained: str | None, quick_gelu: bool) -> nn.Module:
     return clip
 
 
+@functools.cache  # half a second each
+def _tokenizer(name: str) -> Callable[[list[str]], Tensor]:
+    import open_clip
+
+    tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name)
+    return tokenizer
+
+
 def _finish(
     name: str,
     pretrained: str,
     clip: nn.Module,
     tokenizer: Callable[[list[str]], Tensor] | None = None,
 ) -> Backbone:
-    if tokenizer is None:
-        import open_clip
-
-        tokenizer = open_clip.get_tokenizer(name)
     clip.eval().requires_grad_(False)
     # What was built, not what was asked for: a name in -quickgelu has it whatever the option says.
     quick = any(type(module).__name__ == "QuickGELU" for module in clip.modules())
-    return Backbone(name, pretrained, quick, state_digest(clip), clip, tokenizer)
+    return Backbone(name, pretrained, quick, state_digest(clip), clip, tokenizer or _tokenizer(name))
 
 
 def _is_torchscript(path: Path) -> bool:
