@@ -38,7 +38,15 @@ def environment(**more: str) -> dict[str, str]:
 @functools.cache
 def _forks() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["grmp_edge.train.runs", "grmp_edge.export.pipeline", "onnxruntime"])
+    rooms = ["grmp_edge.train.runs", "grmp_edge.train.evaluate.splits", "grmp_edge.export.pipeline"]
+    others = [
+        "onnxruntime",
+        "pydantic",
+        "rich.console",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_svg",
+    ]
+    context.set_forkserver_preload([*rooms, *others])
     with mock.patch.dict(os.environ, environment()):
         forkserver.ensure_running()
     return context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -157,16 +158,39 @@ def torchrun(*arguments: object) -> list[object]:
     ]  # fmt: skip
 
 
+# What torchrun starts: it hands its environment to the test, which forks the rank from a process that has
+# torch, and ends as that does.
+RANK = """
+import json, os, sys
+from pathlib import Path
+rank = Path(sys.argv[1], os.environ["RANK"])
+rank.write_text(json.dumps(dict(os.environ)))
+rank.rename(rank.with_suffix(".begun"))
+sys.exit(int(rank.with_suffix(".ended").read_text()))
+"""
+
+
 def test_torchrun_trains_both_stages(tmp_path: Path, labels: Path) -> None:
     common = ["train", *OPTIONS, "--data", labels, "--epochs", "2", "--lr", "0.01", *TASKS, "--json"]
     program = tmp_path / "program.py"
-    program.write_text(COMMAND)
-    both = [sys.executable, *map(str, torchrun(program, *common, "-o", tmp_path / "two"))]
-    done = subprocess.run(both, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()  # of one rank, not of both
+    program.write_text(RANK)
+    for rank in range(2):
+        os.mkfifo(tmp_path / f"{rank}.ended")
+    launcher = subprocess.Popen([sys.executable, *map(str, torchrun(program, tmp_path))], env=environment())
+    try:
+        begun = [tmp_path / "0.begun", tmp_path / "1.begun"]
+        until(lambda: all(file.exists() for file in begun) or launcher.poll() is not None, 300)
+        variables = [json.loads(file.read_text()) for file in begun]
+        told = ended([helpers_process.start(*common, "-o", tmp_path / "two", **each) for each in variables])
+        for rank, (status, _, _) in enumerate(told):
+            (tmp_path / f"{rank}.ended").write_text(str(status))
+        assert launcher.wait(60) == 0, told
+    finally:
+        launcher.terminate()
+        launcher.wait(60)
+    (line,) = "".join(out for _, out, _ in told).splitlines()  # of one rank, not of both
     said = json.loads(line)
-    assert done.stderr.count("next: grmp-edge export") == 1
+    assert "".join(err for _, _, err in told).count("next: grmp-edge export") == 1
     alone = run(*common, "-o", tmp_path / "one")
     assert alone.returncode == 0, alone.stderr
     expected = json.loads(alone.stdout)
