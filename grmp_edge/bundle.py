@@ -16,7 +16,7 @@ from grmp_edge.default_bundle import MANIFEST, is_checkpoint, resolve_bundle
 from grmp_edge.errors import BundleError, ImageError, first_line
 from grmp_edge.files import as_typed, replace_folder, sha256_bytes, sha256_file
 from grmp_edge.onnx_wire import external_files, has_control_flow
-from grmp_edge.parity import ParityReport
+from grmp_edge.parity import ParityReport, checked_parity
 from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
 from grmp_edge.score import Interval, MosScale
 from grmp_edge.views import Aggregate
@@ -217,7 +217,7 @@ class Bundle:
             or Normalization(norm["name"], tuple(norm["mean"]), tuple(norm["std"])),
             mos=MosScale(mos["low"], mos["high"]) if mos else None,
             graphs=graphs,
-            parity=data.get("parity", {}),
+            parity=checked_parity(data.get("parity", {})),
             provenance=data.get("provenance", {}),
             schema_version=data["schema_version"],
             files=files,

@@ -10,11 +10,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from grmp_edge.check_pictures import NAME
 from grmp_edge.errors import BundleError
 from grmp_edge.metrics import srcc
 
@@ -31,6 +32,7 @@ __all__ = [
     "ReferenceReport",
     "Verdict",
     "VerdictReport",
+    "checked_parity",
     "gate_report",
     "judge",
     "limit_for",
@@ -40,6 +42,9 @@ __all__ = [
 # this one with every `near` 0.
 RULE = "worst-mean-srcc-2"
 _OLDER = "worst-mean-srcc-1"
+
+# A bundle from elsewhere must not have the device make pictures for ever. Exports record 16.
+_MOST_PICTURES, _LARGEST_SEED = 256, 4000
 
 Scores = npt.NDArray[np.float64]
 
@@ -218,6 +223,33 @@ def _srcc_apart(scores: Scores, reference: Scores, near: float) -> float:
 def gate_report(limits: Mapping[str, Limit]) -> GateReport:
     """The gate as a bundle records it, for :func:`limit_for`."""
     return {"rule": RULE, "limits": {precision: asdict(limit) for precision, limit in limits.items()}}
+
+
+def checked_parity(parity: Mapping[str, Any]) -> ParityReport:
+    """A bundle's ``parity`` whose ``gate`` and ``check``, if any, are complete and can be judged by.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: they are not.
+    """
+    for limit in parity.get("gate", {}).get("limits", {}).values():
+        for name, value in limit.items():
+            if name in Limit.__dataclass_fields__ and not (value is None or _is_number(value)):
+                raise ValueError(f"its parity.gate has a {name} that is no number")
+    check = parity.get("check")
+    if check is not None and check["pictures"] == NAME:
+        for key, least, most in (("count", 1, _MOST_PICTURES), ("seed", 0, _LARGEST_SEED)):
+            if type(check[key]) is not int or not least <= check[key] <= most:
+                raise ValueError(f"its parity.check has a {key} that is not {least} to {most}")
+        if not isinstance(check["sha256"], str):
+            raise ValueError("its parity.check has no sha256")
+        for name, scores in check["scores"].items():
+            if len(scores) != check["count"] or not all(map(_is_number, scores)):
+                raise ValueError(f"its parity.check has scores of {str(name)[:40]} that are no numbers")
+    return cast(ParityReport, parity)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def limit_for(parity: ParityReport, precision: str) -> Limit:

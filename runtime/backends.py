@@ -158,7 +158,9 @@ def open_backend(
         backend.fallback = error.message
     if bundle and precision:
         try:
-            check_once(bundle, precision, backend.raw, backend.provider)
+            plugin = options.provider.startswith(PLUGIN) and not backend.fallback
+            provider = options.provider if plugin else backend.provider
+            check_once(bundle, precision, backend.raw, provider)
         except BaseException:
             backend.close()
             raise

@@ -206,7 +206,7 @@ def _gate(
     views = np.concatenate([pixels for pixels, _ in first])
     reference = sigmoid(np.concatenate([reading.by(head) for _, reading in first]))
     check = bundle.parity.get("check")
-    seed, count = (int(check["seed"]), int(check["count"])) if check else (0, 16)
+    seed, count = (check["seed"], check["count"]) if check and check["pictures"] == NAME else (0, 16)
     computed = check_pictures(count, bundle.input_size, seed)
     scores: dict[str, list[float]] = {"reference": sigmoid(read(computed).by(head)).tolist()}
     links: dict[str, LinkReport] = {}

@@ -43,9 +43,9 @@ def check_set(bundle: Bundle, precision: str) -> tuple[npt.NDArray[np.uint8], np
         BundleError: the pictures made here are not those that were scored.
     """
     check = bundle.parity.get("check")
-    if not isinstance(check, dict) or check.get("pictures") != NAME or precision not in check["scores"]:
+    if check is None or check["pictures"] != NAME or precision not in check["scores"]:
         return None
-    pictures = check_pictures(int(check["count"]), bundle.input_size, int(check["seed"]))
+    pictures = check_pictures(check["count"], bundle.input_size, check["seed"])
     if sha256_bytes(pictures.tobytes()) != check["sha256"]:
         raise BundleError(
             f"{bundle.path}: this machine makes other check pictures than the bundle records",

@@ -6,6 +6,7 @@ It is kept in the user's cache, under everything that it depends on.
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import re
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from grmp_edge.bundle import Bundle
 from grmp_edge.errors import BackendError
 from grmp_edge.files import replace_file, sha256_bytes, user_folder
 from grmp_edge.runtime.gate import Run, check_scores
+from grmp_edge.runtime.plugins import PLUGIN, library_of
 from grmp_edge.runtime.tensorrt.cuda import find_gpu
 
 __all__ = ["Remembered", "check_once", "surroundings"]
@@ -30,8 +32,6 @@ _SECONDS = 0.2
 _LIBRARIES = (
     "onnxruntime",
     "onnxruntime-gpu",
-    "onnxruntime-ep-openvino",
-    "onnxruntime-ep-webgpu",
     "tensorrt",
     "tensorrt-rtx-cu13-bindings",
 )
@@ -45,14 +45,13 @@ def check_once(bundle: Bundle, precision: str, run: Run, provider: str) -> None:
     """Judge a graph before its first score here; again only if the graph, the machine or a library changes.
 
     Takes under 0.2 s and one batch, then nothing. Arguments and errors as :func:`check_scores`;
-    ``provider`` is where it runs.
+    ``provider`` is where it runs. Where the bundle has nothing to compare with, a line on the logger
+    ``grmp_edge`` says so.
     """
-    check = bundle.parity.get("check")
-    if not isinstance(check, dict) or precision not in check.get("scores", {}):
-        return
     key = {
         "graph": bundle.graph_digest(precision),
-        "scores": check["scores"][precision],
+        "precision": precision,
+        "check": bundle.parity.get("check"),
         "gate": bundle.parity.get("gate"),
         **surroundings(provider),
     }
@@ -61,6 +60,13 @@ def check_once(bundle: Bundle, precision: str, run: Run, provider: str) -> None:
         verdict = check_scores(bundle, precision, run, f"graph, run here by {provider},", _SECONDS)
         if verdict is not None:
             remembered.store(dict(verdict))
+        else:
+            logging.getLogger("grmp_edge").warning(
+                "warning: %s: the %s graph is not compared with where it was exported: the bundle records no "
+                "scores that this version can compare; export it again to add them",
+                bundle.path,
+                precision,
+            )
 
 
 class Remembered:
@@ -77,7 +83,11 @@ class Remembered:
         # A damaged file is found out again. RuntimeError: the user has no home.
         with suppress(OSError, ValueError, RuntimeError):
             data = json.loads((user_folder("cache") / self._name).read_text(encoding="utf-8"))
-            if isinstance(data, dict) and data.get("key") == self._key and isinstance(data["value"], dict):
+            if (
+                isinstance(data, dict)
+                and data.get("key") == self._key
+                and isinstance(data.get("value"), dict)
+            ):
                 self.value = data["value"]
 
     def store(self, value: dict[str, Any]) -> None:
@@ -95,6 +105,11 @@ def surroundings(provider: str) -> dict[str, str]:
     for library in _LIBRARIES:
         with suppress(metadata.PackageNotFoundError):
             facts[library] = metadata.version(library)
+    if provider.startswith(PLUGIN):
+        with suppress(BackendError, OSError):
+            path = library_of(provider)
+            state = Path(path).stat()
+            facts["plugin"] = f"{path}, {state.st_size} bytes of {state.st_mtime_ns}"
     if provider != "cpu":
         with suppress(BackendError):
             gpu = find_gpu()

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from grmp_edge.errors import BackendError, first_line
-from grmp_edge.install import pip_line
+from grmp_edge.install import install_line, pip_line
 
-__all__ = ["PLUGIN", "check_name", "plugin_devices"]
+__all__ = ["PLUGIN", "check_name", "library_of", "plugin_devices"]
 
 PLUGIN = "plugin:"
 _KINDS = ("cpu", "gpu", "npu")
+# Whose packages are known. A line that installs whatever was mistyped would be an invitation.
+_RTX = "nv-tensorrt-rtx"  # its package has another name
+_ON_INDEX = ("openvino", "webgpu")
 
 _lock = threading.Lock()
 _registered: dict[str, frozenset[str]] = {}  # by name, onnxruntime's names of its providers
@@ -63,6 +66,15 @@ def plugin_devices(ort: Any, provider: str) -> list[Any]:
     return suitable
 
 
+def library_of(provider: str) -> str:
+    """The path of the shared library behind ``plugin:NAME`` or ``plugin:NAME:DEVICE``.
+
+    Raises:
+        BackendError: the plugin is not installed.
+    """
+    return _library(check_name(provider)[0])[0]
+
+
 def _register(ort: Any, name: str) -> frozenset[str]:
     before = {device.ep_name for device in ort.get_ep_devices()}
     library, own = _library(name)
@@ -84,9 +96,7 @@ def _library(name: str) -> tuple[str, frozenset[str]]:
         return str(Path(name).resolve()), frozenset()
     module = f"onnxruntime_ep_{name.replace('-', '_')}"
     if not module.isidentifier() or importlib.util.find_spec(module) is None:
-        raise BackendError(
-            f"plugin {name!r} is not installed", f"run: {pip_line('install', module.replace('_', '-'))}"
-        )
+        raise BackendError(f"plugin {name!r} is not installed", _remedy(name))
     try:
         package = importlib.import_module(module)
         return str(package.get_library_path()), frozenset(package.get_ep_names())
@@ -94,6 +104,15 @@ def _library(name: str) -> tuple[str, frozenset[str]]:
         raise BackendError(
             f"plugin {name!r} does not load: {first_line(error)}", "reinstall its package"
         ) from None
+
+
+def _remedy(name: str) -> str:
+    if name == _RTX:
+        return f"run: {install_line('rtx')}"
+    if name in _ON_INDEX:
+        return f"run: {pip_line('install', f'onnxruntime-ep-{name}')}"
+    known = ", ".join((*_ON_INDEX, _RTX))
+    return f"known are {known}; or give the path of its library, {PLUGIN}/opt/NAME.so"
 
 
 def _kind(device: Any) -> str:

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -18,11 +18,14 @@ import pytest
 from PIL import Image
 
 from grmp_edge.bundle import Bundle, write_bundle
+from grmp_edge.check_pictures import NAME, check_pictures
 from grmp_edge.cli import app
 from grmp_edge.export import gate_images as gate_images_module
+from grmp_edge.files import sha256_bytes
+from grmp_edge.parity import ParityReport
 from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
 from grmp_edge.score import MosScale
-from grmp_edge.views import Aggregate
+from grmp_edge.views import Aggregate, sigmoid
 
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
@@ -63,6 +66,7 @@ TINY_CAUSES = ("blur", "dark")
 TINY_WEIGHTS = np.array([[1 / 96] * 3, [0.05, -0.02, -0.01], [-0.02, -0.03, 0.01]])
 TINY_BIASES = np.array([-4.0, -2.0, 5.0])
 TINY_AGGREGATE = Aggregate(0.7, 0.2, 0.1)
+CHECK_PICTURES = check_pictures(16, TINY_SIDE)
 
 
 def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
@@ -98,6 +102,21 @@ def tiny_logits(views: UInt8Array) -> npt.NDArray[np.float64]:
     """What the tiny graph with causes must give of views (N, 32, 32, 3): (N, 3), by numpy."""
     means = views.astype(np.float64).mean(axis=(1, 2))
     return np.asarray(means @ TINY_WEIGHTS.T + TINY_BIASES)
+
+
+def tiny_parity(scores: Mapping[str, npt.NDArray[np.floating]]) -> ParityReport:
+    """A bundle's parity with what its graphs must give of the check pictures, by precision."""
+    return {
+        "images": "pictures: none",
+        "check": {
+            "pictures": NAME,
+            "seed": 0,
+            "count": len(CHECK_PICTURES),
+            "sha256": sha256_bytes(CHECK_PICTURES.tobytes()),
+            # Rounded: another last digit of more would be the same number, and no damage.
+            "scores": {precision: values.round(9).tolist() for precision, values in scores.items()},
+        },
+    }
 
 
 def write_tiny_logits_graph(path: Path) -> None:
@@ -148,7 +167,7 @@ def write_views_bundle(
         preprocess=Preprocess(40, TINY_SIDE, native=native),
         normalization=NORMALIZATIONS["lite"],
         mos=TINY_MOS,
-        parity={"images": "pictures: none"},
+        parity=tiny_parity({"fp32": sigmoid(tiny_logits(CHECK_PICTURES)[:, 0])}),
         provenance={"made_by": "tests"},
         aggregate=aggregate,
         causes=causes,
@@ -186,9 +205,10 @@ def write_tiny_graph(path: Path, side: int = TINY_SIDE, scale: float = 1 / 32, s
 def write_tiny_bundle(
     path: Path, mos: MosScale | None = TINY_MOS, side: int = TINY_SIDE, shift: float = -4.0
 ) -> Bundle:
-    """A real bundle round the tiny graph."""
+    """A real bundle round the tiny graph; with a ``shift`` that is no number nothing to compare with."""
     made = path.parent / "model.onnx"
     write_tiny_graph(made, side, shift=shift)
+    scores = sigmoid(CHECK_PICTURES.mean(axis=(1, 2, 3)) / 32 + shift)
     return write_bundle(
         path,
         {"fp32": (made, 17)},
@@ -196,7 +216,7 @@ def write_tiny_bundle(
         preprocess=Preprocess(40, TINY_SIDE),
         normalization=NORMALIZATIONS["clip"],
         mos=mos,
-        parity={"images": "pictures: none"},
+        parity=tiny_parity({"fp32": scores} if np.isfinite(scores).all() else {}),
         provenance={"made_by": "tests"},
     )
 

@@ -37,7 +37,7 @@ def test_round_trip(tiny_bundle: Bundle) -> None:
     assert read.input_size == 32
     assert read.normalization == NORMALIZATIONS["clip"]
     assert read.mos == TINY_MOS
-    assert read.parity == {"images": "pictures: none"}
+    assert read.parity["images"] == "pictures: none" and read.parity == tiny_bundle.parity
     assert read.provenance == {"made_by": "tests"}
     graph = read.graphs["fp32"]
     data = read.graph().read_bytes()

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
-from conftest import TINY_SIDE, make_image, tiny_score, write_tiny_graph
+from conftest import CHECK_PICTURES, TINY_SIDE, make_image, tiny_parity, tiny_score, write_tiny_graph
 from typer.testing import CliRunner
 
-from grmp_edge.bundle import Bundle, write_bundle
-from grmp_edge.check_pictures import check_pictures
+from grmp_edge.bundle import Bundle, manifest_digest, write_bundle
 from grmp_edge.cli import app
-from grmp_edge.errors import ParityError, UsageError
-from grmp_edge.parity import ParityReport
+from grmp_edge.errors import BackendError, BundleError, ParityError, UsageError
 from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
 from grmp_edge.runtime import Scorer, machine
 from grmp_edge.runtime.backends import BackendOptions, OnnxRuntimeBackend
 from grmp_edge.runtime.bench import BundleBench, Timing
 from grmp_edge.runtime.choose import choose, remember
 from grmp_edge.runtime.cluster import RayScorer
+from grmp_edge.views import sigmoid
 
-PICTURES = check_pictures(16, TINY_SIDE)
-RIGHT = 1 / (1 + np.exp(-(PICTURES.astype(np.float64).mean(axis=(1, 2, 3)) / 32 - 4)))
+RIGHT = sigmoid(CHECK_PICTURES.mean(axis=(1, 2, 3)) / 32 - 4)
 
 
 @pytest.fixture(autouse=True)
@@ -46,15 +45,6 @@ def make_bundle(folder: Path, scores: Mapping[str, np.ndarray]) -> Bundle:
     files = {precision: folder / f"{precision}.onnx" for precision in scores}
     for file in files.values():
         write_tiny_graph(file)
-    parity: ParityReport = {
-        "check": {
-            "pictures": "value-noise-1",
-            "seed": 0,
-            "count": 16,
-            "sha256": hashlib.sha256(PICTURES.tobytes()).hexdigest(),
-            "scores": {precision: values.tolist() for precision, values in scores.items()},
-        }
-    }
     return write_bundle(
         folder / "b",
         {precision: (file, 17) for precision, file in files.items()},
@@ -62,7 +52,7 @@ def make_bundle(folder: Path, scores: Mapping[str, np.ndarray]) -> Bundle:
         preprocess=Preprocess(40, TINY_SIDE),
         normalization=NORMALIZATIONS["clip"],
         mos=None,
-        parity=parity,
+        parity=tiny_parity(scores),
         provenance={},
     )
 
@@ -93,13 +83,53 @@ def test_a_graph_is_judged_before_its_first_score_and_not_again(
     assert {"graph", "provider", "cpu", "onnxruntime"} <= set(data["key"])
     Scorer.open(bundle).close()
     assert sum(runs) == 16
-    record.write_text("{")  # damaged: judged again
-    Scorer.open(bundle).close()
-    assert sum(runs) == 32
+    for damaged in ("{", "[" * 100_000, json.dumps({"key": data["key"]})):
+        runs.clear()
+        record.write_text(damaged)
+        Scorer.open(bundle).close()
+        assert sum(runs) == 16 and json.loads(record.read_text())["value"] == data["value"]
     newer = {**machine.surroundings("cpu"), "onnxruntime": "99.0"}
     monkeypatch.setattr(machine, "surroundings", lambda _provider: newer)
     Scorer.open(bundle).close()
-    assert sum(runs) == 48
+    assert sum(runs) == 32
+
+
+def test_a_graph_that_cannot_be_judged_is_scored_and_said(
+    tmp_path: Path, runs: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = make_bundle(tmp_path / "made", {"fp32": RIGHT, "int8": RIGHT})
+    recorded = tiny_parity({"fp32": RIGHT})
+    newer = replace(bundle, parity={"check": {**recorded["check"], "pictures": "value-noise-9"}})
+    for given, precision in ((replace(bundle, parity=recorded), "int8"), (newer, "fp32")):
+        caplog.clear()
+        Scorer.open(given, precision).close()
+        (line,) = caplog.messages
+        assert f"the {precision} graph is not compared" in line and "export it again" in line
+    caplog.clear()
+    Scorer.open(bundle, "int8").close()
+    assert not caplog.messages and sum(runs) == 16
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"count": 10**9},
+        {"count": "16"},
+        {"seed": -1},
+        {"scores": {"fp32": [0.5]}},
+        {"scores": {"fp32": ["x"] * 16}},
+        {"sha256": None},
+    ],
+)
+def test_a_check_that_nobody_can_judge_by_is_damage(damage: dict[str, Any], tmp_path: Path) -> None:
+    """A bundle from elsewhere cannot make the device draw pictures for ever, or pass for want of scores."""
+    bundle = make_bundle(tmp_path / "made", {"fp32": RIGHT})
+    file = bundle.path / "bundle.json"
+    data = json.loads(file.read_text())
+    data["parity"]["check"].update(damage)
+    file.write_text(json.dumps({**data, "manifest_sha256": manifest_digest(data)}))
+    with pytest.raises(BundleError, match=r"parity\.check"):
+        Bundle.load(bundle.path)
 
 
 @pytest.mark.parametrize("command", ["score", "api"])
@@ -172,6 +202,8 @@ def test_the_fastest_is_taken_if_it_is_faster_everywhere(
     bundle = make_bundle(tmp_path / "made", dict.fromkeys(ratios, RIGHT))
     choice = remember(bundle, "cpu", bench({"fp64": "is refused"}, **ratios))
     assert choice.precision == precision
+    smaller = any(ratio < 1 for pair in ratios.values() for ratio in pair) and precision == "fp32"
+    assert ("at most 0.90" in choice.reason) or not smaller
     other = next(name for name in ratios if name != precision)
     assert f"{other} takes " in choice.reason and "fp64 is refused here: is refused" in choice.reason
     assert choose(bundle, BackendOptions("cpu")) == choice == choose(bundle, BackendOptions())
@@ -192,8 +224,10 @@ def test_the_choice_is_measured_once_and_leaves_out_what_is_refused(
         assert scorer.precision == "fp32" and "refused" in scorer.chosen
     assert kept.stat().st_mtime_ns == before
     # What another version may have left there is measured anew.
-    kept.write_text(json.dumps({**json.loads(kept.read_text()), "value": {"graph": "fp32"}}))
-    assert choose(bundle, BackendOptions("cpu")).precision == "fp32"
+    others: list[dict[str, object]] = [{"graph": "fp32"}, {"precision": []}]
+    for value in others:
+        kept.write_text(json.dumps({**json.loads(kept.read_text()), "value": value}))
+        assert choose(bundle, BackendOptions("cpu")).precision == "fp32"
     before = kept.stat().st_mtime_ns
     # bench measures anew, and says what auto takes from then on.
     result = CliRunner().invoke(app, ["bench", str(bundle.path), "--runs", "1", "--json"])
@@ -208,6 +242,12 @@ def test_auto_where_nothing_can_be_chosen(tmp_path: Path, tiny_bundle: Bundle) -
         assert scorer.precision == "fp32" and scorer.chosen == "the bundle has no other graph"
     with pytest.raises(ParityError):
         choose(make_bundle(tmp_path / "other", {"fp32": RIGHT + 1, "int8": RIGHT + 1}), BackendOptions())
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        both = make_bundle(tmp_path / "both", {"fp32": RIGHT, "int8": RIGHT})
+        with pytest.raises(BackendError, match="'cuda' is not in"):
+            Scorer.open(both, "auto", "cuda")
+        with Scorer.open(both, "auto", "cuda", allow_cpu=True) as scorer:
+            assert scorer.backend.provider == "cpu" and scorer.backend.fallback and scorer.chosen
     with pytest.raises(UsageError, match="each machine's own choice"):
         RayScorer(tiny_bundle.path, "auto")
 

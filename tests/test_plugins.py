@@ -6,6 +6,7 @@ and it gives onnxruntime's own CPU device: from there on everything is onnxrunti
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from typer.testing import CliRunner
 from grmp_edge.bundle import Bundle
 from grmp_edge.cli import app
 from grmp_edge.errors import BackendError
-from grmp_edge.runtime import Scorer, backends, plugins
+from grmp_edge.runtime import Scorer, backends, machine, plugins
 from grmp_edge.runtime.backends import BackendOptions, bind, open_backend, open_session
 
 PACKAGE = """
@@ -77,7 +78,9 @@ def test_what_does_not_work_is_one_line_and_never_the_cpu_in_silence(
     make_plugin("absent", "NpuExecutionProvider")
     make_plugin("broken", "BrokenExecutionProvider")
     cases = {
-        "plugin:nothing": ("is not installed", "install onnxruntime-ep-nothing"),
+        "plugin:nothing": ("is not installed", "known are openvino, webgpu, nv-tensorrt-rtx"),
+        "plugin:openvino": ("is not installed", "install onnxruntime-ep-openvino"),
+        "plugin:nv-tensorrt-rtx": ("is not installed", "[rtx]"),
         "plugin:../../evil": ("no such file", ""),
         "plugin:a;b": ("is not installed", ""),
         "plugin:absent": ("supports no device of this machine", "another --provider"),
@@ -105,6 +108,38 @@ def test_what_does_not_work_is_one_line_and_never_the_cpu_in_silence(
     monkeypatch.delattr(onnxruntime, "register_execution_provider_library")
     with pytest.raises(BackendError, match="takes no plugins"):
         Scorer.open(tiny_bundle, provider="plugin:absent")
+
+
+def test_auto_takes_what_bench_measured_on_the_plugin_until_its_library_changes(
+    tiny_bundle: Bundle,
+    registered: list[tuple[str, str]],
+    make_plugin: Made,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    machine.surroundings.cache_clear()
+    make_plugin("mine", "CPUExecutionProvider")
+    library = tmp_path / "mine.so"
+    library.touch()
+    package = tmp_path / "site" / "onnxruntime_ep_mine" / "__init__.py"
+    package.write_text(PACKAGE.format(library=str(library), names=["CPUExecutionProvider"]))
+    arguments = ["bench", str(tiny_bundle.path), "--provider", "plugin:mine", "--runs", "1", "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    kept = tmp_path / "cache" / "grmp-edge"
+    assert json.loads(result.stdout)["auto"]["precision"] == "fp32"
+    for kind in ("checks", "choices"):
+        (record,) = kept.glob(f"{kind}/*.json")
+        key = json.loads(record.read_text())["key"]
+        assert key["provider"] == "plugin:mine" and key["plugin"].startswith(f"{library}, 0 bytes")
+    before = {path: path.stat().st_mtime_ns for path in kept.glob("*/*.json")}
+    Scorer.open(tiny_bundle, "auto", "plugin:mine").close()
+    assert {path: path.stat().st_mtime_ns for path in kept.glob("*/*.json")} == before
+    library.write_bytes(b"newer")
+    machine.surroundings.cache_clear()  # another process
+    Scorer.open(tiny_bundle, "auto", "plugin:mine").close()
+    assert len(list(kept.glob("checks/*.json"))) == 2
 
 
 def test_a_device_of_the_wrong_kind_is_named(

@@ -109,8 +109,10 @@ def _bench_bundle(path: Path, config: BenchConfig, backend: BackendOptions, as_j
     first = next(iter(bundle.graphs))
     with backend.open(path, first) as scorer, stages() as stage:
         used = scorer.backend.provider
-        measured = bench_bundle(bundle, config, progress=stage, provider=used)
-        choice = remember(bundle, used, measured)
+        # A plugin's own name is none of ours, and --precision auto is asked for what was asked for here.
+        asked = used if backend.provider == "auto" or scorer.backend.fallback else backend.provider
+        measured = bench_bundle(bundle, config, progress=stage, provider=asked)
+        choice = remember(bundle, asked, measured)
         frames = bench_frames(scorer, config.runs, stage)
         shares: list[float] = []
         if used == "cpu":

@@ -197,7 +197,7 @@ def score(
         hint = "(--json: one line per picture; --output scores.jsonl: a file that can be resumed)"
         if as_json or csv is not None or output is not None:
             hint = (
-                "--provider cuda, or --precision fp16 where the bundle has it (grmp-edge doctor: what works)"
+                "--precision auto (the fastest graph here), or --provider cuda (grmp-edge doctor: what works)"
             )
         shown = "" if model == DEFAULT_BUNDLE else f"{as_typed(model)} "
         typer.echo(f"next: grmp-edge score {shown}SOURCE... {hint}", err=True)
