@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +15,7 @@ import cv2
 import httpx
 import numpy as np
 from conftest import make_image, tiny_score
+from helpers_process import Served
 
 from grmp_edge.bundle import Bundle
 
@@ -45,13 +43,7 @@ def running(command: str, bundle: Bundle | Path, *options: str | Path, token: st
     """``serve``, ``watch`` or (of a folder) ``label`` with these options; it has told its address."""
     first = bundle.path if isinstance(bundle, Bundle) else bundle
     threads = ("--threads", "1") if isinstance(bundle, Bundle) else ()
-    arguments = [sys.executable, "-m", "grmp_edge", command, str(first), *map(str, options)]
-    environment = {**os.environ, "GRMP_EDGE_TOKEN": token}
-    process = subprocess.Popen(
-        [*arguments, *threads],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
-    assert process.stderr is not None
+    process = Served([command, str(first), *map(str, options), *threads], {"GRMP_EDGE_TOKEN": token})
     try:
         line = process.stderr.readline()
         found = re.search(r"http://[\d.]+:\d+", line)
@@ -68,7 +60,7 @@ def running(command: str, bundle: Bundle | Path, *options: str | Path, token: st
 class Running:
     """A process that serves."""
 
-    def __init__(self, at: str, process: subprocess.Popen[str], client: httpx.Client, line: str) -> None:
+    def __init__(self, at: str, process: Served, client: httpx.Client, line: str) -> None:
         self.at, self.process, self.client, self.line = at, process, client, line
 
     def cameras(self) -> dict[str, Any]:

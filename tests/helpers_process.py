@@ -13,13 +13,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
-__all__ = ["COMMAND", "EAGER", "RANDOM", "ROOT", "Process", "environment", "run", "start"]
+__all__ = ["COMMAND", "EAGER", "RANDOM", "ROOT", "Process", "Served", "environment", "run", "start"]
 
 ROOT = Path(__file__).resolve().parent.parent
 # open_clip's own way to add a model, one so small that its training costs nothing: --backbone tiny-clip.
@@ -40,7 +42,12 @@ def _forks() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     rooms = ["grmp_edge.train.runs", "grmp_edge.train.evaluate.splits", "grmp_edge.export.pipeline"]
     others = [
+        "grmp_edge.runtime.web.dashboard_app",
+        "grmp_edge.runtime.web.label_app",
+        "grmp_edge.runtime.web.score_app",
+        "grmp_edge.runtime.web.server",
         "onnxruntime",
+        "uvicorn.protocols.http.h11_impl",
         "pydantic",
         "rich.console",
         "matplotlib.figure",
@@ -52,10 +59,14 @@ def _forks() -> ForkServerContext:
     return context
 
 
-def _become(code: str, arguments: list[str], variables: dict[str, str], files: list[str]) -> None:
+def _become(
+    code: str, arguments: list[str], variables: dict[str, str], files: Sequence[str | Connection[Any, Any]]
+) -> None:
     """Be what ``python -c code arguments`` is."""
     for number, file in enumerate(files, start=1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
+        place = os.open(file, os.O_WRONLY | os.O_APPEND) if isinstance(file, str) else file.fileno()
+        os.dup2(place, number)
+        os.close(place) if isinstance(file, str) else file.close()
     os.environ.clear()
     os.environ.update(variables)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -95,6 +106,37 @@ class Process:
             raise TimeoutError(f"no end within {timeout:g} s; it said: {out}{err}")
         self._folder.cleanup()
         return out, err
+
+
+class Served:
+    """A command that serves, with as much of ``subprocess.Popen`` as the tests use; stdout is thrown away."""
+
+    def __init__(self, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
+        reader, writer = _forks().Pipe(duplex=False)
+        given = (COMMAND, list(arguments), environment(**variables), [os.devnull, writer])
+        self._process = _forks().Process(target=_become, args=given, daemon=True)
+        self._process.start()
+        writer.close()
+        self.stderr = os.fdopen(os.dup(reader.fileno()), encoding="utf-8")
+        reader.close()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self._process.exitcode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float = 60.0) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise TimeoutError(f"no end within {timeout:g} s")
+        return self._process.exitcode
 
 
 def start(*arguments: object, code: str = COMMAND, **variables: str) -> Process:

@@ -118,7 +118,6 @@ def test_serve_with_cameras(tiny_bundle: Bundle, tmp_path: Path) -> None:
                 assert served.process.wait(30) == 0
                 # The answer has an end, or httpx would complain.
                 assert next(line for line in lines if line).startswith("data: ") and list(lines)[-1] == ""
-            assert served.process.stderr is not None
             rest = served.process.stderr.read()
             assert rest.startswith("memory: 0 of 3 cameras known") and rest.count("\n") == 1
         assert (tmp_path / "a.jsonl").read_text().count('"kind": "low"') == 1
@@ -188,7 +187,7 @@ def test_watch_serves_the_same(tiny_bundle: Bundle, tmp_path: Path) -> None:
             assert served.client.get(f"/static/{wrong}").status_code == 404
         served.process.send_signal(signal.SIGINT)
         assert served.process.wait(30) == 0
-        assert served.process.stderr is not None and served.process.stderr.read() == ""
+        assert served.process.stderr.read() == ""
 
 
 def test_not_ready_without_a_camera(tiny_bundle: Bundle) -> None:
@@ -209,7 +208,6 @@ def test_serving_goes_on_without_cameras(tiny_bundle: Bundle, tmp_path: Path) ->
     )
     options = ("--port", "0", "--streams", tmp_path / "streams.toml")
     with running("serve", tiny_bundle, *options) as served:
-        assert served.process.stderr is not None
         assert "no such file" in served.process.stderr.readline()
         assert "no camera gives frames any more" in served.process.stderr.readline()
         assert {camera["state"] for camera in served.cameras().values()} == {"stopped", "error"}
