@@ -16,6 +16,8 @@ from test_reports import Page
 from typer.testing import CliRunner
 
 from grmp_edge.cli import app
+from grmp_edge.errors import UsageError
+from grmp_edge.runtime.live.check import CameraCheck, History
 
 
 def flat_clip(path: Path, image: np.ndarray, frames: int = 6) -> Path:
@@ -112,6 +114,18 @@ def test_a_slow_decay_does_not_take_the_usual_score_with_it(tmp_path: Path, bund
         flat_clip(clip, (image * (1 - 0.06 * step)).astype(np.uint8))
         verdicts.append(check(bundle, history, f"file:{clip}", "--below", 0, "--frames", 1)[1])
     assert "worse" in [next(iter(rows.values()))["verdict"] for rows in verdicts]
+
+
+def test_two_checks_at_once_keep_what_both_found(tmp_path: Path) -> None:
+    """As of two lines of a crontab; and a number that nothing is below is no usual score."""
+    one, other = (History(tmp_path / "h.json", "m") for _ in range(2))
+    one.save([CameraCheck("a", "ok", 0.5)])
+    other.save([CameraCheck("b", "ok", 0.6)])
+    assert set(History(tmp_path / "h.json", "m").cameras) == {"a", "b"}
+    text = (tmp_path / "h.json").read_text()
+    (tmp_path / "h.json").write_text(text.replace("0.6", "NaN"))
+    with pytest.raises(UsageError, match="outside"):
+        History(tmp_path / "h.json", "m")
 
 
 def test_another_model_starts_anew_and_a_wrong_history_is_refused(tmp_path: Path, bundle: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import queue
 import statistics
@@ -108,41 +109,54 @@ class History:
             UsageError: it is no file of checks.
         """
         self._path, self._model = path, model
-        self.cameras: dict[str, Past] = {}
+        self.cameras = self._read()
+
+    def _read(self) -> dict[str, Past]:
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data["model"] == model:
-                self.cameras = {
-                    str(name): Past(tuple(map(float, own["usual"])), float(own["last"]))
-                    for name, own in data["cameras"].items()
-                    if own["usual"]
-                }
+            data = json.loads(self._path.read_text(encoding="utf-8"))
+            cameras = {
+                str(name): Past(tuple(map(float, own["usual"])), float(own["last"]))
+                for name, own in data["cameras"].items()
+                if own["usual"]
+            }
+            if not all(0 <= value <= 1 for past in cameras.values() for value in (*past.usual, past.last)):
+                raise ValueError("a score outside 0..1")
+            return cameras if data["model"] == self._model else {}
         except FileNotFoundError:
-            pass
+            return {}
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise UsageError(
-                f"{path}: no file of checks ({first_line(error)})", "remove it, or give another --history"
+                f"{self._path}: no file of checks ({first_line(error)})",
+                "remove it, or give another --history",
             ) from None
 
     def save(self, checks: Sequence[CameraCheck], accept: bool = False) -> None:
         """Take in new checks and write the file; a camera without a score keeps what it has.
 
+        What another check has written of other cameras meanwhile stays.
+
         Args:
             checks: the new ones.
             accept: their scores are the new usual, whatever was before.
         """
-        for check in checks:
-            if check.score is None:
-                continue
-            past = None if accept else self.cameras.get(check.camera)
-            usual = past.usual if past is not None else ()
-            if accept or (check.verdict == "ok" and len(usual) < _USUAL):
-                usual = (*usual, check.score)
-            if usual:
-                self.cameras[check.camera] = Past(usual, check.score)
-        data = {"model": self._model, "cameras": {name: asdict(own) for name, own in self.cameras.items()}}
-        with replace_file(self._path) as temporary:
-            temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.with_name(f".{self._path.name}.lock").open("a") as lock:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            self.cameras = self._read()
+            for check in checks:
+                if check.score is None:
+                    continue
+                past = None if accept else self.cameras.get(check.camera)
+                usual = past.usual if past is not None else ()
+                if accept or (check.verdict == "ok" and len(usual) < _USUAL):
+                    usual = (*usual, check.score)
+                if usual:
+                    self.cameras[check.camera] = Past(usual, check.score)
+            cameras = {name: asdict(own) for name, own in self.cameras.items()}
+            with replace_file(self._path) as temporary:
+                text = json.dumps({"model": self._model, "cameras": cameras}, indent=1)
+                temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
 def check_cameras(
