@@ -256,8 +256,9 @@ def test_answers_that_could_not_be_shown_are_none(folder: Path, odd: dict[str, o
 def test_commands_to_paste_are_quoted(folder: Path, tmp_path: Path) -> None:
     mine = folder.rename(tmp_path / "my frames")
     shown = CliRunner().invoke(app, ["label", str(mine), "--export", str(tmp_path / "out.csv")])
-    following = shown.stderr.partition("next: ")[2]
-    assert str(mine / LABELS) in shlex.split(following)
+    assert str(mine / LABELS) in shlex.split(shown.stderr.partition("next: ")[2])
+    (mine / "runs" / "1").mkdir(parents=True)  # whose checkpoint training would refuse to overwrite
+    assert str(mine / "runs" / "2") in commands(mine, DEFAULT_BUNDLE, tmp_path / "b", torch=True)[0]
 
 
 def test_choice_is_spread_over_quality_and_cameras_and_no_two_are_alike() -> None:
@@ -455,7 +456,7 @@ def test_over_http_with_a_token_and_killed(folder: Path) -> None:
 @pytest.mark.parametrize("torch", [True, False])
 def test_the_commands_are_there(torch: bool) -> None:
     root: Any = typer.main.get_command(app)
-    for line in commands(Path("frames"), Path("runs/1"), Path("default"), Path("new.bundle"), torch):
+    for line in commands(Path("frames"), Path("default"), Path("new.bundle"), torch):
         command: Any = root
         context: Any = root.make_context("grmp-edge", list(line))
         while context._protected_args:

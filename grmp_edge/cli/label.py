@@ -91,8 +91,11 @@ def label(
         if is_picture(path.name) and not is_text(path.name):
             print(f"left out: {path}: its name is not UTF-8; rename it", file=sys.stderr)
     start = resolve_bundle(bundle) if bundle else DEFAULT_BUNDLE
-    run, torch = folder / "runs" / "1", find_spec("torch") is not None
-    following = [f"grmp-edge {shlex.join(line)}" for line in commands(folder, run, start, target, torch)]
+
+    def following() -> list[str]:
+        lines = commands(folder, start, target, find_spec("torch") is not None)
+        return [f"grmp-edge {shlex.join(line)}" for line in lines]
+
     if take_in is not None or give_out is not None:
         result = {}
         if take_in is not None:
@@ -104,7 +107,7 @@ def label(
         else:
             for name, number in result.items():
                 print(f"{number} answers {name}; {len(sitting.labels)} labels in {folder / LABELS}")
-        print(f"next: {following[0]}", file=sys.stderr)
+        print(f"next: {following()[0]}", file=sys.stderr)
         return
     with needs_serve():
         from grmp_edge.runtime.web.label_app import make_label_app
@@ -124,5 +127,5 @@ def label(
     labels = len(sitting.labels)
     print(f"{labels} labels in {folder / LABELS}", file=sys.stderr)
     if labels >= 4:
-        following.append(f"grmp-edge watch {as_typed(target)} CAMERA")
-        print("next: " + "\n      ".join(following), file=sys.stderr)
+        lines = [*following(), f"grmp-edge watch {as_typed(target)} CAMERA"]
+        print("next: " + "\n      ".join(lines), file=sys.stderr)

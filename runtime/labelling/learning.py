@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,12 +32,11 @@ _LINES = 6  # of what the commands say that the page shows
 _WORST = 8
 
 
-def commands(folder: Path, run: Path, before: Path, bundle: Path, torch: bool) -> list[list[str]]:
+def commands(folder: Path, before: Path, bundle: Path, torch: bool) -> list[list[str]]:
     """The arguments of ``grmp-edge`` that make a bundle of the labels.
 
     Args:
-        folder: of the frames.
-        run: folder for the checkpoint.
+        folder: of the frames; a checkpoint goes into the first folder of its ``runs`` that is not there.
         before: the bundle to start from where there is no torch.
         bundle: the one to write.
         torch: whether it is installed.
@@ -45,6 +45,7 @@ def commands(folder: Path, run: Path, before: Path, bundle: Path, torch: bool) -
     if not torch:
         start = DEFAULT_NAME if before == DEFAULT_BUNDLE else str(before)
         return [["calibrate", start, *data, "-o", str(bundle)]]
+    run = next(run for number in count(1) if not (run := folder / "runs" / str(number)).exists())
     return [
         ["train", "finetune", *data, "--test-fraction", "0", "-o", str(run)],
         ["export", str(run), "-o", str(bundle)],
@@ -103,11 +104,7 @@ class Learning:
             thread.join(20.0)
 
     def _run(self, labels: list[Label]) -> None:
-        runs = self.folder / "runs"
-        number = 1 + sum(1 for _ in runs.glob("*")) if runs.is_dir() else 1
-        while (run := runs / str(number)).exists():
-            number += 1
-        lines = commands(self.folder, run, self._before, self.bundle, find_spec("torch") is not None)
+        lines = commands(self.folder, self._before, self.bundle, find_spec("torch") is not None)
         try:
             told: dict[str, Any] = {}
             before = self._scores(self._before, labels)  # now, for it may be the one that is replaced
