@@ -6,6 +6,7 @@ Also hashes, CSV rows, and a base class for what a ``with`` block closes.
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import io
 import os
@@ -15,9 +16,11 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from grmp_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Closing",
     "as_typed",
+    "claimed",
     "csv_plain",
     "csv_row",
     "csv_text",
@@ -185,6 +189,34 @@ def umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make a folder, and hold it while the block runs: one process at a time writes into it.
+
+    A folder that was made and stays empty is removed again.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            remedy = "wait for it, or give another -o"
+            raise UsageError(f"{folder}: another grmp-edge writes into it", remedy) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
+        os.close(handle)
 
 
 # What a spreadsheet takes for a formula, and what a terminal obeys.

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from grmp_edge.files import as_typed, read_text, replace_file, replace_folder, sha256_bytes, sha256_file
+from grmp_edge.errors import UsageError
+from grmp_edge.files import (
+    as_typed,
+    claimed,
+    read_text,
+    replace_file,
+    replace_folder,
+    sha256_bytes,
+    sha256_file,
+)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -117,6 +126,19 @@ def test_a_path_as_it_is_typed(tmp_path: Path) -> None:
     for name in ("plain", "two words", "it's", "$HOME", "-o", "new\nline"):
         shown = subprocess.check_output(["sh", "-c", f"printf %s {as_typed(name)}"], text=True)
         assert Path(shown) == Path(name)
+
+
+def test_one_process_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
+    """Two trainings into one -o would mix their files: the settings of one, the weights of the other."""
+    folder = tmp_path / "runs" / "a"
+    with claimed(folder):
+        with pytest.raises(UsageError, match="another grmp-edge writes into it"), claimed(folder):
+            pass
+        assert folder.is_dir()
+    assert not folder.exists()  # nothing was written
+    with claimed(folder):
+        (folder / "x").touch()
+    assert folder.is_dir()
 
 
 def test_text_of_windows(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def evaluate(
     tables = Tables(output, labelled.name, model.preset, split.seed, split.tested)
     if not baselines.only_baselines:
         need_torch()
-    with working(_HINT) as progress:
+    with working(output, _HINT) as progress:
         if baselines.names and leads():
             metrics = BaselineConfig(baselines.names, baselines.niqe_photos)
             evaluate_baselines(metrics, labelled, config, tables, progress)

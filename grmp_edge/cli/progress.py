@@ -6,14 +6,17 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from grmp_edge.cli.ranks import RESUME_HINT, leads
+from grmp_edge.files import claimed
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-__all__ = ["RESUME_HINT", "TrainProgress", "stages", "working"]
+__all__ = ["TrainProgress", "stages", "working"]
 
-RESUME_HINT = "the same command with --resume continues from the last save"
 _LINE_EVERY_S = 10.0  # where stderr is a file or a pipe
 
 
@@ -98,10 +101,10 @@ class TrainProgress:
 
 
 @contextlib.contextmanager
-def working(hint: str = RESUME_HINT) -> Iterator[TrainProgress]:
-    """Show the progress of the block; Ctrl-C prints ``hint``, how to continue."""
+def working(output: Path, hint: str = RESUME_HINT) -> Iterator[TrainProgress]:
+    """Show the progress of the block, which alone writes into ``output``; Ctrl-C prints how to continue."""
     try:
-        with TrainProgress() as reporter:
+        with claimed(output) if leads() else contextlib.nullcontext(), TrainProgress() as reporter:
             yield reporter
     except KeyboardInterrupt:
         print(f"stopped; {hint}", file=sys.stderr)

@@ -11,10 +11,11 @@ from typing import Any, TypeVar, cast
 
 import typer
 
-from grmp_edge.cli.progress import RESUME_HINT
 from grmp_edge.cli.requirements import need_torch
 
-__all__ = ["as_team", "leads"]
+__all__ = ["RESUME_HINT", "as_team", "leads"]
+
+RESUME_HINT = "the same command with --resume continues from the last save"
 
 Command = TypeVar("Command", bound=Callable[..., None])
 

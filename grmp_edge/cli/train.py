@@ -116,7 +116,7 @@ def train(
     start = None if no_mpp or shipped else output / "pretrain"
     if not run.resume:
         CheckpointWriter(output, {}).refuse_overwrite()  # before the first stage, not after it
-    with working() as reporter:
+    with working(output) as reporter:
         if start:
             pretrain_into(start, model, tasks, meta, labelled, run, reporter)
         result = run_finetune(
@@ -156,7 +156,7 @@ def pretrain(
     from grmp_edge.train.presets import preset_named
 
     by_target = preset_named(model.preset).meta_select_on == "target set"
-    with working() as reporter:
+    with working(output) as reporter:
         target = sets.read(data, model.preset) if by_target and data is not None else None
         result = pretrain_into(output, model, tasks, meta, target, run, reporter)
     _finish(result, output, run.as_json, "grmp-edge train finetune --from {output} --data LABELS.csv")
@@ -202,7 +202,7 @@ def finetune(
     from grmp_edge.train.runs import run_finetune
 
     network = model.config(shipped_prompts=start is None)
-    with working() as reporter:
+    with working(output) as reporter:
         result = run_finetune(
             output,
             network,
