@@ -87,7 +87,7 @@ def main() -> None:
         ("the same, scaled in support and query apart", "harm apart", tune()),
     ]
     _remember()
-    with working("the same command continues") as progress:
+    with working(given.output, "the same command continues") as progress:
         for name, (network, tasks, config) in starts.items():
             run_pretrain(
                 given.output / "starts" / name, network, [tasks], {"photos": len(photographs)}, config,
