@@ -23,6 +23,7 @@ import pytest
 from conftest import encode, make_image, tiny_score
 from helpers_hostile import hostile, png
 from helpers_live import free_port
+from helpers_process import Served
 from prometheus_client.parser import text_string_to_metric_families
 from test_damage import JPEGS, half
 
@@ -37,16 +38,16 @@ COMMAND = [sys.executable, "-m", "grmp_edge", "serve"]
 
 @contextlib.contextmanager
 def server(
-    bundle: Bundle, *options: str, token: str = "", command: Sequence[str] = COMMAND
-) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A running server: its address and its process."""
-    environment = {**os.environ, "GRMP_EDGE_TOKEN": token}
-    process = subprocess.Popen(
-        [*command, str(bundle.path), "--port", "0", *options],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    bundle: Bundle, *options: str, token: str = "", command: Sequence[str] = ()
+) -> Iterator[tuple[str, subprocess.Popen[str] | Served]]:
+    """A running server: its address and its process, a new interpreter where a ``command`` is given."""
+    variables, words = {"GRMP_EDGE_TOKEN": token}, [str(bundle.path), "--port", "0", *options]
+    process: subprocess.Popen[str] | Served
+    if command:
+        environment = {**os.environ, **variables}
+        process = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True, env=environment)
+    else:
+        process = Served(["serve", *words], variables)
     assert process.stderr is not None
     try:
         line = process.stderr.readline()
@@ -129,7 +130,7 @@ def test_what_is_too_much_is_refused_before_it_costs(tiny_bundle: Bundle) -> Non
     good = encode(make_image(seed=1), "PNG")
     limits = ["--max-mb", "1", "--max-megapixels", "2"]
     with (
-        server(tiny_bundle, *limits) as (at, process),
+        server(tiny_bundle, *limits, command=COMMAND) as (at, process),
         httpx.Client(base_url=at, trust_env=False, timeout=60) as client,
     ):
         client.post("/score", content=good)
@@ -164,7 +165,7 @@ def test_hostile_pictures_cost_little(tiny_bundle: Bundle) -> None:
     """Whatever a file says of itself, and four at a time: less than 300 MB for all of them, and no 500."""
     good = encode(make_image(seed=1), "PNG")
     with (
-        server(tiny_bundle) as (at, process),
+        server(tiny_bundle, command=COMMAND) as (at, process),
         httpx.Client(base_url=at, trust_env=False, timeout=60) as client,
     ):
         files = [("a", ("1.png", good))]
