@@ -353,7 +353,7 @@ def test_resumes_bit_for_bit(tmp_path: Path, judged: bool, monkeypatch: pytest.M
         return parameters_of(model), final
 
     whole, told = run(tmp_path / "whole")
-    for stop in (1, 5, 9, 12):
+    for stop in (1, 9):  # before anything is saved, and in the middle
         folder = tmp_path / str(stop)
         with pytest.raises(KeyboardInterrupt):
             run(folder, stop)

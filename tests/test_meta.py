@@ -405,7 +405,7 @@ def trained(
     return parameters_of(model), history
 
 
-@pytest.mark.parametrize(("reset", "carry"), [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize(("reset", "carry"), [(True, False), (False, True)])
 def test_interrupted_anywhere_resumes_bit_for_bit(tmp_path: Path, reset: bool, carry: bool) -> None:
     whole, history = trained(tmp_path / "whole", reset, carry=carry)
     for stop in (2, 4, 8):  # in the first, second and third epoch
