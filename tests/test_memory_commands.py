@@ -17,12 +17,13 @@ from typer.testing import CliRunner
 from grmp_edge.bundle import Bundle
 from grmp_edge.cli import app
 from grmp_edge.cli.live_plan import CameraOptions, plan_streams
+from grmp_edge.errors import UsageError
 from grmp_edge.runtime.live.alert import AlertRule
 from grmp_edge.runtime.live.config import CameraConfig, LiveConfig
 from grmp_edge.runtime.live.events import CameraEvent
 from grmp_edge.runtime.live.live import AlertEvent, Live
 from grmp_edge.runtime.live.memory import memory_folder
-from grmp_edge.runtime.live.seed import time_in_name
+from grmp_edge.runtime.live.seed import past_scores, time_in_name
 from grmp_edge.runtime.scorer import Scorer
 
 
@@ -40,6 +41,16 @@ def test_times_in_names() -> None:
         assert time_in_name(name) == local, name
     for name in ("gate.jpg", "20261331235958.jpg", "120260131235958.jpg", "frame-000017.jpg"):
         assert time_in_name(name) is None, name
+
+
+def test_past_scores_of_spreadsheets_and_in_wrong_units(tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text("\ufeffvalue;at\n0,5;1795000000\n", encoding="utf-8")
+    assert past_scores([sheet], "gate", "m", lambda _: iter(())) == [(1795000000.0, 0.5)]
+    for at in ("nan", "1e400", "1795000000000"):
+        (tmp_path / "wrong.csv").write_text(f"value,at\n0.5,{at}\n")
+        with pytest.raises(UsageError, match="seconds since 1970"):
+            past_scores([tmp_path / "wrong.csv"], "gate", "m", lambda _: iter(()))
 
 
 def test_seeded_from_pictures_and_from_files_of_scores(tiny_bundle: Bundle, tmp_path: Path) -> None:

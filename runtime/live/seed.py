@@ -69,10 +69,13 @@ def _from_file(path: Path, camera: str, model: str) -> list[PastScore]:
         if row.get("event") not in (None, "score") or row.get("camera") not in (None, camera):
             continue
         try:
-            value = float(str(row["value"]))
-            at = float(str(row["at"])) if row.get("at") not in (None, "") else None
+            value = float(str(row["value"]).replace(",", "."))
+            at = float(str(row["at"]).replace(",", ".")) if row.get("at") not in (None, "") else None
         except (KeyError, ValueError):  # a failure, or a line cut by a power failure
             continue
+        if at is not None and not 0 <= at < 1e11:
+            reason = f"{path}: {at:g} is no time in seconds since 1970"
+            raise UsageError(reason, "divide milliseconds by 1000")
         if not 0.0 <= value <= 1.0:
             continue
         if row.get("model") not in (None, "", model):
@@ -90,9 +93,11 @@ def _from_file(path: Path, camera: str, model: str) -> list[PastScore]:
 
 def _rows(path: Path) -> Iterator[dict[str, object]]:
     try:
-        with path.open(encoding="utf-8", errors="replace", newline="") as stream:
-            if path.suffix.lower() == ".csv":
-                yield from csv.DictReader(stream)
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+            if path.suffix.lower() == ".csv":  # as spreadsheets write them, too
+                header = stream.readline()
+                stream.seek(0)
+                yield from csv.DictReader(stream, delimiter=max(",;\t", key=header.count))
                 return
             for line in stream:
                 try:
