@@ -234,6 +234,20 @@ def test_labels_of_the_users_own_are_not_overwritten(folder: Path) -> None:
     assert (folder / LABELS).read_text() == "image,mos\nf00.png,3.5\n"
 
 
+def test_a_picture_that_is_removed_takes_its_label_along(folder: Path) -> None:
+    """Training would refuse labels whose picture is not there; the answer stays, should it come back."""
+    Answers(folder).add(rate("me", "f00.png", 2.0), rate("me", "f01.png", 4.0))
+    sitting = Sitting(folder)
+    for there, wanted in ((False, ["f01.png"]), (True, ["f00.png", "f01.png"])):
+        if there:
+            (folder / "gone.png").rename(folder / "f00.png")
+        else:
+            (folder / "f00.png").rename(folder / "gone.png")
+        sitting.reload()
+        rows = list(csv.DictReader((folder / LABELS).read_text().splitlines()))
+        assert [row["image"] for row in rows] == wanted
+
+
 def test_names_that_are_no_text_are_left_out_and_named(folder: Path) -> None:
     """A page can neither be told of them nor ask for them."""
     shutil.copy(os.fsencode(folder / "f00.png"), os.fsencode(folder) + b"/x\xff.png")

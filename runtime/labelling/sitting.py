@@ -97,9 +97,10 @@ class Sitting:
 
     @property
     def labels(self) -> list[Label]:
-        """What follows from all answers."""
+        """What follows from all answers on pictures that are still there."""
         with self._lock:
-            return labels_of(without_checks(self._answers.standing))
+            there = self.frames.keys()
+            return labels_of([one for one in self.standing if there >= set(one.images)])
 
     @property
     def standing(self) -> list[Answer]:
@@ -178,6 +179,16 @@ class Sitting:
             added = self._answers.add(*answers)
             self._write()
             return added
+
+    def reload(self) -> None:
+        """Look which pictures are there; the labels follow.
+
+        Raises:
+            SourceError: none is.
+        """
+        with self._lock:
+            self._read()
+            self._write()
 
     def _write(self) -> None:
         if self._answers.all:

@@ -85,6 +85,7 @@ def make_label_app(sitting: Sitting, learning: Learning, config: ServeConfig) ->
         await _json(request)
 
         def work() -> Response:
+            sitting.reload()  # labels of a picture that was removed would end the training
             learning.start(sitting.labels)
             return JSONResponse(learning.state(), headers=FRESH)
 
