@@ -222,8 +222,14 @@ def test_bad_folders(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="no picture"):
         Sitting(tmp_path / "empty")
+    with pytest.raises(SourceError, match="no such folder"):
+        Sitting(folder / "f00.png")
     with pytest.raises(UsageError, match="so few"):
         Sitting(folder, 3)
+    for wrong, why in (("--bundle", "no such bundle"), ("-o", "exists and is not a bundle")):
+        path = folder / ("none" if wrong == "--bundle" else "f00.png")
+        shown = CliRunner().invoke(app, ["label", str(folder), wrong, str(path)])
+        assert shown.exit_code == 1 and why in shown.stderr  # before anybody has labelled
 
 
 def test_labels_of_the_users_own_are_not_overwritten(folder: Path) -> None:

@@ -76,6 +76,7 @@ def label(
     Every answer is on the disk at once, and FRAMES/labels.csv follows. Runs until Ctrl-C; goes on where it
     stopped.
     """
+    from grmp_edge.bundle import Bundle, refuse_other
     from grmp_edge.default_bundle import DEFAULT_BUNDLE, resolve_bundle
     from grmp_edge.runtime.labelling.answers import LABELS
     from grmp_edge.runtime.labelling.exchange import export_answers, import_answers
@@ -83,14 +84,15 @@ def label(
     from grmp_edge.runtime.labelling.learning import Learning, commands
     from grmp_edge.runtime.labelling.sitting import Sitting
 
+    start = Bundle.load(resolve_bundle(bundle)).path if bundle else DEFAULT_BUNDLE
     target = output or Path("bundles") / folder.resolve().name
+    refuse_other(target)  # now, and not after an hour of labels
     if target.is_dir():
         print(f"{target} has been trained: it looks at the pictures before more are chosen", file=sys.stderr)
     sitting = Sitting(folder, count, target, checks)
     for path in sorted(folder.iterdir()):
         if is_picture(path.name) and not is_text(path.name):
             print(f"left out: {path}: its name is not UTF-8; rename it", file=sys.stderr)
-    start = resolve_bundle(bundle) if bundle else DEFAULT_BUNDLE
 
     def following() -> list[str]:
         lines = commands(folder, start, target, find_spec("torch") is not None)

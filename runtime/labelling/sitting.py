@@ -75,13 +75,13 @@ class Sitting:
         self._looking = threading.Lock()
         self._seen_by, self._seen = "", dict[str, tuple[float, Float64Array]]()
         self._rng = np.random.default_rng()
+        self._read()
         self._answers = Answers(folder)
         if not self._answers.all and (folder / LABELS).exists():  # the next answer would overwrite it
             raise UsageError(
                 f"{folder / LABELS}: labels that no answer here has given",
                 f"move it away, then take it in: grmp-edge label {as_typed(folder)} --import FILE",
             )
-        self._read()
         if len(self.frames) < 2:
             raise UsageError(f"{folder}: a single picture", "collect more: grmp-edge collect CAMERA")
         answered = [image for one in self._answers.standing for image in one.images]
