@@ -18,7 +18,7 @@ test: .venv/installed
 
 # TensorRT-RTX builds engines without a GPU. Its wheels lie apart: nobody else needs them.
 test-rtx: .venv-rtx/installed
-	PYTHONPATH=.venv-rtx .venv/bin/python -m pytest -m rtx $(PYTEST_ARGS)
+	PYTHONPATH=.venv-rtx .venv/bin/python -m pytest -m rtx tests/test_rtx.py $(PYTEST_ARGS)
 
 .venv-rtx/installed: .venv/installed
 	.venv/bin/python -m pip install --quiet --no-compile --no-deps --upgrade --target $(@D) \
