@@ -17,6 +17,7 @@ from grmp_edge.bundle import Bundle
 from grmp_edge.errors import BackendError, SourceError, UsageError
 from grmp_edge.runtime import Scorer
 from grmp_edge.runtime.backends import PROVIDERS
+from grmp_edge.runtime.measure import limits
 from grmp_edge.runtime.measure.footprint import installed_sizes, measure
 from grmp_edge.runtime.measure.stages import bench_frames
 from grmp_edge.runtime.measure.video import PLAIN, VideoBenchConfig, bench_video
@@ -73,13 +74,18 @@ def test_a_video_end_to_end_against_a_plain_loop(tiny_bundle: Bundle, tmp_path: 
         VideoBenchConfig(rounds=0)
 
 
-def test_the_bench_command(tiny_bundle: Bundle, clip: Path, shell: Shell) -> None:
+def test_the_bench_command(
+    tiny_bundle: Bundle, clip: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = shell("bench", tiny_bundle.path, "--video", clip, "--runs", "1", "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert [row["name"] for row in found["timings"]] == ["plain loop", "grmp-edge fp32"]
+    # A limit below what was measured is no limit.
+    monkeypatch.setattr(limits, "measure_machine", lambda _threads: limits.Machine(1.0, 1.0, 1.0))
     result = shell("bench", tiny_bundle.path, "--runs", "1", "--batch", "1")
     assert result.returncode == 0, result.stderr
+    assert "the shares of it are too large" in result.stderr
     assert re.search(r"^1080p +[\d.]+ +[\d.]+ ", result.stdout, re.MULTILINE)
     assert re.search(r"^4K ", result.stdout, re.MULTILINE)
     result = shell("bench", "--backbone", "ViT-B-16", "--video", clip)

@@ -120,6 +120,9 @@ def _bench_bundle(path: Path, config: BenchConfig, backend: BackendOptions, as_j
             machine = measure_machine(config.threads)
             work = {name: graph_work(bundle, name) for name in {timing.name for timing in measured.timings}}
             shares = [reached(timing, work[timing.name], machine) for timing in measured.timings]
+    if shares and max(shares) > 1:
+        words = "warning: other programs slowed the measuring of the limit; the shares of it are too large"
+        typer.echo(words, err=True)
     if as_json:
         result = {
             **asdict(measured),
