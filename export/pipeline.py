@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -25,6 +24,7 @@ from grmp_edge.export.parity import Gate, ParityConfig
 from grmp_edge.export.precision.half import HalfConfig, float32_blocks
 from grmp_edge.export.precision.int8 import Int8Config, choose_gpu, choose_int8
 from grmp_edge.export.precision.quantize import GPU_OPSETS, GpuMethod
+from grmp_edge.files import folder_beside
 from grmp_edge.parity import Int8GraphReport, Int8Report, ParityReport
 from grmp_edge.preprocess import NORMALIZATIONS, Normalization, Preprocess
 from grmp_edge.train.session.checkpoint import Checkpoint, load_checkpoint
@@ -101,18 +101,16 @@ def export_model(
     progress("folding")
     folded = fold(model)
     normalization = NORMALIZATIONS[model.config.normalization]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the output: the finished files are moved, not copied.
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent) as folder:
+    with folder_beside(output) as folder:
         metadata = _metadata(loaded, folded, normalization, preprocess)
         backbone, provenance, mos = _backbone(loaded, folded), _provenance(loaded), loaded.mos
         aggregate, causes, reads = model.aggregate, folded.causes, folded.reads
         # On disk instead of in memory, so that PyTorch's weights go once the reference is scored.
-        spool = Spool(folded, Path(folder, "folded"))
+        spool = Spool(folded, folder / "folded")
         del folded
         gate = Gate(model, images, config.parity, progress)
         del loaded, model
-        stages = _Stages(spool, Path(folder), metadata, progress)
+        stages = _Stages(spool, folder, metadata, progress)
         report: ParityReport = {"images": source}
         if faults:
             report["faults"] = faults

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 from grmp_edge.bundle import Bundle, write_bundle
 from grmp_edge.export.graph.external_data import Place, places, point
+from grmp_edge.files import folder_beside
 
 __all__ = ["CONSTANTS", "share_weights"]
 
@@ -60,9 +60,7 @@ def share_weights(bundle: Bundle, weights: Sequence[Path], output: Path) -> Bund
         BundleError: ``output`` is something other than a bundle.
         ValueError: the graphs share nothing with a file: it is of another model.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent) as temporary:
-        folder = Path(temporary)
+    with folder_beside(output) as folder:
         models = {name: onnx.load_model(bundle.graph(name)) for name in bundle.graphs}
         files = []
         for file in weights:

@@ -32,6 +32,7 @@ __all__ = [
     "csv_plain",
     "csv_row",
     "csv_text",
+    "folder_beside",
     "is_text",
     "naming",
     "read_text",
@@ -121,7 +122,9 @@ def naming(path: Path, within: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        own = error.filename is None or (within is not None and str(error.filename).startswith(str(within)))
+        # Of a copy, the second is the file that is written.
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        own = not names or (within is not None and any(name.startswith(str(within)) for name in names))
         if own and error.errno is not None:
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
         raise
@@ -177,6 +180,18 @@ def replace_folder(path: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """A folder beside ``path``, removed at the end: what is finished in it is moved, not copied.
+
+    An error of the system in it, such as a full disk, names ``path``.
+    """
+    beside = path.absolute().with_name(f".{path.name}.")
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path, beside), tempfile.TemporaryDirectory(prefix=beside.name, dir=beside.parent) as folder:
+        yield Path(folder)
 
 
 def _readable(path: Path, mode: int) -> None:

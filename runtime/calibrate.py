@@ -8,7 +8,6 @@ labels. The new bundle has the same graphs but for the head's constants.
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from grmp_edge import __version__
 from grmp_edge.bundle import Bundle, refuse_other, write_bundle
 from grmp_edge.check_pictures import NAME, check_pictures
 from grmp_edge.errors import DataError, ParityError
-from grmp_edge.files import sha256_bytes
+from grmp_edge.files import folder_beside, sha256_bytes
 from grmp_edge.head import Fit, Seen, Twins, conformal_width, cross_validated, fit_head
 from grmp_edge.metrics import agreement, srcc_interval
 from grmp_edge.parity import LinkReport, ParityReport, judge, limit_for
@@ -101,10 +100,8 @@ def calibrate(
     head = read_head(bundle, "fp32")
     others = {name: read_head(bundle, name) for name in bundle.graphs}
     precisions = [name for name, other in others.items() if _same_head(head, other)]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the output: the finished files are moved, not copied.
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent) as folder:
-        probe, work = Path(folder, "probe"), Path(folder, "work")
+    with folder_beside(output) as folder:
+        probe, work = folder / "probe", folder / "work"
         probe.mkdir()
         work.mkdir()
         read = ViewReader(bundle, probe, config.threads)

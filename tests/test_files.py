@@ -120,6 +120,9 @@ def test_an_error_names_the_target_and_not_the_file_beside_it(
     with pytest.raises(IsADirectoryError) as caught, replace_file(Path("folder")) as temporary:
         temporary.touch()
     assert caught.value.filename == "folder"
+    with pytest.raises(OSError, match="No space left") as full, replace_folder(tmp_path / "b") as temporary:
+        raise OSError(28, "", "/the/source", None, str(temporary / "copy"))  # as shutil does
+    assert full.value.filename == str(tmp_path / "b")
 
 
 def test_a_path_as_it_is_typed(tmp_path: Path) -> None:
