@@ -43,6 +43,10 @@ __all__ = [
 RULE = "worst-mean-srcc-2"
 _OLDER = "worst-mean-srcc-1"
 
+# The fields of a recorded limit, and those of them that may be null.
+_OPTIONAL = ("worst", "mean", "srcc")
+_ALWAYS = (*_OPTIONAL, "spread")
+
 # A bundle from elsewhere must not have the device make pictures for ever. Exports record 16.
 _MOST_PICTURES, _LARGEST_SEED = 256, 4000
 
@@ -231,10 +235,12 @@ def checked_parity(parity: Mapping[str, Any]) -> ParityReport:
     Raises:
         ValueError, KeyError, TypeError, AttributeError: they are not.
     """
-    for limit in parity.get("gate", {}).get("limits", {}).values():
-        for name, value in limit.items():
-            if name in Limit.__dataclass_fields__ and not (value is None or _is_number(value)):
-                raise ValueError(f"its parity.gate has a {name} that is no number")
+    gate = parity.get("gate")
+    if gate is not None and gate["rule"] in (RULE, _OLDER):
+        for limit in gate["limits"].values():
+            for name in (*_ALWAYS, *(["near"] if "near" in limit else [])):
+                if not (_is_number(limit[name]) or (limit[name] is None and name in _OPTIONAL)):
+                    raise ValueError(f"its parity.gate has a {name} that is no number")
     check = parity.get("check")
     if check is not None and check["pictures"] == NAME:
         for key, least, most in (("count", 1, _MOST_PICTURES), ("seed", 0, _LARGEST_SEED)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from scipy.stats import spearmanr
 
 from grmp_edge.bundle import Bundle, write_bundle
 from grmp_edge.errors import BundleError
-from grmp_edge.parity import LIMITS, RULE, Limit, ParityReport, gate_report, judge, limit_for
+from grmp_edge.parity import LIMITS, RULE, Limit, ParityReport, checked_parity, gate_report, judge, limit_for
 from grmp_edge.preprocess import NORMALIZATIONS, Preprocess
 
 
@@ -104,3 +105,17 @@ def test_an_unknown_rule_is_refused_and_unknown_fields_are_ignored() -> None:
     with pytest.raises(BundleError, match="unknown rule 'another-2'") as caught:
         limit_for({"gate": {**gate, "rule": "another-2"}}, "fp32")
     assert "update" in caught.value.remedy
+
+
+def test_a_gate_that_cannot_be_judged_by_is_damage() -> None:
+    good = json.loads(json.dumps(gate_report(LIMITS)))
+    checked_parity({"gate": good})
+    checked_parity({"gate": {"rule": "another-2"}})  # judged by nobody here, and said when it is asked for
+    limit = good["limits"]["fp32"]
+    bad: list[object] = [[1], {}, {"rule": RULE}, {"rule": RULE, "limits": {"fp32": {"worst": 1.0}}}]
+    bad += [
+        {**good, "limits": {"fp32": {**limit, **change}}} for change in ({"worst": "a"}, {"spread": None})
+    ]
+    for gate in bad:
+        with pytest.raises((ValueError, KeyError, TypeError)):
+            checked_parity({"gate": gate})
