@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 from grmp_edge.errors import UsageError
 
@@ -33,6 +33,7 @@ __all__ = [
     "csv_row",
     "csv_text",
     "folder_beside",
+    "hold",
     "is_text",
     "naming",
     "read_text",
@@ -206,6 +207,20 @@ def umask() -> int:
     return mask
 
 
+def hold(file: int | IO[bytes]) -> bool:
+    """Lock an open file or folder until it is closed; False: another process holds it.
+
+    On a file system without locks nothing is held.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Make a folder, and hold it while the block runs: one process at a time writes into it.
@@ -219,13 +234,8 @@ def claimed(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            remedy = "wait for it, or give another -o"
-            raise UsageError(f"{folder}: another grmp-edge writes into it", remedy) from None
-        except OSError:  # a file system without locks
-            pass
+        if not hold(handle):
+            raise UsageError(f"{folder}: another grmp-edge writes into it", "wait for it, or give another -o")
         yield
     finally:
         if made:

@@ -36,6 +36,7 @@ __all__ = [
     "OnnxRuntimeBackend",
     "Runner",
     "Session",
+    "asked_as",
     "bind",
     "graph_runner",
     "load_onnxruntime",
@@ -158,13 +159,21 @@ def open_backend(
         backend.fallback = error.message
     if bundle and precision:
         try:
-            plugin = options.provider.startswith(PLUGIN) and not backend.fallback
-            provider = options.provider if plugin else backend.provider
-            check_once(bundle, precision, backend.raw, provider)
+            check_once(bundle, precision, backend.raw, asked_as(backend, options.provider))
         except BaseException:
             backend.close()
             raise
     return backend
+
+
+def asked_as(backend: Backend, provider: str) -> str:
+    """Where a backend runs, by the name to ask for it: a plugin's own is none of ours.
+
+    Args:
+        backend: an open one.
+        provider: the one that was asked for.
+    """
+    return provider if provider.startswith(PLUGIN) and not backend.fallback else backend.provider
 
 
 class OnnxRuntimeBackend:

@@ -44,9 +44,9 @@ _CPU = re.compile(
 def check_once(bundle: Bundle, precision: str, run: Run, provider: str) -> None:
     """Judge a graph before its first score here; again only if the graph, the machine or a library changes.
 
-    Takes under 0.2 s and one batch, then nothing. Arguments and errors as :func:`check_scores`;
-    ``provider`` is where it runs. Where the bundle has nothing to compare with, a line on the logger
-    ``grmp_edge`` says so.
+    Takes 0.2 s, or one batch where that lasts longer; then nothing. Arguments and errors as
+    :func:`check_scores`; ``provider`` is where it runs. Where the bundle has nothing to compare with, a line
+    on the logger ``grmp_edge`` says so.
     """
     key = {
         "graph": bundle.graph_digest(precision),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from grmp_edge.errors import UsageError
-from grmp_edge.files import Closing, csv_row, csv_text, naming
+from grmp_edge.files import Closing, csv_row, csv_text, hold, naming
 from grmp_edge.runtime.report import CSV_FIELDS, csv_cells
 from grmp_edge.runtime.sources.name_set import Keys, name_key
 from grmp_edge.runtime.sources.sources import Failure
@@ -107,7 +106,11 @@ class ScoreFile(Closing):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self.path.open("ab" if self._resume else "xb", buffering=0)
             try:
-                self._lock(self._stream)
+                if not hold(self._stream):  # two would write each row twice
+                    raise UsageError(
+                        f"{self.path}: another grmp-edge writes to it",
+                        "wait for it, or name another --output",
+                    )
                 self._mend()
             except BaseException:
                 self._stream.close()
@@ -122,17 +125,6 @@ class ScoreFile(Closing):
             self._stream.write(csv_row(self._columns))
         self.done.seal()
         return self
-
-    def _lock(self, stream: IO[bytes]) -> None:
-        """Keep others from writing to it until it is closed: two would write each row twice."""
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"{self.path}: another grmp-edge writes to it", "wait for it, or name another --output"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
 
     def write(self, result: Score | Failure) -> None:
         """Append one row, in one write."""

@@ -74,7 +74,24 @@ def _become(
     exec(compile(code, "<command>", "exec"), {"__name__": "__main__"})
 
 
-class Process:
+class _Fork:
+    """Begins at once."""
+
+    def __init__(self, *given: object) -> None:
+        self._process = _forks().Process(target=_become, args=given, daemon=True)
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self._process.exitcode is None:
+            os.kill(self.pid, number)
+
+
+class Process(_Fork):
     """As much of ``subprocess.Popen`` as the tests use."""
 
     def __init__(self, code: str, arguments: list[str], variables: Mapping[str, str]) -> None:
@@ -82,9 +99,7 @@ class Process:
         self._files = [Path(self._folder.name, name) for name in ("stdout", "stderr")]
         for file in self._files:
             file.touch()
-        given = (code, arguments, dict(variables), list(map(str, self._files)))
-        self._process = _forks().Process(target=_become, args=given, daemon=True)
-        self._process.start()
+        super().__init__(code, arguments, dict(variables), list(map(str, self._files)))
 
     @property
     def returncode(self) -> int | None:
@@ -92,10 +107,6 @@ class Process:
 
     def poll(self) -> int | None:
         return self._process.exitcode
-
-    def send_signal(self, number: signal.Signals) -> None:
-        if self._process.exitcode is None and self._process.pid is not None:
-            os.kill(self._process.pid, number)
 
     def communicate(self, timeout: float = 600.0) -> tuple[str, str]:
         """Wait for its end, once, and return what it wrote to stdout and stderr."""
@@ -108,26 +119,15 @@ class Process:
         return out, err
 
 
-class Served:
+class Served(_Fork):
     """A command that serves, with as much of ``subprocess.Popen`` as the tests use; stdout is thrown away."""
 
     def __init__(self, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
         reader, writer = _forks().Pipe(duplex=False)
-        given = (COMMAND, list(arguments), environment(**variables), [os.devnull, writer])
-        self._process = _forks().Process(target=_become, args=given, daemon=True)
-        self._process.start()
+        super().__init__(COMMAND, list(arguments), environment(**variables), [os.devnull, writer])
         writer.close()
         self.stderr = os.fdopen(os.dup(reader.fileno()), encoding="utf-8")
         reader.close()
-
-    @property
-    def pid(self) -> int:
-        assert self._process.pid is not None
-        return self._process.pid
-
-    def send_signal(self, number: signal.Signals) -> None:
-        if self._process.exitcode is None:
-            os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)

@@ -100,6 +100,7 @@ def bench(
 
 def _bench_bundle(path: Path, config: BenchConfig, backend: BackendOptions, as_json: bool) -> None:
     from grmp_edge.bundle import Bundle
+    from grmp_edge.runtime.backends import asked_as
     from grmp_edge.runtime.bench import bench_bundle
     from grmp_edge.runtime.choose import remember
     from grmp_edge.runtime.measure.limits import graph_work, measure_machine, reached
@@ -109,8 +110,7 @@ def _bench_bundle(path: Path, config: BenchConfig, backend: BackendOptions, as_j
     first = next(iter(bundle.graphs))
     with backend.open(path, first) as scorer, stages() as stage:
         used = scorer.backend.provider
-        # A plugin's own name is none of ours, and --precision auto is asked for what was asked for here.
-        asked = used if backend.provider == "auto" or scorer.backend.fallback else backend.provider
+        asked = asked_as(scorer.backend, backend.provider)
         measured = bench_bundle(bundle, config, progress=stage, provider=asked)
         choice = remember(bundle, asked, measured)
         frames = bench_frames(scorer, config.runs, stage)

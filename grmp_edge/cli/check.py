@@ -70,7 +70,7 @@ def check(
     from grmp_edge.files import user_folder
     from grmp_edge.runtime.live.check import THREADS, CheckConfig, History, check_cameras
     from grmp_edge.runtime.live.config import distinct
-    from grmp_edge.runtime.live.memory import memory_folder
+    from grmp_edge.runtime.live.memory import fleet_name
     from grmp_edge.runtime.reports.fleet import worst_first, write_fleet_report
     from grmp_edge.runtime.reports.page import check_report_path
 
@@ -83,8 +83,7 @@ def check(
     )
     checks: list[CameraCheck] = []
     with backend.open(model, precision) as scorer:
-        # Cameras of two files may have one name, as their memories may.
-        usual = user_folder("state") / "checks" / f"{memory_folder(given.streams).name}.json"
+        usual = user_folder("state") / "checks" / f"{fleet_name(given.streams)}.json"
         past = History(history or usual, scorer.bundle.id)
         name = model_name(model, scorer.bundle.id)
         for done in check_cameras(scorer, cameras, config, past.cameras):

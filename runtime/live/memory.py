@@ -33,6 +33,7 @@ __all__ = [
     "SEASON",
     "Memory",
     "Usual",
+    "fleet_name",
     "in_use",
     "memory_file",
     "memory_folder",
@@ -308,7 +309,12 @@ def memory_folder(streams: Path | None) -> Path:
     """
     state = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     base = (Path(state) if state else user_folder("state")) / "memory"
-    return base / ("cameras" if streams is None else slug(str(streams.resolve())))
+    return base / fleet_name(streams)
+
+
+def fleet_name(streams: Path | None) -> str:
+    """A name of its own for each streams.toml, as cameras of two may have one name."""
+    return "cameras" if streams is None else slug(str(streams.resolve()))
 
 
 def memory_file(folder: Path, camera: str) -> Path:

@@ -379,7 +379,7 @@ def split_indices(data: Labelled, config: SplitConfig) -> Split:
     drawn = set(rest[:count])
     chosen = [[index for index in groups[key] if index in drawn] for key in order]
     validation = _validation(chosen, min(round(config.validation_fraction * count), count - 2))
-    return Split(tuple(sorted(drawn - set(validation))), tuple(sorted(validation)), tuple(sorted(held)))
+    return Split(tuple(sorted(drawn - validation)), tuple(sorted(validation)), tuple(sorted(held)))
 
 
 def _fixed_sides(data: Labelled, fixed: Sequence[str]) -> tuple[set[int], set[int]]:

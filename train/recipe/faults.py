@@ -181,7 +181,7 @@ def video(x: Picture, codec: str, crf: int, frames: int = 1) -> tuple[Picture, i
 
     Raises:
         DataError: there is no ffmpeg program.
-        RuntimeError: it decoded no frame.
+        RuntimeError: it did not decode every frame.
     """
     stream = _encode(x, codec, crf, [(0, 3 * (frames - 1 - i)) for i in range(frames)])
     return _decode(x, codec, stream, frames), len(stream)
